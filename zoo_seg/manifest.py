@@ -1,0 +1,642 @@
+"""Every published weight as a typed record, decoded from `weights_manifest.json`.
+
+The dataclasses below *are* the schema: the decoder walks their annotations, refuses what they do
+not name, and reports a mistake with its path and line. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from fnmatch import fnmatchcase
+from functools import cached_property, lru_cache
+from json.decoder import scanstring
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from zoo_seg import settings
+from zoo_seg.errors import ManifestError, UnknownNameError
+
+SCHEMA_VERSION = 1
+
+T = TypeVar("T")
+SortKey = Literal["dataset", "model", "source", "miou", "parameters"]
+
+
+# --- records ------------------------------------------------------------------------------------
+
+
+def _check(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True)
+class File:
+    """One file that holds the weights, under its published link and any number of mirrors."""
+
+    url: str
+    mirrors: tuple[str, ...] = ()
+    size: int | None = None
+    """Bytes, or None where nobody published it."""
+    sha256: str | None = None
+    """64 hex digits, enforced, or None where nobody published it."""
+    sha256_prefix_claimed: str | None = None
+    """Hex digits in the publisher's file name: reported, never enforced."""
+
+    def __post_init__(self) -> None:
+        for url in (self.url, *self.mirrors):
+            _check(bool(re.match(r"(https|hf|file)://.", url)), f"found {url!r}, expected an https://, hf:// or file:// link")
+        _check(_safe_name(self.name), f"the link ends in {self.name!r}, expected a plain file name")
+        _check(self.size is None or self.size > 0, f"size is {self.size}, expected a positive number of bytes or null")
+        _check(self.sha256 is None or bool(re.fullmatch("[0-9a-f]{64}", self.sha256)), f"sha256 is {self.sha256!r}, expected 64 lower-case hex digits or null")
+
+    @property
+    def name(self) -> str:
+        """The file's published name: the last part of its link."""
+        return self.url.rsplit("/", 1)[-1]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The published name, then the other names under which mirrors carry the same file."""
+        return tuple(dict.fromkeys(url.rsplit("/", 1)[-1] for url in (self.url, *self.mirrors)))
+
+
+def _safe_name(name: str) -> bool:
+    return bool(re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*", name))
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a metric was measured: the same options `predict` takes."""
+
+    mode: Literal["whole", "slide"]
+    scales: tuple[float, ...]
+    flip: bool
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number, the split and the protocol it was measured under, and who measured it."""
+
+    name: str
+    value: float
+    """Percent."""
+    split: str
+    protocol: Protocol
+    status: Literal["reported", "reproduced"]
+    """`reported` by the publisher, or `reproduced` by a measurement with this library."""
+    note: str | None = None
+
+    def __post_init__(self) -> None:
+        _check(0 <= self.value <= 100, f"value is {self.value}, expected percent between 0 and 100")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the weights were trained; None where it is not known."""
+
+    train_split: str
+    crop: tuple[int, int]
+    """Height and width in pixels."""
+    batch_size: int
+    epochs: int | None
+    iterations: int | None
+    optimizer: str
+    lr: float
+    schedule: str
+    momentum: float | None = None
+    weight_decay: float | None = None
+    aux_loss_weight: float | None = None
+    """Weight of the auxiliary head's loss; None without an auxiliary head."""
+
+
+@dataclass(frozen=True)
+class Resize:
+    """Keep the aspect ratio; the longest fit inside `short` x `long` pixels (shorter x longer side)."""
+
+    short: int
+    long: int
+
+    def __post_init__(self) -> None:
+        _check(0 < self.short <= self.long, f"short is {self.short} and long {self.long}, expected 0 < short <= long")
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """From an RGB picture (0..255) to the network's input: resize (uint8, bilinear), then (x - mean) / std."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    resize: Resize | None
+
+    def __post_init__(self) -> None:
+        _check(min(self.std) > 0, f"std is {list(self.std)}, expected three positive numbers")
+
+
+@dataclass(frozen=True)
+class Licence:
+    """Three separate facts; None means that nobody stated it."""
+
+    code: str | None
+    weights: str | None
+    data: str | None
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where the record's facts come from."""
+
+    project: str
+    revision: str | None
+    config_url: str | None
+    log_url: str | None
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The classes of a data set; the index in `classes` and `palette` is the class id."""
+
+    title: str
+    url: str
+    licence: str | None
+    ignore_index: int
+    classes: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+
+    def __post_init__(self) -> None:
+        _check(bool(self.classes), "classes is empty, expected at least one name")
+        _check(
+            len(self.classes) == len(self.palette),
+            f"{len(self.classes)} classes but {len(self.palette)} palette colours, expected as many",
+        )
+        _check(
+            all(0 <= channel <= 255 for colour in self.palette for channel in colour),
+            "a palette colour is outside 0..255",
+        )
+
+
+@dataclass(frozen=True)
+class Source:
+    """A project that published weights, and the rules its weights were measured under."""
+
+    title: str
+    url: str
+    revision: str | None
+    licence_code: str | None
+    licence_weights: str | None
+    protocol: Literal["ssseg", "mmseg"]
+    """`ssseg`: one resize of the logits to the picture; `mmseg`: by way of the network's input size."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What a model name stands for: a family, a timm backbone, and the backbone's output stride."""
+
+    family: str
+    backbone: str
+    output_stride: int
+    paper: str | None = None
+
+
+@dataclass(frozen=True)
+class Weights:
+    """One published set of weights and everything known about it."""
+
+    id: str
+    """`model.tag`, unique."""
+    model: str
+    tag: str
+    """`<dataset>_<source>`."""
+    dataset: str
+    source: str
+    num_classes: int
+    classes: tuple[str, ...] = field(repr=False)
+    palette: tuple[tuple[int, int, int], ...] = field(repr=False)
+    protocol: Literal["ssseg", "mmseg"]
+    files: tuple[File, ...]
+    """In order of preference; each holds the same tensors."""
+    metrics: tuple[Metric, ...]
+    recipe: Recipe
+    preprocess: Preprocess
+    licence: Licence
+    provenance: Provenance
+    parameters: int
+    """Trainable values of the network, auxiliary head included."""
+    network: Mapping[str, str | int] = field(default_factory=dict)
+    """Further arguments of the network's head, e.g. `{"neck": "conv"}`."""
+
+    def __post_init__(self) -> None:
+        _check(bool(self.files), "files is empty, expected at least one")
+
+    @property
+    def miou(self) -> float | None:
+        """The mIoU in percent at a single scale without flip; None when nobody published it."""
+        for metric in self.metrics:
+            if metric.name == "mIoU" and metric.protocol.scales == (1.0,) and not metric.protocol.flip:
+                return metric.value
+        return None
+
+
+# --- decoding -----------------------------------------------------------------------------------
+
+
+class _Mistake(Exception):
+    """A mistake at a place given by keys and indices; becomes a ManifestError with file and line."""
+
+    def __init__(self, message: str, *path: str | int) -> None:
+        super().__init__(message)
+        self.message, self.path = message, path
+
+
+_NAMES = {str: "a string", int: "a whole number", float: "a number", bool: "true or false", type(None): "null"}
+
+
+@lru_cache(maxsize=None)
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _decode(kind: Any, value: Any, path: tuple[str | int, ...], known: Mapping[str, Any] | None = None) -> Any:
+    """Return `value` as `kind`; `known` fields of a dataclass are filled in by us and refused in the file."""
+    if is_dataclass(kind):
+        return _decode_record(typing.cast(type, kind), value, path, known or {})
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is types.UnionType or origin is typing.Union:
+        if value is None and type(None) in arguments:
+            return None
+        options = [option for option in arguments if option is not type(None)]
+        if len(options) == 1:
+            return _decode(options[0], value, path)
+        if type(value) in options:
+            return value
+        raise _Mistake(f"found {_show(value)}, expected {' or '.join(_NAMES[option] for option in options)}", *path)
+    if origin is Literal:
+        if value in arguments:
+            return value
+        raise _Mistake(f"found {_show(value)}, expected one of {', '.join(map(repr, arguments))}", *path)
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise _Mistake(f"found {_show(value)}, expected a list", *path)
+        if arguments[-1] is Ellipsis:
+            return tuple(_decode(arguments[0], item, (*path, i)) for i, item in enumerate(value))
+        if len(value) != len(arguments):
+            raise _Mistake(f"found {len(value)} items, expected {len(arguments)}", *path)
+        return tuple(_decode(each, item, (*path, i)) for i, (each, item) in enumerate(zip(arguments, value)))
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        if not isinstance(value, dict):
+            raise _Mistake(f"found {_show(value)}, expected an object", *path)
+        return {key: _decode(arguments[1], item, (*path, key)) for key, item in value.items()}
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is kind:
+        return value
+    raise _Mistake(f"found {_show(value)}, expected {_NAMES[kind]}", *path)
+
+
+def _decode_record(cls: type[T], value: Any, path: tuple[str | int, ...], known: Mapping[str, Any]) -> T:
+    if not isinstance(value, dict):
+        raise _Mistake(f"found {_show(value)}, expected an object", *path)
+    names = [each.name for each in fields(cls) if each.name not in known]  # type: ignore[arg-type]
+    for key in value:
+        if key not in names:
+            raise _Mistake(f"unknown key; {_suggest(key, names)}", *path, key)
+    required = [
+        each.name
+        for each in fields(cls)  # type: ignore[arg-type]
+        if each.default is MISSING and each.default_factory is MISSING and each.name in names
+    ]
+    for name in required:
+        if name not in value:
+            raise _Mistake(f"the key {name!r} is missing", *path)
+    hints = _hints(cls)
+    decoded = {key: _decode(hints[key], item, (*path, key)) for key, item in value.items()}
+    try:
+        return cls(**known, **decoded)
+    except ValueError as error:
+        raise _Mistake(str(error), *path) from None
+
+
+def _show(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _suggest(name: str, known: Iterable[str]) -> str:
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    if close:
+        return f"did you mean {' or '.join(map(repr, close))}?"
+    return f"known are {', '.join(known)}" if known else "none is known"
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in result:
+            raise _Mistake(f"the key {key!r} stands twice in one object")
+        result[key] = value
+    return result
+
+
+def _line_of(text: str, path: tuple[str | int, ...]) -> int:
+    """The 1-based line at which the value at `path` starts (its deepest existing ancestor)."""
+    decoder = json.JSONDecoder()
+    skip = re.compile(r"[\s:,]*").match
+
+    def after_space(position: int) -> int:
+        match = skip(text, position)
+        return match.end() if match else position
+
+    position = after_space(0)
+    for step in path:
+        cursor, found, index = after_space(position + 1), False, 0
+        while text[cursor] not in "]}":
+            if text[position] == "{":
+                key, cursor = scanstring(text, cursor + 1)
+                cursor, found = after_space(cursor), key == step
+            else:
+                found, index = index == step, index + 1
+            if found:
+                break
+            cursor = after_space(decoder.raw_decode(text, cursor)[1])
+        if not found:
+            break
+        position = cursor
+    return text.count("\n", 0, position) + 1
+
+
+def _dotted(path: tuple[str | int, ...]) -> str:
+    text = ""
+    for step in path:
+        if isinstance(step, int):
+            text += f"[{step}]"
+        elif re.fullmatch(r"\w+", step):
+            text += f".{step}" if text else step
+        else:
+            text += f"[{json.dumps(step)}]"
+    return text or "the top level"
+
+
+# --- the manifest -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All records of one or more manifest files, by name, in file order."""
+
+    sources: Mapping[str, Source]
+    datasets: Mapping[str, Dataset]
+    models: Mapping[str, Architecture]
+    weights: Mapping[str, Weights]
+
+    @cached_property
+    def by_model(self) -> Mapping[str, tuple[Weights, ...]]:
+        groups: dict[str, list[Weights]] = {name: [] for name in self.models}
+        for record in self.weights.values():
+            groups[record.model].append(record)
+        return {name: tuple(group) for name, group in groups.items()}
+
+
+_EMPTY = Manifest({}, {}, {}, {})
+_SECTIONS = ("sources", "datasets", "models", "weights")
+
+
+def published_manifest() -> Path:
+    """The manifest of this library: inside the package in a wheel, beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    inside = package / "weights_manifest.json"
+    return inside if inside.is_file() else package.parent / "weights_manifest.json"
+
+
+def read_manifest(path: Path, base: Manifest = _EMPTY) -> Manifest:
+    """Decode the file at `path` on top of `base`; its records may refer to the names in `base`.
+
+    Raises:
+        ManifestError: with file, line and path of the first mistake.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ManifestError(f"{path}: cannot be read as UTF-8 text ({error}); expected a manifest (JSON)") from None
+    try:
+        raw = json.loads(text, object_pairs_hook=_no_duplicates)
+        return _decode_manifest(raw, base)
+    except json.JSONDecodeError as error:
+        raise ManifestError(f"{path}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}") from None
+    except RecursionError:
+        raise ManifestError(f"{path}: nested too deeply for a manifest") from None
+    except _Mistake as mistake:
+        line = f":{_line_of(text, mistake.path)}" if mistake.path else ""
+        raise ManifestError(f"{path}{line}: {_dotted(mistake.path)}: {mistake.message}") from None
+
+
+def _decode_manifest(raw: Any, base: Manifest) -> Manifest:
+    if not isinstance(raw, dict):
+        raise _Mistake(f"found {_show(raw)}, expected an object")
+    if raw.get("schema_version") != SCHEMA_VERSION:
+        found = _show(raw.get("schema_version"))
+        raise _Mistake(f"found {found}, this library reads {SCHEMA_VERSION}; install a matching zoo_seg", "schema_version")
+    for key, section in raw.items():
+        if key not in ("schema_version", *_SECTIONS):
+            raise _Mistake(f"unknown key; {_suggest(key, _SECTIONS)}", key)
+        if key in _SECTIONS and not isinstance(section, dict):
+            raise _Mistake(f"found {_show(section)}, expected an object", key)
+
+    sources = _section(raw, "sources", base.sources, Source)
+    datasets = _section(raw, "datasets", base.datasets, Dataset)
+    models = _section(raw, "models", base.models, Architecture)
+    weights = dict(base.weights)
+    for key, value in raw.get("weights", {}).items():
+        if key in weights:
+            raise _Mistake("this id is taken by an earlier manifest; give the record another tag", "weights", key)
+        weights[key] = _decode_weights(key, value, sources, datasets, models)
+    return Manifest(sources, datasets, models, weights)
+
+
+def _section(raw: dict[str, Any], section: str, base: Mapping[str, T], cls: type[T]) -> dict[str, T]:
+    records = dict(base)
+    for key, value in raw.get(section, {}).items():
+        if not re.fullmatch(r"[a-z0-9_]+", key):
+            raise _Mistake("a name is made of lower-case letters, digits and _", section, key)
+        if key in records:
+            raise _Mistake("this name is taken by an earlier manifest; choose another", section, key)
+        records[key] = _decode(cls, value, (section, key))
+    return records
+
+
+def _decode_weights(
+    key: str, value: Any, sources: Mapping[str, Source], datasets: Mapping[str, Dataset], models: Mapping[str, Architecture]
+) -> Weights:
+    path = ("weights", key)
+    if not isinstance(value, dict):
+        raise _Mistake(f"found {_show(value)}, expected an object", *path)
+    names: dict[str, Mapping[str, Any]] = {"source": sources, "dataset": datasets, "model": models}
+    for name, known in names.items():
+        if name not in value:
+            raise _Mistake(f"the key {name!r} is missing", *path)
+        if value[name] not in known:
+            raise _Mistake(f"no {name} {_show(value[name])}; {_suggest(str(value[name]), known)}", *path, name)
+    source, dataset = sources[value["source"]], datasets[value["dataset"]]
+    tag = f"{value['dataset']}_{value['source']}"
+    if key != f"{value['model']}.{tag}":
+        raise _Mistake(f"the id must be '<model>.<dataset>_<source>', here '{value['model']}.{tag}'", *path)
+    provenance = value.get("provenance", {})
+    if not isinstance(provenance, dict):
+        raise _Mistake(f"found {_show(provenance)}, expected an object", *path, "provenance")
+    known_fields = {
+        "id": key,
+        "tag": tag,
+        "num_classes": len(dataset.classes),
+        "classes": dataset.classes,
+        "palette": dataset.palette,
+        "protocol": source.protocol,
+        "licence": Licence(source.licence_code, source.licence_weights, dataset.licence),
+        "provenance": _decode(
+            Provenance, provenance, (*path, "provenance"), {"project": source.url, "revision": source.revision}
+        ),
+    }
+    return typing.cast(
+        Weights, _decode(Weights, {k: v for k, v in value.items() if k != "provenance"}, path, known_fields)
+    )
+
+
+def load_manifest() -> Manifest:
+    """The published manifest and those of `ZOO_SEG_MANIFEST`; read again when a file changes."""
+    return _load(tuple((path, _stamp(path)) for path in (published_manifest(), *settings.manifests())))
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return (0, 0)
+    return (status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=4)
+def _load(paths: tuple[tuple[Path, tuple[int, int]], ...]) -> Manifest:
+    manifest = _EMPTY
+    for path, _ in paths:
+        manifest = read_manifest(path, manifest)
+    return manifest
+
+
+# --- names --------------------------------------------------------------------------------------
+
+
+def canonical_name(name: str) -> str:
+    """`semantic_fpn_r50` -> `semanticfpn_resnet50`: what an alias stands for; other names unchanged."""
+    name = re.sub(r"^semantic_fpn_", "semanticfpn_", name)
+    return re.sub(r"_r(50|101)(?=_|$)", r"_resnet\1", name)
+
+
+def list_models(pattern: str | None = None) -> list[str]:
+    """The names that `create_model` knows, in the manifest's order.
+
+    Args:
+        pattern: keep the names that match, with `*` and `?` as in file names: `"pspnet*"`.
+    """
+    models = list(load_manifest().models)
+    if pattern is None:
+        return models
+    pattern = canonical_name(pattern)
+    return [name for name in models if fnmatchcase(name, pattern)]
+
+
+def get_architecture(name: str) -> tuple[str, Architecture]:
+    """The canonical name and the architecture of a model name or alias.
+
+    Raises:
+        UnknownNameError: no model has this name; the message suggests near ones.
+    """
+    models = load_manifest().models
+    canonical = canonical_name(name)
+    if canonical not in models:
+        raise UnknownNameError(f"there is no model {name!r}; {_suggest(canonical, models)}")
+    return canonical, models[canonical]
+
+
+def list_weights(
+    model: str | None = None,
+    dataset: str | None = None,
+    source: str | None = None,
+    *,
+    min_miou: float | None = None,
+    max_parameters: int | None = None,
+    sort: SortKey | None = None,
+) -> list[Weights]:
+    """The published weights that pass every filter.
+
+    Args:
+        model: a model name, an alias, or a pattern such as `"pspnet*"`.
+        dataset: `"voc"`, `"ade20k"`, `"cityscapes"` or one of your own manifest.
+        source: `"ssseg"`, `"mmseg"` or one of your own manifest.
+        min_miou: at least this published single-scale mIoU, in percent.
+        max_parameters: at most so many trainable values.
+        sort: `"miou"` (best first), `"parameters"` (smallest first), `"dataset"`, `"model"` or
+            `"source"`; without it the manifest's order.
+
+    Raises:
+        UnknownNameError: a filter names what no manifest knows.
+    """
+    manifest = load_manifest()
+    if model is not None:
+        model = canonical_name(model)
+        if not any(fnmatchcase(name, model) for name in manifest.models):
+            raise UnknownNameError(f"there is no model {model!r}; {_suggest(model, manifest.models)}")
+    for kind, value, known in (("data set", dataset, manifest.datasets), ("source", source, manifest.sources)):
+        if value is not None and value not in known:
+            raise UnknownNameError(f"there is no {kind} {value!r}; {_suggest(value, known)}")
+    records = [
+        record
+        for record in manifest.weights.values()
+        if (model is None or fnmatchcase(record.model, model))
+        and (dataset is None or record.dataset == dataset)
+        and (source is None or record.source == source)
+        and (min_miou is None or (record.miou is not None and record.miou >= min_miou))
+        and (max_parameters is None or record.parameters <= max_parameters)
+    ]
+    if sort is not None:
+        keys: dict[str, Callable[[Weights], Any]] = {
+            "miou": lambda record: -(record.miou or 0.0),
+            "parameters": lambda record: record.parameters,
+            "dataset": lambda record: record.dataset,
+            "model": lambda record: record.model,
+            "source": lambda record: record.source,
+        }
+        if sort not in keys:
+            raise UnknownNameError(f"weights cannot be sorted by {sort!r}; {_suggest(sort, keys)}")
+        records.sort(key=keys[sort])
+    return records
+
+
+def get_weights(model: str, tag: str | None = None) -> Weights:
+    """The record of a model's tag, or of a whole id.
+
+    Args:
+        model: a model name or alias; or an id (`"pspnet_resnet50_os8.ade20k_ssseg"`) without `tag`.
+        tag: `"ade20k_ssseg"`, or the bare data set for its default weights (the first in the manifest).
+
+    Raises:
+        UnknownNameError: no such model or tag; the message lists the tags there are.
+    """
+    if tag is None:
+        model, dot, tag = model.partition(".")
+        if not dot:
+            raise UnknownNameError(f"{model!r} names no weights; write 'model.tag', such as '{model}.ade20k'")
+    name, _ = get_architecture(model)
+    records = load_manifest().by_model[name]
+    for record in records:
+        if tag in (record.tag, record.dataset):
+            return record
+    if not records:
+        raise UnknownNameError(f"{name} has no published weights")
+    tags = sorted({record.dataset for record in records}) + [record.tag for record in records]
+    raise UnknownNameError(f"{name} has no weights {tag!r}; its tags are {', '.join(tags)}")

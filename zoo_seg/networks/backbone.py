@@ -1,0 +1,101 @@
+"""A timm backbone that returns its maps, finest first, as (N, C, H, W)."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+import timm
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zoo_seg.errors import OptionError, UnknownNameError
+
+
+class _PaddedBackbone(nn.Module):
+    """A backbone that wants sizes to divide (ConvNeXt, Swin, VGG) made to take any size, as a ResNet does.
+
+    The picture is padded with zeros (the mean colour) at the right and bottom to a multiple of the
+    coarsest stride; the maps are cut to ceil(size / stride), and are (N, C, H, W) whatever timm returns.
+    """
+
+    def __init__(self, body: nn.Module, reductions: list[int], channels_last: bool) -> None:
+        super().__init__()
+        self.body, self.reductions, self.channels_last = body, reductions, channels_last
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        height, width = x.shape[-2:]
+        multiple = self.reductions[-1]
+        maps = self.body(F.pad(x, (0, -width % multiple, 0, -height % multiple)))
+        if self.channels_last:
+            maps = [each.permute(0, 3, 1, 2) for each in maps]
+        return [
+            each[..., : -(-height // stride), : -(-width // stride)]
+            for each, stride in zip(maps, self.reductions, strict=True)
+        ]
+
+
+def _wants_multiples(module: nn.Module) -> bool:
+    """A patch embedding or pooling without padding (what does not fill its last window is lost), or a fixed x2."""
+    if isinstance(module, nn.Conv2d):
+        return module.stride[0] > 1 and module.stride == module.kernel_size and module.padding in ((0, 0), "valid")
+    if isinstance(module, nn.MaxPool2d):
+        return module.padding == 0 and not module.ceil_mode
+    return isinstance(module, nn.Upsample)
+
+
+def create_backbone(
+    name: str, *, levels: int, output_stride: int | None = None, in_chans: int = 3, pretrained: bool = False
+) -> tuple[nn.Module, list[int]]:
+    """Build a timm backbone; return it with the channels of its maps, finest first.
+
+    Args:
+        name: a timm model name, e.g. `"resnet50c"` or `"convnext_tiny"`.
+        levels: how many of the last maps to return.
+        output_stride: stride of the last map; None keeps the backbone's own.
+        in_chans: channels of the picture.
+        pretrained: fetch timm's ImageNet weights.
+
+    Raises:
+        UnknownNameError: timm has no such model.
+        OptionError: the backbone has fewer maps or cannot have this output stride.
+    """
+    base = name.split(".", 1)[0]
+    if not timm.is_model(base):
+        near = difflib.get_close_matches(base, timm.list_models(), n=3)
+        raise UnknownNameError(
+            f"timm has no backbone {name!r}; "
+            + (f"did you mean {' or '.join(map(repr, near))}?" if near else "timm.list_models() lists them all")
+        )
+    options: dict[str, Any] = {} if output_stride is None else {"output_stride": output_stride}
+    if getattr(timm.get_pretrained_cfg(base, allow_unregistered=True), "fixed_input_size", False):
+        options["strict_img_size"] = False
+    try:
+        # A negative index counts from the last map, whatever the number of stages.
+        body = timm.create_model(
+            name, features_only=True, out_indices=tuple(range(-levels, 0)), in_chans=in_chans, pretrained=pretrained, **options
+        )
+    except TypeError as error:
+        if "strict_img_size" in str(error):
+            raise OptionError(f"the backbone {name!r} takes pictures of one size only; choose another") from None
+        if "output_stride" not in str(error):
+            raise
+        raise OptionError(
+            f"the backbone {name!r} cannot change its output stride (asked for {output_stride}); leave output_stride out"
+        ) from None
+    except (AssertionError, IndexError, NotImplementedError, AttributeError, RuntimeError) as error:
+        if pretrained and not isinstance(error, (AssertionError, IndexError)):
+            raise
+        raise OptionError(
+            f"the backbone {name!r} cannot give {levels} maps"
+            + ("" if output_stride is None else f" at output stride {output_stride}")
+            + f" ({error}); choose another from timm.list_models()"
+        ) from error
+    reductions = list(body.feature_info.reduction())
+    if output_stride is not None and reductions[-1] != output_stride:
+        raise OptionError(f"the backbone {name!r} gives output stride {reductions[-1]}, not {output_stride}; leave it out")
+    channels_last = str(getattr(body, "output_fmt", "NCHW")).endswith("NHWC")
+    channels = list(body.feature_info.channels())
+    if channels_last or any(_wants_multiples(module) for module in body.modules()):
+        body = _PaddedBackbone(body, reductions, channels_last)
+    return body, channels

@@ -1,0 +1,98 @@
+"""A backbone, a head and an auxiliary head, and how to build one by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from zoo_seg.errors import OptionError, UnknownNameError
+from zoo_seg.networks.backbone import create_backbone
+from zoo_seg.networks.fcn import FCNHead
+from zoo_seg.networks.pspnet import PSPHead
+from zoo_seg.networks.resample import resize
+from zoo_seg.networks.semanticfpn import NECKS, SemanticFPNHead
+
+
+@dataclass(frozen=True)
+class Family:
+    """What makes a family: its head, how many of the backbone's last maps it reads, and an auxiliary head."""
+
+    head: Callable[..., nn.Module]
+    levels: int
+    auxiliary: bool
+
+
+FAMILIES = {
+    "fcn": Family(FCNHead, levels=2, auxiliary=True),
+    "pspnet": Family(PSPHead, levels=2, auxiliary=True),
+    "semanticfpn": Family(SemanticFPNHead, levels=4, auxiliary=False),
+}
+
+
+class SegmentationNetwork(nn.Module):
+    """The pure network: tensors in, tensors out."""
+
+    backbone: nn.Module
+    head: nn.Module
+    aux_head: nn.Module | None
+    """Reads the same maps as `head`; trained with a part of the loss, unused in `forward`."""
+
+    def __init__(self, backbone: nn.Module, head: nn.Module, aux_head: nn.Module | None) -> None:
+        super().__init__()
+        self.backbone, self.head, self.aux_head = backbone, head, aux_head
+
+    def forward_features(self, x: Tensor) -> list[Tensor]:
+        """(N, in_chans, H, W) -> the backbone's maps, finest first."""
+        return list(self.backbone(x))
+
+    def forward_head(self, features: list[Tensor]) -> Tensor:
+        """The backbone's maps -> logits (N, num_classes, h, w) at the head's own stride."""
+        logits: Tensor = self.head(features)
+        return logits
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in_chans, H, W), normalised float -> logits (N, num_classes, H, W), resized bilinearly."""
+        return resize(self.forward_head(self.forward_features(x)), (x.shape[-2], x.shape[-1]))
+
+
+def build_network(
+    family: str,
+    backbone: str,
+    num_classes: int,
+    *,
+    output_stride: int | None = None,
+    in_chans: int = 3,
+    backbone_pretrained: bool = False,
+    **head_options: Any,
+) -> SegmentationNetwork:
+    """Build a network of a family on a timm backbone, with random values but for the backbone on request.
+
+    Args:
+        family: `"fcn"`, `"pspnet"` or `"semanticfpn"`.
+        backbone: a timm model name.
+        num_classes: at least 1.
+        output_stride: of the backbone's last map; None keeps the backbone's own.
+        in_chans: channels of the picture.
+        backbone_pretrained: fetch timm's ImageNet weights for the backbone.
+        head_options: `channels=` for every family (the auxiliary head of FCN and PSPNet has the same),
+            `neck=` for Semantic FPN.
+    """
+    if family not in FAMILIES:
+        raise UnknownNameError(f"there is no family {family!r}; known are {', '.join(FAMILIES)}")
+    if num_classes < 1 or in_chans < 1:
+        raise OptionError(f"num_classes is {num_classes} and in_chans {in_chans}; both must be at least 1")
+    if head_options.get("neck", NECKS[0]) not in NECKS:
+        raise OptionError(f"neck is {head_options['neck']!r}; expected one of {', '.join(NECKS)}")
+    kind = FAMILIES[family]
+    body, channels = create_backbone(
+        backbone, levels=kind.levels, output_stride=output_stride, in_chans=in_chans, pretrained=backbone_pretrained
+    )
+    try:
+        head = kind.head(channels, num_classes, **head_options)
+    except TypeError as error:
+        raise OptionError(f"{family} does not take these options: {error}") from None
+    aux_head = FCNHead(channels, num_classes, num_convs=1, level=-2, **head_options) if kind.auxiliary else None
+    return SegmentationNetwork(body, head, aux_head)

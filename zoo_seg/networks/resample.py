@@ -1,0 +1,35 @@
+"""Bilinear resizing and adaptive pooling as small matrices, one per axis.
+
+Both are separable and linear: `rows @ x @ columns.T`. The matrix form lets linear layers be moved
+in front of a resize, and exports to runtimes that have no adaptive pooling.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear, `align_corners=False`, as both original projects do; (N, C, h, w) -> (N, C, *size)."""
+    if x.shape[-2:] == size:
+        return x
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+
+
+def bilinear_matrix(size: int, new_size: int, like: Tensor) -> Tensor:
+    """(new_size, size): the weights with which a bilinear resize mixes one axis (`align_corners=False`)."""
+    target = torch.arange(new_size, device=like.device, dtype=torch.float64)
+    place = ((target + 0.5) * (size / new_size) - 0.5).clamp(0, size - 1)
+    source = torch.arange(size, device=like.device, dtype=torch.float64)
+    return (1 - (place[:, None] - source).abs()).clamp(min=0).to(like.dtype)
+
+
+def pooling_matrix(size: int, bins: int, like: Tensor) -> Tensor:
+    """(bins, size): the weights of adaptive average pooling; bin i averages floor(i*size/bins) .. ceil((i+1)*size/bins)."""
+    index = torch.arange(bins, device=like.device)[:, None]
+    start, end = index * size // bins, ((index + 1) * size + bins - 1) // bins
+    source = torch.arange(size, device=like.device)
+    inside = (source >= start) & (source < end)
+    return (inside.to(torch.float64) / (end - start)).to(like.dtype)
