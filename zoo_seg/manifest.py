@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
 import re
 import types
 import typing
@@ -16,7 +15,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property, lru_cache
-from json.decoder import scanstring
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -52,10 +50,16 @@ class File:
 
     def __post_init__(self) -> None:
         for url in (self.url, *self.mirrors):
-            _check(bool(re.match(r"(https|hf|file)://.", url)), f"found {url!r}, expected an https://, hf:// or file:// link")
+            _check(
+                bool(re.match(r"(https|hf|file)://.", url)),
+                f"found {url!r}, expected an https://, hf:// or file:// link",
+            )
         _check(_safe_name(self.name), f"the link ends in {self.name!r}, expected a plain file name")
         _check(self.size is None or self.size > 0, f"size is {self.size}, expected a positive number of bytes or null")
-        _check(self.sha256 is None or bool(re.fullmatch("[0-9a-f]{64}", self.sha256)), f"sha256 is {self.sha256!r}, expected 64 lower-case hex digits or null")
+        _check(
+            self.sha256 is None or bool(re.fullmatch("[0-9a-f]{64}", self.sha256)),
+            f"sha256 is {self.sha256!r}, expected 64 lower-case hex digits or null",
+        )
 
     @property
     def name(self) -> str:
@@ -258,11 +262,6 @@ class _Mistake(Exception):
 _NAMES = {str: "a string", int: "a whole number", float: "a number", bool: "true or false", type(None): "null"}
 
 
-@lru_cache(maxsize=None)
-def _hints(cls: type) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
-
-
 def _decode(kind: Any, value: Any, path: tuple[str | int, ...], known: Mapping[str, Any] | None = None) -> Any:
     """Return `value` as `kind`; `known` fields of a dataclass are filled in by us and refused in the file."""
     if is_dataclass(kind):
@@ -288,7 +287,9 @@ def _decode(kind: Any, value: Any, path: tuple[str | int, ...], known: Mapping[s
             return tuple(_decode(arguments[0], item, (*path, i)) for i, item in enumerate(value))
         if len(value) != len(arguments):
             raise _Mistake(f"found {len(value)} items, expected {len(arguments)}", *path)
-        return tuple(_decode(each, item, (*path, i)) for i, (each, item) in enumerate(zip(arguments, value)))
+        return tuple(
+            _decode(each, item, (*path, i)) for i, (each, item) in enumerate(zip(arguments, value, strict=True))
+        )
     if isinstance(origin, type) and issubclass(origin, Mapping):
         if not isinstance(value, dict):
             raise _Mistake(f"found {_show(value)}, expected an object", *path)
@@ -315,7 +316,7 @@ def _decode_record(cls: type[T], value: Any, path: tuple[str | int, ...], known:
     for name in required:
         if name not in value:
             raise _Mistake(f"the key {name!r} is missing", *path)
-    hints = _hints(cls)
+    hints = typing.get_type_hints(cls)
     decoded = {key: _decode(hints[key], item, (*path, key)) for key, item in value.items()}
     try:
         return cls(**known, **decoded)
@@ -359,7 +360,7 @@ def _line_of(text: str, path: tuple[str | int, ...]) -> int:
         cursor, found, index = after_space(position + 1), False, 0
         while text[cursor] not in "]}":
             if text[position] == "{":
-                key, cursor = scanstring(text, cursor + 1)
+                key, cursor = decoder.raw_decode(text, cursor)
                 cursor, found = after_space(cursor), key == step
             else:
                 found, index = index == step, index + 1
@@ -442,7 +443,9 @@ def _decode_manifest(raw: Any, base: Manifest) -> Manifest:
         raise _Mistake(f"found {_show(raw)}, expected an object")
     if raw.get("schema_version") != SCHEMA_VERSION:
         found = _show(raw.get("schema_version"))
-        raise _Mistake(f"found {found}, this library reads {SCHEMA_VERSION}; install a matching zoo_seg", "schema_version")
+        raise _Mistake(
+            f"found {found}, this library reads {SCHEMA_VERSION}; install a matching zoo_seg", "schema_version"
+        )
     for key, section in raw.items():
         if key not in ("schema_version", *_SECTIONS):
             raise _Mistake(f"unknown key; {_suggest(key, _SECTIONS)}", key)
@@ -472,7 +475,11 @@ def _section(raw: dict[str, Any], section: str, base: Mapping[str, T], cls: type
 
 
 def _decode_weights(
-    key: str, value: Any, sources: Mapping[str, Source], datasets: Mapping[str, Dataset], models: Mapping[str, Architecture]
+    key: str,
+    value: Any,
+    sources: Mapping[str, Source],
+    datasets: Mapping[str, Dataset],
+    models: Mapping[str, Architecture],
 ) -> Weights:
     path = ("weights", key)
     if not isinstance(value, dict):
@@ -514,7 +521,7 @@ def load_manifest() -> Manifest:
 
 def _stamp(path: Path) -> tuple[int, int]:
     try:
-        status = os.stat(path)
+        status = path.stat()
     except OSError:
         return (0, 0)
     return (status.st_mtime_ns, status.st_size)

@@ -9,7 +9,7 @@ import timm
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo_seg.errors import OptionError, UnknownNameError
+from zoo_seg.errors import DownloadError, OptionError, UnknownNameError
 
 
 class _PaddedBackbone(nn.Module):
@@ -73,7 +73,12 @@ def create_backbone(
     try:
         # A negative index counts from the last map, whatever the number of stages.
         body = timm.create_model(
-            name, features_only=True, out_indices=tuple(range(-levels, 0)), in_chans=in_chans, pretrained=pretrained, **options
+            name,
+            features_only=True,
+            out_indices=tuple(range(-levels, 0)),
+            in_chans=in_chans,
+            pretrained=pretrained,
+            **options,
         )
     except TypeError as error:
         if "strict_img_size" in str(error):
@@ -81,21 +86,29 @@ def create_backbone(
         if "output_stride" not in str(error):
             raise
         raise OptionError(
-            f"the backbone {name!r} cannot change its output stride (asked for {output_stride}); leave output_stride out"
+            f"the backbone {name!r} cannot change its output stride (asked for {output_stride}); leave it out"
+        ) from None
+    except OSError as error:
+        raise DownloadError(
+            f"timm's ImageNet weights of {name!r} cannot be fetched ({error}); check the network, "
+            "or leave backbone_pretrained out"
         ) from None
     except (AssertionError, IndexError, NotImplementedError, AttributeError, RuntimeError) as error:
-        if pretrained and not isinstance(error, (AssertionError, IndexError)):
-            raise
+        if pretrained and "pretrained" in str(error).lower():
+            raise OptionError(f"timm has no ImageNet weights of {name!r}; leave backbone_pretrained out") from None
         raise OptionError(
             f"the backbone {name!r} cannot give {levels} maps"
             + ("" if output_stride is None else f" at output stride {output_stride}")
             + f" ({error}); choose another from timm.list_models()"
         ) from error
-    reductions = list(body.feature_info.reduction())
+    info: Any = body.feature_info
+    reductions = list(info.reduction())
     if output_stride is not None and reductions[-1] != output_stride:
-        raise OptionError(f"the backbone {name!r} gives output stride {reductions[-1]}, not {output_stride}; leave it out")
+        raise OptionError(
+            f"the backbone {name!r} gives output stride {reductions[-1]}, not {output_stride}; leave it out"
+        )
     channels_last = str(getattr(body, "output_fmt", "NCHW")).endswith("NHWC")
-    channels = list(body.feature_info.channels())
+    channels = list(info.channels())
     if channels_last or any(_wants_multiples(module) for module in body.modules()):
         body = _PaddedBackbone(body, reductions, channels_last)
     return body, channels

@@ -7,6 +7,7 @@ convolution on the map before the last it is also the auxiliary head of FCN and 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import Tensor, nn
 
@@ -30,7 +31,7 @@ class FCNHead(nn.Module):
         super().__init__()
         self.level = level
         widths = [in_channels[level]] + [channels] * num_convs
-        self.convs = nn.Sequential(*(ConvNormAct(a, b, 3) for a, b in zip(widths, widths[1:], strict=False)))
+        self.convs = nn.Sequential(*(ConvNormAct(a, b, 3) for a, b in pairwise(widths)))
         self.dropout = nn.Dropout2d(0.1)
         self.classifier = nn.Conv2d(channels, num_classes, 1)
 

@@ -37,8 +37,10 @@ class PSPHead(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         x = features[-1]
-        dense, *pooled = self.bottleneck.conv.weight.split([self.in_channels] + [self.channels] * len(POOL_SIZES), dim=1)
-        total = F.conv2d(x, dense, padding=1) + self._spread(self._branch_outputs(x), pooled, x)
+        parts = [self.in_channels] + [self.channels] * len(POOL_SIZES)
+        dense, *pooled = torch.split(self.bottleneck.conv.weight, parts, dim=1)
+        total = F.conv2d(x, dense, self.bottleneck.conv.bias, padding=1)
+        total = total + self._spread(self._branch_outputs(x), pooled, x)
         logits: Tensor = self.classifier(self.dropout(self.bottleneck.act(self.bottleneck.norm(total))))
         return logits
 
@@ -46,9 +48,11 @@ class PSPHead(nn.Module):
         """The pooled branches before they are enlarged: (N, channels, s, s) for each pool size s."""
         height, width = x.shape[-2:]
         rows = torch.cat([pooling_matrix(height, size, x) for size in POOL_SIZES])
-        strips = (rows @ x.transpose(1, 2).flatten(2)).unflatten(2, (-1, width))  # N, sum(s), C, W
+        strips = (rows @ x.transpose(1, 2).flatten(2)).reshape(len(x), -1, self.in_channels, width)
         outputs = []
-        for strip, size, branch in zip(strips.split(POOL_SIZES, dim=1), POOL_SIZES, self.branches, strict=True):
+        for strip, size, branch in zip(
+            torch.split(strips, list(POOL_SIZES), dim=1), POOL_SIZES, self.branches, strict=True
+        ):
             outputs.append(branch((strip @ pooling_matrix(width, size, x).T).transpose(1, 2)))
         return outputs
 

@@ -27,7 +27,7 @@ def bilinear_matrix(size: int, new_size: int, like: Tensor) -> Tensor:
 
 
 def pooling_matrix(size: int, bins: int, like: Tensor) -> Tensor:
-    """(bins, size): the weights of adaptive average pooling; bin i averages floor(i*size/bins) .. ceil((i+1)*size/bins)."""
+    """(bins, size): adaptive average pooling; bin i is the mean of floor(i*size/bins) .. ceil((i+1)*size/bins)."""
     index = torch.arange(bins, device=like.device)[:, None]
     start, end = index * size // bins, ((index + 1) * size + bins - 1) // bins
     source = torch.arange(size, device=like.device)

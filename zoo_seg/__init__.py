@@ -1,0 +1,115 @@
+"""zoo_seg: published semantic segmentation networks in one line, and a class map from a picture in one more.
+
+    import zoo_seg
+    model = zoo_seg.pspnet_resnet50_os8(pretrained="ade20k")
+    model.predict("street.jpg").overlay().save("out.png")
+
+Importing the package loads no torch; the first call of a factory does.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from zoo_seg.errors import ZooSegError
+from zoo_seg.manifest import Weights, get_weights, list_models, list_weights
+from zoo_seg.zoo import (
+    fcn_r50_os8,
+    fcn_r50_os16,
+    fcn_r101_os8,
+    fcn_r101_os16,
+    fcn_resnet50_os8,
+    fcn_resnet50_os16,
+    fcn_resnet101_os8,
+    fcn_resnet101_os16,
+    pspnet_r50_os8,
+    pspnet_r50_os16,
+    pspnet_r101_os8,
+    pspnet_r101_os16,
+    pspnet_resnet50_os8,
+    pspnet_resnet50_os16,
+    pspnet_resnet101_os8,
+    pspnet_resnet101_os16,
+    semantic_fpn_r50,
+    semantic_fpn_r101,
+    semantic_fpn_resnet50,
+    semantic_fpn_resnet101,
+    semanticfpn_r50,
+    semanticfpn_r101,
+    semanticfpn_resnet50,
+    semanticfpn_resnet101,
+)
+
+if TYPE_CHECKING:
+    from zoo_seg import inference as inference
+    from zoo_seg.factory import build_model, create_model
+    from zoo_seg.inference.predictor import Predictor
+    from zoo_seg.inference.segmentation import Segmentation
+    from zoo_seg.model import SegmentationModel
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Predictor",
+    "Segmentation",
+    "SegmentationModel",
+    "Weights",
+    "ZooSegError",
+    "__version__",
+    "build_model",
+    "create_model",
+    "fcn_r50_os8",
+    "fcn_r50_os16",
+    "fcn_r101_os8",
+    "fcn_r101_os16",
+    "fcn_resnet50_os8",
+    "fcn_resnet50_os16",
+    "fcn_resnet101_os8",
+    "fcn_resnet101_os16",
+    "get_weights",
+    "inference",
+    "list_models",
+    "list_weights",
+    "pspnet_r50_os8",
+    "pspnet_r50_os16",
+    "pspnet_r101_os8",
+    "pspnet_r101_os16",
+    "pspnet_resnet50_os8",
+    "pspnet_resnet50_os16",
+    "pspnet_resnet101_os8",
+    "pspnet_resnet101_os16",
+    "semantic_fpn_r50",
+    "semantic_fpn_r101",
+    "semantic_fpn_resnet50",
+    "semantic_fpn_resnet101",
+    "semanticfpn_r50",
+    "semanticfpn_r101",
+    "semanticfpn_resnet50",
+    "semanticfpn_resnet101",
+]
+
+# Names whose module needs torch, imported when they are first used.
+_LAZY = {
+    "Predictor": "zoo_seg.inference.predictor",
+    "Segmentation": "zoo_seg.inference.segmentation",
+    "SegmentationModel": "zoo_seg.model",
+    "build_model": "zoo_seg.factory",
+    "create_model": "zoo_seg.factory",
+    "inference": "zoo_seg",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; see zoo_seg.list_models()")
+    import importlib
+
+    if name == "inference":
+        return importlib.import_module("zoo_seg.inference")
+    value = getattr(importlib.import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

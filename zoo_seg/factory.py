@@ -1,0 +1,176 @@
+"""A name becomes a SegmentationModel."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from zoo_seg.errors import OptionError
+from zoo_seg.manifest import Architecture, Preprocess, Weights, get_architecture
+from zoo_seg.model import SegmentationModel
+from zoo_seg.networks.network import SegmentationNetwork, build_network
+from zoo_seg.weights.load import Checkpoint, classifier_names, fill, load_checkpoint
+
+_log = logging.getLogger("zoo_seg")
+
+NUM_CLASSES = 21
+"""Classes of a network built without weights and without `num_classes` (torchvision's choice as well)."""
+
+IMAGENET = Preprocess(mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375), resize=None)
+
+
+def create_model(
+    name: str,
+    pretrained: str | os.PathLike[str] | Weights | None = None,
+    *,
+    num_classes: int | None = None,
+    in_chans: int = 3,
+    progress: bool = True,
+) -> SegmentationModel:
+    """Build a published network by name, with weights on request.
+
+    Args:
+        name: a model name or alias, see `list_models()`.
+        pretrained: a tag (`"ade20k"`, `"ade20k_mmseg"`), a path (.pth, .safetensors), an `https://`,
+            `file://` or `hf://org/repo[@revision][/file]` link, or a record; None for random values.
+        num_classes: other than the weights': both classifiers start anew, everything else is kept.
+            None takes the weights' number, 21 without weights.
+        in_chans: channels of the picture; other than 3 adapts the first convolution.
+        progress: show a bar while downloading (on a terminal only).
+
+    Returns:
+        The network: in `eval()` with weights, in `train()` without.
+
+    Raises:
+        UnknownNameError: no such model or tag; the message suggests near ones.
+        DownloadError, CheckpointError: the weights cannot be had, opened, or fitted.
+        OptionError: a number is not allowed.
+    """
+    canonical, architecture = get_architecture(name)
+    _check_positive(num_classes=num_classes, in_chans=in_chans)
+    if pretrained is None:
+        classes = num_classes or NUM_CLASSES
+        return _assemble(_build(architecture, classes, in_chans), classes, None)
+    checkpoint = load_checkpoint(canonical, pretrained, progress=progress)
+    network = _load(architecture, checkpoint, num_classes, in_chans)
+    return _assemble(network, num_classes or checkpoint.num_classes, checkpoint).eval()
+
+
+def build_model(
+    family: str,
+    backbone: str,
+    num_classes: int,
+    *,
+    output_stride: int | None = None,
+    in_chans: int = 3,
+    backbone_pretrained: bool = False,
+    classes: Sequence[str] | None = None,
+    palette: Sequence[tuple[int, int, int]] | None = None,
+    **head_options: Any,
+) -> SegmentationModel:
+    """Build a new network of a family on any timm backbone.
+
+    Args:
+        family: `"fcn"`, `"pspnet"` or `"semanticfpn"`.
+        backbone: a timm model name, e.g. `"convnext_tiny"`; `timm.list_models()` lists them.
+        num_classes: at least 1.
+        output_stride: of the backbone's last map (8 and 16 are usual for FCN and PSPNet); None keeps
+            the backbone's own.
+        in_chans: channels of the picture.
+        backbone_pretrained: fetch timm's ImageNet weights for the backbone; else random values.
+        classes, palette: names and RGB colours; None for `class_0`, ... and VOC's colours.
+        head_options: `channels=` is the width of the head, `neck=` Semantic FPN's neck.
+
+    Raises:
+        UnknownNameError: no such family or backbone.
+        OptionError: the backbone cannot do this.
+    """
+    _check_positive(num_classes=num_classes, in_chans=in_chans)
+    network = build_network(
+        family,
+        backbone,
+        num_classes,
+        output_stride=output_stride,
+        in_chans=in_chans,
+        backbone_pretrained=backbone_pretrained,
+        **head_options,
+    )
+    names, colours = _class_names(num_classes), _palette(num_classes)
+    return SegmentationModel(network, classes=classes or names, palette=palette or colours, preprocess=IMAGENET)
+
+
+def _check_positive(**numbers: int | None) -> None:
+    for name, value in numbers.items():
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise OptionError(f"{name} is {value!r}; expected a whole number of at least 1")
+
+
+def _build(architecture: Architecture, num_classes: int, in_chans: int, **head_options: Any) -> SegmentationNetwork:
+    return build_network(
+        architecture.family,
+        architecture.backbone,
+        num_classes,
+        output_stride=architecture.output_stride,
+        in_chans=in_chans,
+        **head_options,
+    )
+
+
+def _load(
+    architecture: Architecture, checkpoint: Checkpoint, num_classes: int | None, in_chans: int
+) -> SegmentationNetwork:
+    """The checkpoint's network: built without values, which then are the file's own."""
+    options: dict[str, Any] = dict(checkpoint.weights.network) if checkpoint.weights else {}
+    if architecture.family == "semanticfpn" and checkpoint.neck and not options:
+        options["neck"] = checkpoint.neck
+    found = checkpoint.num_classes
+    anew = num_classes is not None and num_classes != found
+    with torch.device("meta"):
+        network = _build(architecture, num_classes or found, in_chans, **options)
+    fill(network, checkpoint, new_classifiers=anew)
+    if anew:
+        names = sorted(classifier_names(network.state_dict()))
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d) and module.weight.is_meta:
+                module.to_empty(device="cpu").reset_parameters()
+        _log.warning("num_classes=%d instead of %d: %s start from random values", num_classes, found, ", ".join(names))
+    return network
+
+
+def _assemble(network: SegmentationNetwork, num_classes: int, checkpoint: Checkpoint | None) -> SegmentationModel:
+    """The network with its names, colours and rules: the record's, where one fits."""
+    weights = checkpoint.weights if checkpoint else None
+    known = weights is not None and weights.num_classes == num_classes
+    if weights is not None:
+        protocol = weights.protocol
+    else:
+        protocol = "mmseg" if checkpoint is not None and checkpoint.layout == "mmseg" else "ssseg"
+    return SegmentationModel(
+        network,
+        classes=weights.classes if weights and known else _class_names(num_classes),
+        palette=weights.palette if weights and known else _palette(num_classes),
+        preprocess=weights.preprocess if weights else IMAGENET,
+        protocol=protocol,
+        weights=weights,
+    )
+
+
+def _class_names(num_classes: int) -> tuple[str, ...]:
+    return tuple(f"class_{i}" for i in range(num_classes))
+
+
+def _palette(num_classes: int) -> tuple[tuple[int, int, int], ...]:
+    """VOC's colours for any number of classes: the bits of the class id, spread over red, green and blue."""
+
+    def colour(index: int) -> tuple[int, int, int]:
+        channels = [0, 0, 0]
+        for bit in range(24):
+            channels[bit % 3] |= (index >> bit & 1) << (7 - bit // 3)
+        return channels[0], channels[1], channels[2]
+
+    return tuple(colour(i) for i in range(num_classes))

@@ -1,0 +1,182 @@
+"""Whatever a user calls a picture becomes one thing: RGB, uint8, (H, W, 3)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image, UnidentifiedImageError
+
+from zoo_seg.errors import ImageError
+
+RGB = npt.NDArray[np.uint8]
+"""A picture: RGB, 0..255, (H, W, 3), contiguous."""
+
+Picture = str | os.PathLike[str] | Image.Image | npt.NDArray[np.uint8] | torch.Tensor
+"""What `read_picture` takes."""
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_ORIENTATION = 0x0112
+_BY_WAY_OF = {"P": "RGBA", "PA": "RGBA", "RGBa": "RGBA", "La": "LA"}
+"""Modes which Pillow does not turn into RGB in one step, or not without a warning."""
+
+
+def read_picture(image: Picture) -> RGB:
+    """The pixels of a picture as a fresh, contiguous RGB uint8 array (H, W, 3).
+
+    Files and PIL pictures are turned upright (EXIF orientation) and lose their transparency: the
+    colours beneath it are kept, as `cv2.imread` does. Of an animation the first frame counts (of an
+    opened PIL picture the current one). 16 bits become 8 by dropping the lower ones.
+
+    Args:
+        image: a path; a PIL picture of any mode; an RGB uint8 array (H, W, 3) or a grey one (H, W);
+            or an RGB uint8 tensor (3, H, W) on any device.
+
+    Raises:
+        ImageError: there is no such file, it is no picture or damaged, the picture is empty, or the
+            array has another shape or type; the message says what was found and expected.
+    """
+    if isinstance(image, (str, os.PathLike)):
+        path = Path(image)
+        with _named_errors(str(path)), path.open("rb") as file, Image.open(file) as opened:
+            return _from_pil(opened, str(path))
+    if isinstance(image, Image.Image):
+        with _named_errors("the PIL picture"):
+            return _from_pil(image, "the PIL picture")
+    if isinstance(image, np.ndarray):
+        return _from_array(image)
+    if isinstance(image, torch.Tensor):
+        return _from_tensor(image)
+    raise ImageError(
+        f"found {type(image).__name__}, expected a path, a PIL picture, an RGB uint8 array (H, W, 3) "
+        "or a uint8 tensor (3, H, W); for bytes or an open file, pass PIL.Image.open(...)"
+    )
+
+
+# --- files and PIL ------------------------------------------------------------------------------
+
+
+@contextmanager
+def _named_errors(name: str) -> Iterator[None]:
+    """Every failure to read becomes an ImageError that names the picture."""
+    try:
+        yield
+    except (ImageError, MemoryError):
+        raise
+    except FileNotFoundError:
+        hint = "download the link first" if ":/" in name else "check the path"
+        raise ImageError(f"{name}: there is no such file; {hint}") from None
+    except UnidentifiedImageError:
+        raise ImageError(f"{name}: not a picture that Pillow can read; expected a JPEG, PNG or similar file") from None
+    except Image.DecompressionBombError as error:
+        raise ImageError(
+            f"{name}: {error} If you trust the file, set PIL.Image.MAX_IMAGE_PIXELS = None, open it with "
+            "PIL.Image.open and pass that picture, or pass an array"
+        ) from None
+    except Exception as error:  # Pillow's decoders raise almost anything on damaged data
+        reason = getattr(error, "strerror", None) or error
+        raise ImageError(f"{name}: cannot be read ({reason}); expected a complete picture file") from None
+
+
+def _from_pil(image: Image.Image, name: str) -> RGB:
+    if 0 in image.size:
+        raise ImageError(f"{name} is {image.width}x{image.height} pixels, expected at least 1x1")
+    image.load()
+    orientation = _orientation(image)  # after loading: some formats turn themselves
+    if orientation in _UPRIGHT:
+        image = image.transpose(_UPRIGHT[orientation])
+    if image.mode.startswith(("I", "F")):
+        return _from_deep_grey(image, name)
+    if image.mode in _BY_WAY_OF:
+        image = image.convert(_BY_WAY_OF[image.mode])
+    return np.array(image.convert("RGB"), dtype=np.uint8)
+
+
+def _orientation(image: Image.Image) -> int | None:
+    """The EXIF orientation; a damaged EXIF block is no reason to refuse the pixels."""
+    try:
+        value = image.getexif().get(_ORIENTATION)
+    except Exception:
+        return None
+    return value if isinstance(value, int) else None
+
+
+def _from_deep_grey(image: Image.Image, name: str) -> RGB:
+    """Grey of 16 bits (I;16), 32 bits (I) or floating point (F)."""
+    grey = np.asarray(image)
+    low, high = grey.min(), grey.max()
+    if image.mode.startswith("I;16") or (image.mode == "I" and low >= 0 and 255 < high <= 65535):
+        grey = grey >> 8
+    elif not (low >= 0 and high <= 255) or (image.mode == "F" and 0 < high <= 1):  # `not` catches NaN, too
+        raise ImageError(
+            f"{name} (mode {image.mode}) has values from {low} to {high}, expected 0 to 255; "
+            "scale it and pass a uint8 array"
+        )
+    return _grey_to_rgb(np.rint(grey).astype(np.uint8))
+
+
+def _grey_to_rgb(grey: RGB) -> RGB:
+    return np.repeat(grey[:, :, None], 3, axis=2)
+
+
+# --- arrays and tensors -------------------------------------------------------------------------
+
+
+def _from_array(array: npt.NDArray[np.uint8]) -> RGB:
+    found = f"found an array of shape {array.shape} and type {array.dtype}"
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] != 3):
+        raise ImageError(f"{found}, expected RGB (H, W, 3) or grey (H, W); {_shape_hint(array.shape)}")
+    _check_type_and_size(found, array.shape, str(array.dtype), "np.rint(picture * 255).astype(np.uint8)")
+    # a copy: a caller may reuse its buffer (video) while the result still shows this picture
+    return _grey_to_rgb(array) if array.ndim == 2 else np.array(array, order="C")
+
+
+def _shape_hint(shape: tuple[int, ...]) -> str:
+    if len(shape) == 4:
+        return "pass a batch as a list: list(pictures)"
+    if len(shape) == 3 and shape[0] == 3:
+        return "move the channels last: picture.transpose(1, 2, 0)"
+    if len(shape) == 3 and shape[2] == 4:
+        return "drop the alpha channel: picture[:, :, :3]"
+    if len(shape) == 3 and shape[2] == 1:
+        return "drop the last axis: picture[:, :, 0]"
+    return "reshape it"
+
+
+def _from_tensor(tensor: torch.Tensor) -> RGB:
+    shape, dtype = tuple(tensor.shape), str(tensor.dtype).removeprefix("torch.")
+    found = f"found a tensor of shape {shape} and type {dtype}"
+    if len(shape) != 3 or shape[0] != 3:
+        hint = "reshape it"
+        if len(shape) == 4:
+            hint = "pass a batch as a list: list(pictures)"
+        elif len(shape) == 3 and shape[2] == 3:
+            hint = "move the channels first: picture.permute(2, 0, 1)"
+        elif len(shape) in (2, 3) and (len(shape) == 2 or shape[0] == 1):
+            hint = "repeat the grey channel: picture.expand(3, -1, -1)"
+        raise ImageError(f"{found}, expected RGB (3, H, W); {hint}")
+    _check_type_and_size(found, shape, dtype, "(picture * 255).round().to(torch.uint8)")
+    return np.array(tensor.cpu().permute(1, 2, 0).numpy(), order="C")
+
+
+def _check_type_and_size(found: str, shape: tuple[int, ...], dtype: str, convert: str) -> None:
+    if dtype != "uint8":
+        hint = {"uint16": "shift it: (picture >> 8) as uint8", "bool": "multiply by 255 and convert to uint8"}.get(
+            dtype, f"for values from 0 to 1, multiply by 255 and convert to uint8: {convert}"
+        )
+        raise ImageError(f"{found}, expected uint8 values from 0 to 255; {hint}")
+    if 0 in shape:
+        raise ImageError(f"{found}, expected at least 1x1 pixels")

@@ -1,0 +1,82 @@
+"""A network made ready for inference: a copy with its BatchNorm folded into the convolutions."""
+
+from __future__ import annotations
+
+import copy
+import logging
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from zoo_seg.networks.layers import ConvNormAct
+from zoo_seg.networks.network import SegmentationNetwork
+
+_log = logging.getLogger("zoo_seg")
+
+
+def prepare(network: SegmentationNetwork, device: torch.device, dtype: torch.dtype) -> SegmentationNetwork:
+    """A copy in `eval()`, without the auxiliary head, folded and channels_last; the network stays as it was."""
+    aux_head, network.aux_head = network.aux_head, None
+    try:
+        plain = copy.deepcopy(network)
+    finally:
+        network.aux_head = aux_head
+    plain = SegmentationNetwork(plain.backbone, plain.head, None).eval().requires_grad_(False).float().to(device)
+    return fold_batchnorm(plain).to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+@torch.no_grad()
+def fold_batchnorm(network: SegmentationNetwork) -> SegmentationNetwork:
+    """Scale every convolution by the BatchNorm that alone reads it; the same function with fewer steps.
+
+    Which BatchNorm reads which convolution is observed in a run on noise, and the result is compared
+    with the network's; where they differ (a convolution read twice) the network is returned as it is.
+    """
+    weight = next(parameter for parameter in network.backbone.parameters() if parameter.ndim == 4)
+    noise = torch.randn(
+        1, weight.shape[1], 64, 64, device=weight.device, generator=torch.Generator(weight.device).manual_seed(0)
+    )
+    folded = copy.deepcopy(network)
+    for conv, norm in _pairs(folded, noise):
+        mean, var = norm.running_mean, norm.running_var
+        assert mean is not None and var is not None  # BatchNorm2d in eval() that had none would be no affine map
+        weight, bias = norm.weight, norm.bias
+        conv.weight, conv.bias = fuse_conv_bn_weights(conv.weight, conv.bias, mean, var, norm.eps, weight, bias)
+        _replace(folded, norm)
+    expected, got = network(noise), folded(noise)
+    if not torch.allclose(expected, got, rtol=1e-3, atol=1e-3 * float(expected.std())):
+        _log.info("BatchNorm is kept as it is: folding it would change this network's output")
+        return network
+    return folded
+
+
+def _pairs(network: SegmentationNetwork, noise: Tensor) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
+    """Each convolution with the BatchNorm that was handed its output."""
+    made_by: dict[int, tuple[nn.Conv2d, Tensor]] = {}  # the tensor is kept so that its id stays its own
+    pairs: dict[nn.Module, tuple[nn.Conv2d, nn.BatchNorm2d]] = {
+        block.norm: (block.conv, block.norm) for block in network.modules() if isinstance(block, ConvNormAct)
+    }
+
+    def watch(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if isinstance(module, nn.Conv2d):
+            made_by[id(output)] = module, output
+        elif isinstance(module, nn.BatchNorm2d) and id(inputs[0]) in made_by:
+            pairs[module] = made_by[id(inputs[0])][0], module
+
+    handles = [module.register_forward_hook(watch) for module in network.modules()]
+    try:
+        network(noise)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return list(pairs.values())
+
+
+def _replace(network: nn.Module, norm: nn.BatchNorm2d) -> None:
+    """Put what a BatchNorm did besides normalising (timm's carry an activation) in its place."""
+    rest = [part for part in norm.children() if not isinstance(part, nn.Identity)]
+    for module in network.modules():
+        for name, child in module.named_children():
+            if child is norm:
+                setattr(module, name, nn.Sequential(*rest) if rest else nn.Identity())

@@ -1,0 +1,174 @@
+"""What a prediction is: a class map that knows its class names, colours and picture."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
+
+from zoo_seg.errors import ImageError, OptionError
+
+_LONGEST_NAME = 40
+"""Characters of a class name that a legend shows."""
+_FEWEST_ROWS = 20
+"""A legend starts a second column only after so many rows, however small the picture."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Segmentation:
+    """The class map of one picture.
+
+    Raises:
+        OptionError: the parts do not fit each other.
+    """
+
+    mask: npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
+    """Class ids (H, W) at the picture's own size: uint8, or uint16 beyond 256 classes."""
+    classes: tuple[str, ...]
+    """The name of each class id."""
+    palette: tuple[tuple[int, int, int], ...]
+    """The RGB colour of each class id, 0..255."""
+    picture: npt.NDArray[np.uint8] | None = None
+    """The RGB picture (H, W, 3) that the mask belongs to; None where it was not kept."""
+
+    def __post_init__(self) -> None:
+        shape, dtype = self.mask.shape, self.mask.dtype
+        if len(shape) != 2 or 0 in shape or dtype not in (np.uint8, np.uint16):
+            raise OptionError(f"the mask is {dtype} of shape {shape}, expected uint8 or uint16 of shape (H, W)")
+        if len(self.classes) != len(self.palette):
+            raise OptionError(f"{len(self.classes)} classes but {len(self.palette)} palette colours, expected as many")
+        if self.mask.max() >= len(self.classes):
+            raise OptionError(f"the mask holds class id {self.mask.max()}, but there are {len(self.classes)} classes")
+        if self.picture is not None and self.picture.shape != (*shape, 3):
+            raise OptionError(f"the picture's shape is {self.picture.shape}, expected the mask's: {(*shape, 3)}")
+
+    def __repr__(self) -> str:
+        height, width = self.mask.shape
+        areas = self.areas()
+        parts = [f"{name} {_percent(share)}" for name, share in list(areas.items())[:3]]
+        if len(areas) > 3:
+            parts.append(f"and {len(areas) - 3} more")
+        return f"<Segmentation {width}x{height} pixels: {', '.join(parts)}>"
+
+    def areas(self) -> dict[str, float]:
+        """The share of the picture that each present class covers, largest first; they add up to 1.
+
+        Classes of the same name are added together.
+        """
+        areas: dict[str, float] = {}
+        for index, share in self._shares():
+            areas[self.classes[index]] = areas.get(self.classes[index], 0.0) + share
+        return dict(sorted(areas.items(), key=lambda item: -item[1]))
+
+    def _shares(self) -> list[tuple[int, float]]:
+        """(class id, share) of the present classes, largest first."""
+        counts = np.bincount(self.mask.ravel())
+        present = sorted(np.flatnonzero(counts).tolist(), key=lambda index: -counts[index])
+        return [(index, float(counts[index] / self.mask.size)) for index in present]
+
+    def colorize(self) -> Image.Image:
+        """The class map in the palette's colours: an RGB picture."""
+        return Image.fromarray(np.array(self.palette, dtype=np.uint8).take(self.mask, axis=0))
+
+    def overlay(self, alpha: float = 0.5, *, legend: bool = False) -> Image.Image:
+        """The picture with the class colours laid over it: an RGB picture.
+
+        Args:
+            alpha: how much of the colours: from 0 (the picture) to 1 (`colorize()`).
+            legend: add the present classes' names on the right.
+
+        Raises:
+            OptionError: `alpha` is out of range.
+            ImageError: the picture was not kept.
+        """
+        if not 0 <= alpha <= 1:
+            raise OptionError(f"alpha is {alpha}, expected a number from 0 (only the picture) to 1 (only the colours)")
+        if self.picture is None:
+            raise ImageError("this Segmentation has no picture to draw over; use colorize(), or build it with picture=")
+        blended = Image.blend(Image.fromarray(self.picture), self.colorize(), alpha)
+        if not legend:
+            return blended
+        font_size = min(max(blended.height // 36, 14), 48)
+        panel = self.legend(font_size=font_size, height=blended.height)
+        both = Image.new("RGB", (blended.width + panel.width, max(blended.height, panel.height)), "white")
+        both.paste(blended, (0, 0))
+        both.paste(panel, (blended.width, 0))
+        return both
+
+    def legend(self, *, font_size: int = 16, height: int = 600) -> Image.Image:
+        """The present classes, largest first: colour, name and share of the picture, on white.
+
+        Args:
+            font_size: the height of the text in pixels.
+            height: go on in a further column where a column would be higher than this (a column has
+                room for 20 classes in any case).
+
+        Raises:
+            OptionError: `font_size` is below 1.
+        """
+        if font_size < 1:
+            raise OptionError(f"font_size is {font_size}, expected at least 1 pixel (such as 16)")
+        font = ImageFont.load_default(font_size)
+        rows = [(self.palette[index], _short(self.classes[index]), _percent(share)) for index, share in self._shares()]
+        gap, row_height = font_size // 2 + 1, font_size * 3 // 2 + 1
+        name_width = round(max(font.getlength(name) for _, name, _ in rows))
+        column_width = font_size + name_width + round(font.getlength("100.0 %")) + 4 * gap
+        column_rows = max((height - 2 * gap) // row_height, _FEWEST_ROWS)
+        columns = -(-len(rows) // column_rows)
+        column_rows = -(-len(rows) // columns)  # columns of like length
+
+        image = Image.new("RGB", (columns * column_width, column_rows * row_height + 2 * gap), "white")
+        draw = ImageDraw.Draw(image)
+        for position, (colour, name, share) in enumerate(rows):
+            column, row = divmod(position, column_rows)
+            x, y = column * column_width + gap, row * row_height + gap
+            top, middle = y + (row_height - font_size) // 2, y + row_height // 2
+            draw.rectangle((x, top, x + font_size, top + font_size), fill=colour, outline="gray")
+            draw.text((x + font_size + gap, middle), name, "black", font, anchor="lm")
+            draw.text(((column + 1) * column_width - gap, middle), share, "dimgray", font, anchor="rm")
+        return image
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the class map as a PNG whose pixel values are the class ids.
+
+        Up to 256 classes it is a palette PNG (other tools read the ids and show the colours); beyond,
+        a 16-bit grey one. The folder is made; the file appears whole or not at all.
+
+        Returns:
+            The path written.
+
+        Raises:
+            OptionError: the file name does not end in .png (other formats would change the ids).
+            OSError: the folder cannot be written to.
+        """
+        path = Path(path)
+        if path.suffix.lower() != ".png":
+            raise OptionError(f"{path}: a class map is saved as PNG only; write '{path.stem or 'mask'}.png'")
+        if len(self.classes) > 256:
+            image = Image.fromarray(self.mask.astype(np.uint16, copy=False))
+        else:
+            image = Image.fromarray(self.mask.astype(np.uint8, copy=False))
+            colours = [channel for colour in self.palette for channel in colour]
+            image.putpalette(colours + [0] * (768 - len(colours)))  # all 256: some readers expect them
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+        try:
+            image.save(part, format="PNG")
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+        return path
+
+
+def _percent(share: float) -> str:
+    return f"{share:.1%}".replace("%", " %") if share >= 0.001 else "<0.1 %"
+
+
+def _short(name: str) -> str:
+    name = " ".join(name.split())  # one line
+    return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 3].rstrip() + "..."

@@ -1,0 +1,181 @@
+"""What a user calls weights becomes tensors under this library's names.
+
+A name goes to its record, the record to a verified file, the file to a state dict. The first load of
+a cached pickle leaves a safetensors copy beside it, which later loads map into memory.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import cast
+
+from safetensors.torch import save_file
+from timm.models import adapt_input_conv
+from torch import Tensor, nn
+
+from zoo_seg.errors import CheckpointError
+from zoo_seg.manifest import Weights, get_weights
+from zoo_seg.weights import cache
+from zoo_seg.weights.checkpoint import open_checkpoint
+from zoo_seg.weights.convert import Layout, convert
+from zoo_seg.weights.files import exclusive, replacing
+
+_log = logging.getLogger("zoo_seg")
+
+_NAMING = "1"
+"""Version of this library's own parameter names, kept in the copies so that old ones are made anew."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Tensors under this library's names, and what they say about the network."""
+
+    path: Path
+    tensors: Mapping[str, Tensor]
+    layout: Layout
+    """Whose names the file had."""
+    weights: Weights | None = None
+    """The published record, where the file was reached through one."""
+
+    @property
+    def num_classes(self) -> int:
+        """Read from the classifier's shape."""
+        return int(self._require("head.classifier.weight").shape[0])
+
+    @property
+    def neck(self) -> str | None:
+        """Which of Semantic FPN's necks the file holds; None for the other families."""
+        if "head.neck.lateral.0.bias" in self.tensors:
+            return "conv"
+        return "conv_norm_act" if "head.neck.lateral.0.conv.weight" in self.tensors else None
+
+    def _require(self, name: str) -> Tensor:
+        if name not in self.tensors:
+            raise CheckpointError(f"{self.path} has no {name!r}: it is not a network of this library's families")
+        return self.tensors[name]
+
+
+def load_checkpoint(model: str, pretrained: str | os.PathLike[str] | Weights, *, progress: bool = True) -> Checkpoint:
+    """Find, verify, open and rename weights.
+
+    Args:
+        model: a canonical model name, for tags.
+        pretrained: a tag (`"ade20k"`, `"ade20k_mmseg"`), a path, an `https://`, `file://` or
+            `hf://org/repo[@revision][/file]` link, or a record.
+
+    Raises:
+        UnknownNameError: neither a tag of this model nor a file.
+        DownloadError, CheckpointError: see `zoo_seg.errors`.
+    """
+    if isinstance(pretrained, Weights):
+        return _from_record(pretrained, progress)
+    name = os.fspath(pretrained)
+    if "://" in name:
+        return _from_cache(cache.fetch_link(name, progress=progress))
+    if Path(name).is_file():
+        return _open(Path(name))
+    if isinstance(pretrained, os.PathLike) or os.sep in name or Path(name).suffix in (".pth", ".pt", ".safetensors"):
+        raise CheckpointError(f"there is no file {name!r}; expected a .pth or .safetensors file, a link or a tag")
+    return _from_record(get_weights(model, name), progress)
+
+
+def _from_record(weights: Weights, progress: bool) -> Checkpoint:
+    checkpoint = _from_cache(cache.fetch(weights, progress=progress))
+    if checkpoint.num_classes != weights.num_classes:
+        raise CheckpointError(
+            f"{checkpoint.path} has {checkpoint.num_classes} classes, the record {weights.id} {weights.num_classes}; "
+            "the published file has changed. Load it by its path if you trust it"
+        )
+    return replace(checkpoint, weights=weights)
+
+
+def _from_cache(file: cache.CachedFile) -> Checkpoint:
+    """Open a verified file by way of its safetensors copy, which is made on the first load."""
+    if file.path.suffix == ".safetensors":
+        return _open(file.path)
+    copy = file.path.with_name(f"{file.path.name}.{file.sha256[:12]}.safetensors")
+    if cache.check(copy):
+        tensors, metadata = open_checkpoint(copy)
+        if metadata.get("naming") == _NAMING:
+            return Checkpoint(copy, tensors, cast(Layout, metadata["layout"]))
+    checkpoint = _open(file.path)
+    try:
+        _save_copy(checkpoint, copy, file.sha256)
+    except OSError as error:  # a read-only or full cache: the tensors are here all the same
+        _log.info("no safetensors copy of %s was kept: %s", file.path.name, error)
+    return checkpoint
+
+
+def _open(path: Path) -> Checkpoint:
+    tensors, _ = open_checkpoint(path)
+    renamed, layout = convert(tensors)
+    return Checkpoint(path, renamed, layout)
+
+
+def _save_copy(checkpoint: Checkpoint, copy: Path, source_sha256: str) -> None:
+    metadata = {"naming": _NAMING, "layout": checkpoint.layout, "source_sha256": source_sha256}
+    with exclusive(copy.with_name(f"{copy.name}.lock")):
+        if cache.check(copy):
+            return
+        with replacing(copy) as temporary:
+            save_file({name: tensor.contiguous() for name, tensor in checkpoint.tensors.items()}, temporary, metadata)
+        cache.write_record(copy)
+
+
+# --- tensors into a network ---------------------------------------------------------------------
+
+
+def classifier_names(tensors: Iterable[str]) -> set[str]:
+    """The tensors that depend on the classes: those of the main and the auxiliary classifier."""
+    return {name for name in tensors if re.match(r"(aux_)?head\.classifier\.", name)}
+
+
+def fill(network: nn.Module, checkpoint: Checkpoint, *, new_classifiers: bool = False) -> None:
+    """Put a checkpoint's tensors into a network (on the meta device or not), strictly.
+
+    The first convolution is adapted where the network takes another number of channels (its weights
+    are repeated and scaled, as timm does). The tensors are used as they are, not copied.
+
+    Args:
+        new_classifiers: leave the classifiers of both heads out; the caller initialises them.
+
+    Raises:
+        CheckpointError: a table of what is missing, unexpected, or of another shape.
+    """
+    expected = network.state_dict()
+    tensors = dict(checkpoint.tensors)
+    stem = next(name for name, tensor in expected.items() if tensor.ndim == 4)
+    if stem in tensors and tensors[stem].ndim == 4 and tensors[stem].shape[1] != expected[stem].shape[1]:
+        tensors[stem] = adapt_input_conv(expected[stem].shape[1], tensors[stem])
+    left_out = classifier_names(expected) if new_classifiers else set()
+    for name in left_out:
+        tensors.pop(name, None)
+    rows = [(name, "-", _shape(expected[name])) for name in expected if name not in tensors and name not in left_out]
+    rows += [(name, _shape(tensor), "-") for name, tensor in tensors.items() if name not in expected]
+    rows += [
+        (name, _shape(tensor), _shape(expected[name]))
+        for name, tensor in tensors.items()
+        if name in expected and tensor.shape != expected[name].shape
+    ]
+    if rows:
+        raise CheckpointError(_table(checkpoint.path, rows))
+    network.load_state_dict(tensors, strict=False, assign=True)
+
+
+def _shape(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "scalar"
+
+
+def _table(path: Path, rows: list[tuple[str, str, str]], most: int = 20) -> str:
+    """What does not fit, as text: one row a tensor, `-` where a side has none."""
+    shown = [("tensor", "in the file", "in the network"), *rows[:most]]
+    widths = [max(len(row[column]) for row in shown) for column in range(3)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in shown]
+    if len(rows) > most:
+        lines.append(f"... and {len(rows) - most} more")
+    return f"{path} does not fit the network in {len(rows)} tensors:\n  " + "\n  ".join(lines)
