@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -64,8 +64,8 @@ class SegmentationModel(SegmentationNetwork):
         images: Picture | Sequence[Picture],
         *,
         mode: Literal["whole", "slide"] = "whole",
-        crop: tuple[int, int] | None = None,
-        stride: tuple[int, int] | None = None,
+        crop: Sequence[int] | None = None,
+        stride: Sequence[int] | None = None,
         scales: Sequence[float] = (1.0,),
         flip: bool = False,
         resize: Literal["published"] | int | None = "published",
@@ -92,12 +92,8 @@ class SegmentationModel(SegmentationNetwork):
             ImageError: a picture cannot be read.
             OptionError: an option is not allowed.
         """
-        if mode == "slide":
-            crop = crop or (self.weights.recipe.crop if self.weights else None)
-            if crop is not None and stride is None:
-                stride = (max(crop[0] * 2 // 3, 1), max(crop[1] * 2 // 3, 1))
         one = isinstance(images, (str, Image.Image, np.ndarray, torch.Tensor)) or hasattr(images, "__fspath__")
-        results = self.predictor(device=device, dtype=dtype).stream(
+        results = self.stream(
             [images] if one else images,  # type: ignore[list-item, arg-type]
             mode=mode,
             crop=crop,
@@ -106,8 +102,32 @@ class SegmentationModel(SegmentationNetwork):
             flip=flip,
             resize=resize,
             batch_size=batch_size,
+            device=device,
+            dtype=dtype,
         )
         return next(results) if one else list(results)
+
+    def stream(
+        self,
+        images: Iterable[Picture],
+        *,
+        mode: Literal["whole", "slide"] = "whole",
+        crop: Sequence[int] | None = None,
+        stride: Sequence[int] | None = None,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype = "float32",
+        **options: Any,
+    ) -> Iterator[Any]:
+        """As `predict`, for any number of pictures: each result is yielded in order as soon as it is there.
+
+        The options are those of `predict` and `on_error=`, see `Predictor.stream`.
+        """
+        if mode == "slide":
+            crop = crop or (self.weights.recipe.crop if self.weights else None)
+            if crop is not None and stride is None:
+                stride = [max(side * 2 // 3, 1) for side in crop]
+        predictor = self.predictor(device=device, dtype=dtype)
+        return predictor.stream(images, mode=mode, crop=crop, stride=stride, **options)
 
     def predictor(self, *, device: str | torch.device | None = None, dtype: str | torch.dtype = "float32") -> Predictor:
         """The network made ready for many pictures; kept until the options or the network's values change."""

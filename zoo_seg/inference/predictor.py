@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby
-from typing import Literal
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from zoo_seg.errors import OptionError
+from zoo_seg.errors import ImageError, OptionError
 from zoo_seg.inference.labels import class_map
 from zoo_seg.inference.picture import RGB, Picture, read_picture
 from zoo_seg.inference.prepare import prepare
@@ -19,6 +21,9 @@ from zoo_seg.inference.protocol import Protocol, Rules, Size, combine, passes, s
 from zoo_seg.inference.segmentation import Segmentation
 from zoo_seg.manifest import Preprocess, Resize
 from zoo_seg.networks.network import SegmentationNetwork
+
+A = TypeVar("A")
+B = TypeVar("B")
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """The types a network computes in."""
@@ -97,14 +102,18 @@ class Predictor:
         images: Iterable[Picture],
         *,
         mode: Literal["whole", "slide"] = "whole",
-        crop: Size | None = None,
-        stride: Size | None = None,
+        crop: Sequence[int] | None = None,
+        stride: Sequence[int] | None = None,
         scales: Sequence[float] = (1.0,),
         flip: bool = False,
         resize: Literal["published"] | int | None = "published",
         batch_size: int = 1,
-    ) -> Iterator[Segmentation]:
+        on_error: Literal["raise", "yield"] = "raise",
+    ) -> Iterator[Any]:
         """The class map of each picture, in order, as soon as it is there.
+
+        The next pictures are read and resized while the network works; memory stays bounded however
+        many there are.
 
         Args:
             images: paths, PIL pictures, RGB uint8 arrays (H, W, 3) or tensors (3, H, W).
@@ -114,23 +123,52 @@ class Predictor:
             resize: `"published"` is the test size of the weights' record (the picture's own without
                 a record); a number of pixels for the shorter side; None for the picture's own.
             batch_size: how many neighbouring pictures of one size go through the network together.
+            on_error: what to do with a picture that cannot be read: raise its ImageError, or yield
+                it in the place of a Segmentation and go on.
 
         Raises:
-            OptionError, ImageError: before any work on the picture concerned.
+            OptionError: an option is not allowed; at once, before a picture is read.
+            ImageError: a picture cannot be read.
         """
         if batch_size < 1:
             raise OptionError(f"batch_size is {batch_size}; expected at least 1")
         protocol = Protocol.of(mode, crop, stride, scales, flip, self.rules)
         target = self._resize(resize)
-        for _, group in groupby((read_picture(image) for image in images), key=lambda picture: picture.shape):
-            batch: list[RGB] = []
-            for picture in group:
-                batch.append(picture)
-                if len(batch) == batch_size:
-                    yield from self._predict(batch, protocol, target)
-                    batch = []
-            if batch:
-                yield from self._predict(batch, protocol, target)
+        resized_size(1, 1, target)  # refuses a size of zero before work begins
+        return self._stream(images, protocol, target, batch_size, on_error)
+
+    def _stream(
+        self,
+        images: Iterable[Picture],
+        protocol: Protocol,
+        target: Resize | int | None,
+        batch_size: int,
+        on_error: Literal["raise", "yield"],
+    ) -> Iterator[Segmentation | ImageError]:
+        def prepare_one(image: Picture) -> _Prepared | ImageError:
+            try:
+                picture = read_picture(image)
+                return _Prepared(picture, self._inputs(picture, target, protocol))
+            except ImageError as error:
+                return error
+
+        batch: list[_Prepared] = []
+        for item in in_order(images, prepare_one, ahead=2 * batch_size):
+            if isinstance(item, ImageError):
+                yield from self._predict(batch, protocol)
+                batch = []
+                if on_error == "raise":
+                    raise item
+                yield item
+                continue
+            if batch and item.picture.shape != batch[0].picture.shape:
+                yield from self._predict(batch, protocol)
+                batch = []
+            batch.append(item)
+            if len(batch) == batch_size:
+                yield from self._predict(batch, protocol)
+                batch = []
+        yield from self._predict(batch, protocol)
 
     def _resize(self, resize: Literal["published"] | int | None) -> Resize | int | None:
         if resize == "published":
@@ -139,34 +177,46 @@ class Predictor:
             raise OptionError(f"resize is {resize!r}; expected 'published', a number of pixels, or None")
         return resize
 
+    def _inputs(self, picture: RGB, target: Resize | int | None, protocol: Protocol) -> list[Tensor]:
+        """The normalised input at the test size; mmseg's rule wants one for every scale, resized from the picture."""
+        size = (picture.shape[0], picture.shape[1])
+        if protocol.rules == "mmseg" and not protocol.is_single_scale:
+            sizes = [resized_size(*size, _scaled(target, size, scale)) for scale in protocol.scales]
+        else:
+            sizes = [resized_size(*size, target)]
+        mean, std = self.preprocess.mean, self.preprocess.std
+        return [normalise(resize_uint8(picture, *each), mean, std) for each in sizes]
+
     @torch.inference_mode()
-    def _predict(self, pictures: list[RGB], protocol: Protocol, target: Resize | int | None) -> list[Segmentation]:
-        """Pictures of one size."""
-        size = (pictures[0].shape[0], pictures[0].shape[1])
-        test_size = resized_size(*size, target)
-        looks = passes(self.network, self._inputs(pictures, test_size, target, protocol), protocol)
+    def _predict(self, batch: list[_Prepared], protocol: Protocol) -> list[Segmentation]:
+        """Pictures of one size, in one pass of the network."""
+        if not batch:
+            return []
+        size = (batch[0].picture.shape[0], batch[0].picture.shape[1])
+        inputs = [
+            torch.cat(each).to(self.device, self.dtype) for each in zip(*(item.inputs for item in batch), strict=True)
+        ]
+        if len(inputs) == 1:
+            inputs = scaled_inputs(inputs[0], protocol)
+        looks = passes(self.network, inputs, protocol)
         if protocol.is_plain:
+            test_size = (inputs[0].shape[-2], inputs[0].shape[-1])
             masks = class_map(next(looks), [size] if self.rules == "ssseg" else [test_size, size])
         else:
             masks = class_map(combine(looks, size, protocol), [size])
         dtype = np.uint8 if len(self.classes) <= 256 else np.uint16
         return [
-            Segmentation(mask.astype(dtype, copy=False), self.classes, self.palette, picture)
-            for mask, picture in zip(masks.cpu().numpy(), pictures, strict=True)
+            Segmentation(mask.astype(dtype, copy=False), self.classes, self.palette, item.picture)
+            for mask, item in zip(masks.cpu().numpy(), batch, strict=True)
         ]
 
-    def _inputs(self, pictures: list[RGB], size: Size, target: Resize | int | None, protocol: Protocol) -> list[Tensor]:
-        """The normalised input of every scale; mmseg's are resized from the pictures, ssseg's from the tensor."""
-        if protocol.rules == "mmseg":
-            height, width = pictures[0].shape[:2]
-            sizes = [resized_size(height, width, _scaled(target, size, scale)) for scale in protocol.scales]
-            return [self._normalised(pictures, each) for each in sizes]
-        return scaled_inputs(self._normalised(pictures, size), protocol)
 
-    def _normalised(self, pictures: list[RGB], size: Size) -> Tensor:
-        mean, std = self.preprocess.mean, self.preprocess.std
-        batch = torch.cat([normalise(resize_uint8(picture, *size), mean, std) for picture in pictures])
-        return batch.to(device=self.device, dtype=self.dtype)
+@dataclass(frozen=True)
+class _Prepared:
+    """A picture and what the network is given for it."""
+
+    picture: RGB
+    inputs: list[Tensor]
 
 
 def _scaled(target: Resize | int | None, size: Size, scale: float) -> Resize:
@@ -176,3 +226,19 @@ def _scaled(target: Resize | int | None, size: Size, scale: float) -> Resize:
     elif target is None:
         target = Resize(min(size), max(size))
     return Resize(max(int(target.short * scale), 1), max(int(target.long * scale), 1))
+
+
+def in_order(items: Iterable[A], work: Callable[[A], B], *, ahead: int) -> Iterator[B]:
+    """`map(work, items)` in a few threads that are never more than `ahead` items in front."""
+    waiting: deque[Future[B]] = deque()
+    with ThreadPoolExecutor(max_workers=2, thread_name_prefix="zoo_seg-read") as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(work, item))
+                if len(waiting) > ahead:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()

@@ -119,7 +119,7 @@ def _open(path: Path) -> Checkpoint:
 
 def _save_copy(checkpoint: Checkpoint, copy: Path, source_sha256: str) -> None:
     metadata = {"naming": _NAMING, "layout": checkpoint.layout, "source_sha256": source_sha256}
-    with exclusive(copy.with_name(f"{copy.name}.lock")):
+    with exclusive(copy.with_name(".lock")):
         if cache.check(copy):
             return
         with replacing(copy) as temporary:

@@ -1,0 +1,31 @@
+"""`zoo-seg download`"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from zoo_seg.errors import DownloadError, OptionError
+from zoo_seg.manifest import get_weights, list_weights
+from zoo_seg.weights import cache
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Fetch each record; go on past a failure and report it."""
+    if bool(arguments.ids) == arguments.all:
+        raise OptionError("name the weights to fetch (see 'zoo-seg list'), or pass --all, but not both")
+    records = list_weights() if arguments.all else [get_weights(name) for name in arguments.ids]
+    failed = 0
+    for record in records:
+        try:
+            path = cache.export(record, Path(arguments.to)) if arguments.to else cache.fetch(record).path
+            print(f"{record.id}  {path}")
+        except DownloadError as error:
+            failed += 1
+            print(f"zoo-seg: {record.id}: {error}", file=sys.stderr)
+    if arguments.to and failed < len(records):
+        print(f"use it with ZOO_SEG_MIRROR={Path(arguments.to).resolve()}")
+    if failed:
+        print(f"zoo-seg: {failed} of {len(records)} could not be fetched", file=sys.stderr)
+    return 1 if failed else 0

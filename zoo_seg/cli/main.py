@@ -1,0 +1,191 @@
+"""Arguments of every verb, and one place that turns an exception into a message and an exit code.
+
+A verb is the module of its name beside this one, imported when it is called: `list`, `info`,
+`download` and `verify` never load torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import zoo_seg
+from zoo_seg.errors import OptionError, UnknownNameError, ZooSegError
+
+_EPILOG = """\
+environment:
+  ZOO_SEG_HOME      where downloaded weights are kept (default ~/.cache/zoo_seg)
+  ZOO_SEG_MIRROR    a folder or http(s) address where weights are looked up by file name first
+  ZOO_SEG_OFFLINE   1: never use the network
+  ZOO_SEG_MANIFEST  further manifests of your own weights
+
+exit code: 0 done, 1 the work failed, 2 wrong usage
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Names the verb's own help in a usage error."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\ntry '{self.prog} --help'\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line; return its exit code: 0 done, 1 the work failed, 2 wrong usage."""
+    arguments = _parser().parse_args(argv)
+    verb = importlib.import_module(f"zoo_seg.cli.{arguments.verb.replace('-', '_')}")
+    try:
+        code: int = verb.run(arguments)
+        sys.stdout.flush()
+        return code
+    except (OptionError, UnknownNameError) as error:
+        return _fail(error, 2)
+    except (ZooSegError, OSError) as error:
+        if isinstance(error, BrokenPipeError):  # `zoo-seg list | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        return _fail(error, 1)
+    except KeyboardInterrupt:
+        return _fail("interrupted; run the same command again to go on", 130)
+
+
+def _fail(message: object, code: int) -> int:
+    print(f"zoo-seg: error: {message}", file=sys.stderr)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="zoo-seg",
+        description="Published semantic segmentation networks: find, fetch and use them.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"zoo_seg {zoo_seg.__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    _add_list(verbs)
+    _add_info(verbs)
+    _add_download(verbs)
+    _add_verify(verbs)
+    _add_predict(verbs)
+    return parser
+
+
+def _verb(verbs: Any, name: str, summary: str, description: str = "", examples: str = "") -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = verbs.add_parser(
+        name,
+        help=summary,
+        description=description or summary[0].upper() + summary[1:] + ".",
+        epilog=f"examples:\n{examples}" if examples else None,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    return parser
+
+
+def _add_list(verbs: Any) -> None:
+    parser = _verb(
+        verbs,
+        "list",
+        "show the published weights as a table",
+        examples="  zoo-seg list --dataset ade20k --sort miou\n  zoo-seg list --model 'pspnet*' --json",
+    )
+    parser.add_argument("--model", metavar="NAME", help="a model name, alias or pattern such as 'pspnet*'")
+    parser.add_argument("--dataset", metavar="NAME", help="voc, ade20k or cityscapes")
+    parser.add_argument("--source", metavar="NAME", help="ssseg or mmseg")
+    parser.add_argument("--min-miou", type=float, metavar="PERCENT", help="at least this published single-scale mIoU")
+    parser.add_argument("--max-parameters", type=float, metavar="MILLIONS", help="at most so many million parameters")
+    parser.add_argument(
+        "--sort", choices=["miou", "parameters", "dataset", "model", "source"], help="order of the rows"
+    )
+    parser.add_argument("--json", action="store_true", help="print everything known about each as JSON")
+
+
+def _add_info(verbs: Any) -> None:
+    parser = _verb(
+        verbs,
+        "info",
+        "show everything known about one set of weights",
+        examples="  zoo-seg info pspnet_resnet50_os8.ade20k\n  zoo-seg info pspnet_r50_os8",
+    )
+    parser.add_argument("id", metavar="ID", help="'model.tag' as listed, or a model name for its architecture and tags")
+    parser.add_argument("--json", action="store_true", help="print the record as JSON")
+
+
+def _add_download(verbs: Any) -> None:
+    parser = _verb(
+        verbs,
+        "download",
+        "fetch weights into the cache, or into a folder for machines without network",
+        "Fetch and verify weights. With --to the files are put into a folder that serves as ZOO_SEG_MIRROR.",
+        "  zoo-seg download pspnet_resnet50_os8.ade20k\n  zoo-seg download --all --to /media/stick/zoo",
+    )
+    parser.add_argument("ids", nargs="*", metavar="ID", help="'model.tag' as listed")
+    parser.add_argument("--all", action="store_true", help="all published weights")
+    parser.add_argument("--to", metavar="DIR", help="put the files here instead of into the cache")
+
+
+def _add_verify(verbs: Any) -> None:
+    _verb(
+        verbs,
+        "verify",
+        "hash everything in the cache again",
+        "Hash every cached file again. A damaged one is set aside as <name>.damaged, and fetched again at its next "
+        "use; the exit code is 1 then.",
+    )
+
+
+def _size(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number of pixels")
+    return value
+
+
+def _resize(text: str) -> int | str | None:
+    return {"published": "published", "none": None}[text] if text in ("published", "none") else _size(text)
+
+
+def _add_predict(verbs: Any) -> None:
+    parser = _verb(
+        verbs,
+        "predict",
+        "write the class maps of pictures",
+        "Write <stem>_mask.png (a palette PNG of class ids) and <stem>_overlay.png for each picture, under the "
+        "picture's folder below --out. What is there already is kept; a broken picture is named and passed over.",
+        "  zoo-seg predict street.jpg --model pspnet_resnet50_os8 --weights ade20k --out out/\n"
+        "  zoo-seg predict pictures/ 'more/*.png' --weights fcn_resnet101_os8.cityscapes --out out/ --dtype bfloat16",
+    )
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="pictures, folders (searched through) or globs")
+    parser.add_argument("--out", required=True, metavar="DIR", help="where to write")
+    parser.add_argument("--model", metavar="NAME", help="a model name; not needed where --weights is an id")
+    parser.add_argument(
+        "--weights",
+        required=True,
+        metavar="W",
+        help="a tag (ade20k), an id (model.tag), a path, or an https:// or hf:// link",
+    )
+    parser.add_argument("--mode", choices=["whole", "slide"], default="whole", help="the whole picture, or windows")
+    parser.add_argument(
+        "--crop", nargs=2, type=_size, metavar=("H", "W"), help="the window (default: the training crop)"
+    )
+    parser.add_argument("--stride", nargs=2, type=_size, metavar=("H", "W"), help="default: two thirds of the window")
+    parser.add_argument("--scales", nargs="+", type=float, default=[1.0], metavar="S", help="average over these scales")
+    parser.add_argument("--flip", action="store_true", help="average with the mirrored picture")
+    parser.add_argument(
+        "--resize",
+        type=_resize,
+        default="published",
+        metavar="SIZE",
+        help="'published' (the weights' test size), 'none', or pixels for the shorter side",
+    )
+    parser.add_argument("--batch-size", type=_size, default=1, metavar="N", help="pictures of one size at a time")
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: cuda where there is one)")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="to compute in")
+    parser.add_argument("--alpha", type=float, default=0.5, help="how much of the colours in the overlay, 0 to 1")
+    parser.add_argument("--legend", action="store_true", help="class names and areas beside the overlay")
+    parser.add_argument("--no-overlay", action="store_true", help="write the masks only")
+    parser.add_argument("--overwrite", action="store_true", help="do everything again")

@@ -1,0 +1,213 @@
+"""`zoo-seg predict`"""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from zoo_seg.errors import ImageError, OptionError
+from zoo_seg.factory import create_model
+from zoo_seg.inference.segmentation import Segmentation
+from zoo_seg.manifest import get_weights
+from zoo_seg.model import SegmentationModel
+
+_SETTINGS = "zoo_seg_predict.json"
+"""Written beside the results: what made them, so that a second run goes on with its own work only."""
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A picture and the files to write for it."""
+
+    picture: Path
+    mask: Path
+    overlay: Path | None
+
+    def is_done(self) -> bool:
+        """The results are there and newer than the picture."""
+        try:
+            time = self.picture.stat().st_mtime
+            return all(path.stat().st_mtime >= time for path in (self.mask, self.overlay) if path is not None)
+        except OSError:
+            return False
+
+
+@dataclass
+class _Report:
+    """What became of every picture."""
+
+    done: int = 0
+    kept: int = 0
+    failures: list[tuple[Path, str]] = field(default_factory=list)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Predict every picture; go on past a broken one, name it at the end and return 1."""
+    if not 0 <= arguments.alpha <= 1:
+        raise OptionError(f"--alpha is {arguments.alpha}; expected a number from 0 to 1")
+    report = _Report()
+    out = Path(arguments.out)
+    jobs = list(_plan(arguments.paths, out, not arguments.no_overlay, report))
+    settings = {name: value for name, value in vars(arguments).items() if name not in _NOT_SETTINGS}
+    if not arguments.overwrite:
+        _refuse_other_settings(out, settings)
+        report.kept = sum(job.is_done() for job in jobs)
+        jobs = [job for job in jobs if not job.is_done()]
+    if jobs:
+        model = _load(arguments)
+        out.mkdir(parents=True, exist_ok=True)
+        (out / _SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        _predict(model, jobs, arguments, report)
+    for picture, reason in report.failures:
+        print(f"zoo-seg: {picture}: {reason}", file=sys.stderr)
+    counts = [(report.done, "done"), (report.kept, "already there"), (len(report.failures), "failed")]
+    print(", ".join(f"{count} {what}" for count, what in counts if count) + f"; results in {out}")
+    return 1 if report.failures else 0
+
+
+# --- which pictures -----------------------------------------------------------------------------
+
+
+def _plan(paths: Sequence[str], out: Path, overlay: bool, report: _Report) -> Iterator[_Job]:
+    """A job for every picture; two that would write the same files: the second one fails."""
+    taken: dict[Path, Path] = {}
+    for picture, folder in _pictures(paths, out):
+        target = out / folder / picture.stem
+        mask = target.with_name(f"{target.name}_mask.png")
+        if taken.setdefault(mask, picture) == picture:
+            yield _Job(picture, mask, target.with_name(f"{target.name}_overlay.png") if overlay else None)
+        else:
+            report.failures.append(
+                (picture, f"would overwrite the result of {taken[mask]} ({mask}); give it another --out")
+            )
+
+
+def _pictures(paths: Sequence[str], out: Path) -> Iterator[tuple[Path, Path]]:
+    """Every picture with the folder it lies in, relative to the folder that was named; each once."""
+    seen: set[Path] = set()
+    results = out.resolve()
+    for text in paths:
+        named = Path(text)
+        if named.is_dir():
+            found = [(each, each.relative_to(named).parent) for each in _walk(named)]
+            if not found:
+                raise OptionError(f"{named} holds no pictures ({', '.join(sorted(_suffixes()))})")
+            # A second run with --out inside the folder must not predict the first one's results.
+            found = [
+                (each, folder)
+                for each, folder in found
+                if results not in each.resolve().parents or results == named.resolve()
+            ]
+        elif named.exists() or not glob.has_magic(text):
+            found = [(named, Path())]
+        else:
+            root = _fixed_part(text)
+            matches = sorted(Path(each) for each in glob.glob(text, recursive=True))  # noqa: PTH207  (absolute ones too)
+            found = [(each, each.relative_to(root).parent) for each in matches if each.is_file()]
+            if not found:
+                raise OptionError(f"no file matches {text!r}")
+        for each, folder in found:
+            if each not in seen:
+                seen.add(each)
+                yield each, folder
+
+
+def _walk(folder: Path) -> list[Path]:
+    suffixes = _suffixes()
+    return sorted(
+        each
+        for each in folder.rglob("*")
+        if each.suffix.lower() in suffixes and each.is_file() and not each.stem.endswith(("_mask", "_overlay"))
+    )
+
+
+def _suffixes() -> set[str]:
+    """The file endings that Pillow reads as pictures."""
+    extensions = Image.registered_extensions()
+    return {suffix for suffix, kind in extensions.items() if kind in Image.OPEN and kind not in ("PDF", "MPEG", "HDF5")}
+
+
+def _fixed_part(pattern: str) -> Path:
+    """The folders of a glob in front of its first wildcard."""
+    parts = []
+    for part in Path(pattern).parts[:-1]:
+        if glob.has_magic(part):
+            break
+        parts.append(part)
+    return Path(*parts)
+
+
+# --- with which network -------------------------------------------------------------------------
+
+_NOT_SETTINGS = {"verb", "paths", "out", "overwrite", "device", "batch_size"}
+"""Arguments that do not change what is written for a picture."""
+
+
+def _refuse_other_settings(out: Path, settings: dict[str, Any]) -> None:
+    """Results of other settings in the same folder would be taken for this run's."""
+    try:
+        before = json.loads((out / _SETTINGS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    different = [name for name in settings if before.get(name) != settings[name]]
+    if different:
+        what = ", ".join(f"{name} {before.get(name)!r} (now {settings[name]!r})" for name in different)
+        raise OptionError(f"{out} holds results made with {what}; choose another --out, or add --overwrite")
+
+
+def _load(arguments: argparse.Namespace) -> SegmentationModel:
+    name, weights = arguments.model, arguments.weights
+    if name is None:
+        model, dot, tag = weights.partition(".")
+        if not dot or os.sep in weights:
+            raise OptionError(
+                f"--weights {weights} needs a --model (see 'zoo-seg list'), or be an id such as 'model.tag'"
+            )
+        record = get_weights(model, tag)
+        return create_model(record.model, record)
+    return create_model(name, weights)
+
+
+def _predict(model: SegmentationModel, jobs: list[_Job], arguments: argparse.Namespace, report: _Report) -> None:
+    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    results = model.stream(
+        [job.picture for job in jobs],
+        mode=arguments.mode,
+        crop=arguments.crop,
+        stride=arguments.stride,
+        scales=arguments.scales,
+        flip=arguments.flip,
+        resize=arguments.resize,
+        batch_size=arguments.batch_size,
+        device=device,
+        dtype=arguments.dtype,
+        on_error="yield",
+    )
+    # disable=None: a bar on a terminal only
+    for job, result in tqdm(zip(jobs, results, strict=True), total=len(jobs), unit="picture", disable=None):
+        if isinstance(result, ImageError):
+            report.failures.append((job.picture, str(result)))
+            continue
+        _write(job, result, arguments.alpha, arguments.legend)
+        report.done += 1
+
+
+def _write(job: _Job, result: Segmentation, alpha: float, legend: bool) -> None:
+    """The overlay first: a mask means that the picture is done."""
+    job.mask.parent.mkdir(parents=True, exist_ok=True)
+    if job.overlay is not None:
+        part = job.overlay.with_name(f".{job.overlay.name}.part")
+        result.overlay(alpha, legend=legend).save(part, format="PNG", compress_level=1)
+        part.replace(job.overlay)
+    result.save(job.mask)

@@ -1,0 +1,40 @@
+"""Tables and JSON on a terminal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from zoo_seg.manifest import Weights
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], right: Iterable[int] = ()) -> str:
+    """Aligned columns under a head; the columns of `right` are aligned to the right."""
+    right = set(right)
+    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
+    lines = []
+    for row in (head, ["-" * width for width in widths], *rows):
+        cells = [
+            cell.rjust(width) if column in right else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def record_as_json(record: Weights) -> dict[str, Any]:
+    """Everything in a record, with the single-scale mIoU beside it."""
+    return {**asdict(record), "miou": record.miou}
+
+
+def print_json(value: Weights | Sequence[Weights]) -> None:
+    """Print one record or a list of them."""
+    data = record_as_json(value) if isinstance(value, Weights) else [record_as_json(record) for record in value]
+    print(json.dumps(data, indent=2, ensure_ascii=False))
+
+
+def megabytes(size: int) -> str:
+    """A number of bytes for people."""
+    return f"{size / 1e6:.1f} MB"
