@@ -76,7 +76,9 @@ def load_checkpoint(model: str, pretrained: str | os.PathLike[str] | Weights, *,
         return _from_record(pretrained, progress)
     name = os.fspath(pretrained)
     if "://" in name:
-        return _from_cache(cache.fetch_link(name, progress=progress))
+        linked = cache.fetch_link(name, progress=progress)
+        # A file of the user's own is read where it is and gets no copy beside it.
+        return _open(linked.path) if name.startswith("file://") else _from_cache(linked)
     if Path(name).is_file():
         return _open(Path(name))
     if isinstance(pretrained, os.PathLike) or os.sep in name or Path(name).suffix in (".pth", ".pt", ".safetensors"):
