@@ -125,13 +125,10 @@ def _load(
     architecture: Architecture, checkpoint: Checkpoint, num_classes: int | None, in_chans: int
 ) -> SegmentationNetwork:
     """The checkpoint's network: built without values, which then are the file's own."""
-    options: dict[str, Any] = dict(checkpoint.weights.network) if checkpoint.weights else {}
-    if architecture.family == "semanticfpn" and checkpoint.neck and not options:
-        options["neck"] = checkpoint.neck
     found = checkpoint.num_classes
     anew = num_classes is not None and num_classes != found
     with torch.device("meta"):
-        network = _build(architecture, num_classes or found, in_chans, **options)
+        network = _build(architecture, num_classes or found, in_chans, **checkpoint.network_options)
     fill(network, checkpoint, new_classifiers=anew)
     if anew:
         names = sorted(classifier_names(network.state_dict()))

@@ -233,8 +233,6 @@ class Weights:
     provenance: Provenance
     parameters: int
     """Trainable values of the network, auxiliary head included."""
-    network: Mapping[str, str | int] = field(default_factory=dict)
-    """Further arguments of the network's head, e.g. `{"neck": "conv"}`."""
 
     def __post_init__(self) -> None:
         _check(bool(self.files), "files is empty, expected at least one")
@@ -290,10 +288,6 @@ def _decode(kind: Any, value: Any, path: tuple[str | int, ...], known: Mapping[s
         return tuple(
             _decode(each, item, (*path, i)) for i, (each, item) in enumerate(zip(arguments, value, strict=True))
         )
-    if isinstance(origin, type) and issubclass(origin, Mapping):
-        if not isinstance(value, dict):
-            raise _Mistake(f"found {_show(value)}, expected an object", *path)
-        return {key: _decode(arguments[1], item, (*path, key)) for key, item in value.items()}
     if kind is float and type(value) is int:
         return float(value)
     if type(value) is kind:

@@ -66,6 +66,7 @@ def build_network(
     output_stride: int | None = None,
     in_chans: int = 3,
     backbone_pretrained: bool = False,
+    aux_channels: int | None = None,
     **head_options: Any,
 ) -> SegmentationNetwork:
     """Build a network of a family on a timm backbone, with random values but for the backbone on request.
@@ -77,8 +78,8 @@ def build_network(
         output_stride: of the backbone's last map; None keeps the backbone's own.
         in_chans: channels of the picture.
         backbone_pretrained: fetch timm's ImageNet weights for the backbone.
-        head_options: `channels=` for every family (the auxiliary head of FCN and PSPNet has the same),
-            `neck=` for Semantic FPN.
+        aux_channels: width of the auxiliary head of FCN and PSPNet; None is that of the head.
+        head_options: `channels=` (width of the head) for every family, `neck=` for Semantic FPN.
     """
     if family not in FAMILIES:
         raise UnknownNameError(f"there is no family {family!r}; known are {', '.join(FAMILIES)}")
@@ -94,5 +95,7 @@ def build_network(
         head = kind.head(channels, num_classes, **head_options)
     except TypeError as error:
         raise OptionError(f"{family} does not take these options: {error}") from None
-    aux_head = FCNHead(channels, num_classes, num_convs=1, level=-2, **head_options) if kind.auxiliary else None
-    return SegmentationNetwork(body, head, aux_head)
+    if not kind.auxiliary:
+        return SegmentationNetwork(body, head, None)
+    width = aux_channels or head_options.get("channels", 512)
+    return SegmentationNetwork(body, head, FCNHead(channels, num_classes, channels=width, num_convs=1, level=-2))

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from safetensors.torch import save_file
 from timm.models import adapt_input_conv
@@ -48,14 +48,17 @@ class Checkpoint:
         return int(self._require("head.classifier.weight").shape[0])
 
     @property
-    def neck(self) -> str | None:
-        """Which of Semantic FPN's necks the file holds; None for the other families."""
+    def network_options(self) -> dict[str, Any]:
+        """What the shapes say about the network: the heads' widths and which of Semantic FPN's necks it is."""
+        options: dict[str, Any] = {"channels": int(self._require("head.classifier.weight").shape[1])}
+        if "aux_head.classifier.weight" in self.tensors:
+            options["aux_channels"] = int(self.tensors["aux_head.classifier.weight"].shape[1])
         if "head.neck.lateral.0.bias" in self.tensors:
-            return "conv"
-        return "conv_norm_act" if "head.neck.lateral.0.conv.weight" in self.tensors else None
+            options["neck"] = "conv"
+        return options
 
     def _require(self, name: str) -> Tensor:
-        if name not in self.tensors:
+        if name not in self.tensors or self.tensors[name].ndim != 4:
             raise CheckpointError(f"{self.path} has no {name!r}: it is not a network of this library's families")
         return self.tensors[name]
 
