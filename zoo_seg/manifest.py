@@ -325,19 +325,37 @@ def _show(value: Any) -> str:
 
 def _suggest(name: str, known: Iterable[str]) -> str:
     known = list(known)
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or [each for each in known if name and name in each]
     if close:
         return f"did you mean {' or '.join(map(repr, close))}?"
     return f"known are {', '.join(known)}" if known else "none is known"
 
 
+class _Duplicate(Exception):
+    """A key stands twice in one object, which JSON allows and nobody means."""
+
+
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in result:
-            raise _Mistake(f"the key {key!r} stands twice in one object")
-        result[key] = value
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        raise _Duplicate
     return result
+
+
+def _find_duplicate(text: str) -> tuple[str, int]:
+    """The first key that stands twice in one object, and the line where it does so the second time."""
+    seen: list[set[str]] = []
+    for token in re.finditer(r'("(?:[^"\\]|\\.)*")(\s*:)?|[{}\[\]]', text):
+        if token[0] in "{[":
+            seen.append(set())
+        elif token[0] in "}]":
+            seen.pop()
+        elif token[2]:
+            key: str = json.loads(token[1])
+            if key in seen[-1]:
+                return key, text.count("\n", 0, token.start()) + 1
+            seen[-1].add(key)
+    raise AssertionError("called for a text without duplicates")
 
 
 def _line_of(text: str, path: tuple[str | int, ...]) -> int:
@@ -425,6 +443,9 @@ def read_manifest(path: Path, base: Manifest = _EMPTY) -> Manifest:
         return _decode_manifest(raw, base)
     except json.JSONDecodeError as error:
         raise ManifestError(f"{path}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}") from None
+    except _Duplicate:
+        key, number = _find_duplicate(text)
+        raise ManifestError(f"{path}:{number}: the key {key!r} stands twice in one object") from None
     except RecursionError:
         raise ManifestError(f"{path}: nested too deeply for a manifest") from None
     except _Mistake as mistake:
@@ -482,7 +503,7 @@ def _decode_weights(
     for name, known in names.items():
         if name not in value:
             raise _Mistake(f"the key {name!r} is missing", *path)
-        if value[name] not in known:
+        if not isinstance(value[name], str) or value[name] not in known:
             raise _Mistake(f"no {name} {_show(value[name])}; {_suggest(str(value[name]), known)}", *path, name)
     source, dataset = sources[value["source"]], datasets[value["dataset"]]
     tag = f"{value['dataset']}_{value['source']}"
@@ -534,8 +555,13 @@ def _load(paths: tuple[tuple[Path, tuple[int, int]], ...]) -> Manifest:
 
 def canonical_name(name: str) -> str:
     """`semantic_fpn_r50` -> `semanticfpn_resnet50`: what an alias stands for; other names unchanged."""
-    name = re.sub(r"^semantic_fpn_", "semanticfpn_", name)
-    return re.sub(r"_r(50|101)(?=_|$)", r"_resnet\1", name)
+    name = re.sub(r"^semantic_fpn(?![a-z0-9])", "semanticfpn", name)
+    return re.sub(r"_r(50|101)(?![a-z0-9])", r"_resnet\1", name)
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """Whether a pattern, or what it stands for, fits; a user's own `mine_r50` keeps its name."""
+    return fnmatchcase(name, pattern) or fnmatchcase(name, canonical_name(pattern))
 
 
 def list_models(pattern: str | None = None) -> list[str]:
@@ -545,10 +571,7 @@ def list_models(pattern: str | None = None) -> list[str]:
         pattern: keep the names that match, with `*` and `?` as in file names: `"pspnet*"`.
     """
     models = list(load_manifest().models)
-    if pattern is None:
-        return models
-    pattern = canonical_name(pattern)
-    return [name for name in models if fnmatchcase(name, pattern)]
+    return models if pattern is None else [name for name in models if _matches(name, pattern)]
 
 
 def get_architecture(name: str) -> tuple[str, Architecture]:
@@ -558,7 +581,7 @@ def get_architecture(name: str) -> tuple[str, Architecture]:
         UnknownNameError: no model has this name; the message suggests near ones.
     """
     models = load_manifest().models
-    canonical = canonical_name(name)
+    canonical = name if name in models else canonical_name(name)
     if canonical not in models:
         raise UnknownNameError(f"there is no model {name!r}; {_suggest(canonical, models)}")
     return canonical, models[canonical]
@@ -588,17 +611,15 @@ def list_weights(
         UnknownNameError: a filter names what no manifest knows.
     """
     manifest = load_manifest()
-    if model is not None:
-        model = canonical_name(model)
-        if not any(fnmatchcase(name, model) for name in manifest.models):
-            raise UnknownNameError(f"there is no model {model!r}; {_suggest(model, manifest.models)}")
+    if model is not None and not any(_matches(name, model) for name in manifest.models):
+        raise UnknownNameError(f"there is no model {model!r}; {_suggest(canonical_name(model), manifest.models)}")
     for kind, value, known in (("data set", dataset, manifest.datasets), ("source", source, manifest.sources)):
         if value is not None and value not in known:
             raise UnknownNameError(f"there is no {kind} {value!r}; {_suggest(value, known)}")
     records = [
         record
         for record in manifest.weights.values()
-        if (model is None or fnmatchcase(record.model, model))
+        if (model is None or _matches(record.model, model))
         and (dataset is None or record.dataset == dataset)
         and (source is None or record.source == source)
         and (min_miou is None or (record.miou is not None and record.miou >= min_miou))
@@ -623,7 +644,8 @@ def get_weights(model: str, tag: str | None = None) -> Weights:
 
     Args:
         model: a model name or alias; or an id (`"pspnet_resnet50_os8.ade20k_ssseg"`) without `tag`.
-        tag: `"ade20k_ssseg"`, or the bare data set for its default weights (the first in the manifest).
+        tag: `"ade20k_ssseg"`, or the bare data set for its default weights (the first in the manifest);
+            this model's whole id does as well.
 
     Raises:
         UnknownNameError: no such model or tag; the message lists the tags there are.
@@ -634,8 +656,9 @@ def get_weights(model: str, tag: str | None = None) -> Weights:
             raise UnknownNameError(f"{model!r} names no weights; write 'model.tag', such as '{model}.ade20k'")
     name, _ = get_architecture(model)
     records = load_manifest().by_model[name]
+    short = tag.removeprefix(f"{model}.").removeprefix(f"{name}.")
     for record in records:
-        if tag in (record.tag, record.dataset):
+        if short in (record.tag, record.dataset):
             return record
     if not records:
         raise UnknownNameError(f"{name} has no published weights")

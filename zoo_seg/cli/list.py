@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 
 from zoo_seg.cli.text import print_json, table
+from zoo_seg.errors import OptionError
 from zoo_seg.manifest import list_weights
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the matching weights as a table or as JSON."""
     most = arguments.max_parameters
+    if most is not None and not 0 <= most < 1e9:
+        raise OptionError(f"--max-parameters is {most}; expected millions, such as 50")
     records = list_weights(
         arguments.model,
         arguments.dataset,

@@ -51,6 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(error, 1)
     except KeyboardInterrupt:
         return _fail("interrupted; run the same command again to go on", 130)
+    except Exception as error:  # memory that ran out, a device that failed, or a mistake of ours
+        text = " ".join(str(error).split())
+        return _fail(f"unexpected {type(error).__name__}: {text[:500]}", 1)
 
 
 def _fail(message: object, code: int) -> int:
@@ -138,15 +141,14 @@ def _add_verify(verbs: Any) -> None:
     )
 
 
-def _size(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number of pixels")
-    return value
+def _whole(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
 
 
 def _resize(text: str) -> int | str | None:
-    return {"published": "published", "none": None}[text] if text in ("published", "none") else _size(text)
+    return {"published": "published", "none": None}[text] if text in ("published", "none") else _whole(text)
 
 
 def _add_predict(verbs: Any) -> None:
@@ -170,9 +172,9 @@ def _add_predict(verbs: Any) -> None:
     )
     parser.add_argument("--mode", choices=["whole", "slide"], default="whole", help="the whole picture, or windows")
     parser.add_argument(
-        "--crop", nargs=2, type=_size, metavar=("H", "W"), help="the window (default: the training crop)"
+        "--crop", nargs=2, type=_whole, metavar=("H", "W"), help="the window (default: the training crop)"
     )
-    parser.add_argument("--stride", nargs=2, type=_size, metavar=("H", "W"), help="default: two thirds of the window")
+    parser.add_argument("--stride", nargs=2, type=_whole, metavar=("H", "W"), help="default: two thirds of the window")
     parser.add_argument("--scales", nargs="+", type=float, default=[1.0], metavar="S", help="average over these scales")
     parser.add_argument("--flip", action="store_true", help="average with the mirrored picture")
     parser.add_argument(
@@ -182,7 +184,7 @@ def _add_predict(verbs: Any) -> None:
         metavar="SIZE",
         help="'published' (the weights' test size), 'none', or pixels for the shorter side",
     )
-    parser.add_argument("--batch-size", type=_size, default=1, metavar="N", help="pictures of one size at a time")
+    parser.add_argument("--batch-size", type=_whole, default=1, metavar="N", help="pictures of one size at a time")
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: cuda where there is one)")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="to compute in")
     parser.add_argument("--alpha", type=float, default=0.5, help="how much of the colours in the overlay, 0 to 1")

@@ -18,6 +18,8 @@ from tqdm import tqdm
 
 from zoo_seg.errors import ImageError, OptionError
 from zoo_seg.factory import create_model
+from zoo_seg.inference.predictor import choose_device
+from zoo_seg.inference.protocol import Protocol
 from zoo_seg.inference.segmentation import Segmentation
 from zoo_seg.manifest import get_weights
 from zoo_seg.model import SegmentationModel
@@ -54,14 +56,13 @@ class _Report:
 
 def run(arguments: argparse.Namespace) -> int:
     """Predict every picture; go on past a broken one, name it at the end and return 1."""
-    if not 0 <= arguments.alpha <= 1:
-        raise OptionError(f"--alpha is {arguments.alpha}; expected a number from 0 to 1")
+    _check_options(arguments)
     report = _Report()
     out = Path(arguments.out)
     jobs = list(_plan(arguments.paths, out, not arguments.no_overlay, report))
     settings = {name: value for name, value in vars(arguments).items() if name not in _NOT_SETTINGS}
     if not arguments.overwrite:
-        _refuse_other_settings(out, settings)
+        _refuse_other_results(out, settings, jobs)
         report.kept = sum(job.is_done() for job in jobs)
         jobs = [job for job in jobs if not job.is_done()]
     if jobs:
@@ -76,13 +77,29 @@ def run(arguments: argparse.Namespace) -> int:
     return 1 if report.failures else 0
 
 
+def _check_options(arguments: argparse.Namespace) -> None:
+    """Refuse what cannot be done before anything is fetched or loaded."""
+    out = Path(arguments.out)
+    if out.exists() and not out.is_dir():
+        raise OptionError(f"--out {out} is a file; expected a folder")
+    if not 0 <= arguments.alpha <= 1:
+        raise OptionError(f"--alpha is {arguments.alpha}; expected a number from 0 to 1")
+    crop, stride = arguments.crop, arguments.stride
+    if arguments.mode == "slide":  # what is not given follows from the weights, and fits
+        crop = crop or stride or (1, 1)
+        stride = stride or crop
+    Protocol.of(arguments.mode, crop, stride, arguments.scales, arguments.flip, "ssseg")
+    if arguments.device is not None:
+        choose_device(arguments.device)
+
+
 # --- which pictures -----------------------------------------------------------------------------
 
 
 def _plan(paths: Sequence[str], out: Path, overlay: bool, report: _Report) -> Iterator[_Job]:
     """A job for every picture; two that would write the same files: the second one fails."""
     taken: dict[Path, Path] = {}
-    for picture, folder in _pictures(paths, out):
+    for picture, folder in _pictures(paths):
         target = out / folder / picture.stem
         mask = target.with_name(f"{target.name}_mask.png")
         if taken.setdefault(mask, picture) == picture:
@@ -93,28 +110,22 @@ def _plan(paths: Sequence[str], out: Path, overlay: bool, report: _Report) -> It
             )
 
 
-def _pictures(paths: Sequence[str], out: Path) -> Iterator[tuple[Path, Path]]:
+def _pictures(paths: Sequence[str]) -> Iterator[tuple[Path, Path]]:
     """Every picture with the folder it lies in, relative to the folder that was named; each once."""
     seen: set[Path] = set()
-    results = out.resolve()
     for text in paths:
         named = Path(text)
         if named.is_dir():
             found = [(each, each.relative_to(named).parent) for each in _walk(named)]
             if not found:
                 raise OptionError(f"{named} holds no pictures ({', '.join(sorted(_suffixes()))})")
-            # A second run with --out inside the folder must not predict the first one's results.
-            found = [
-                (each, folder)
-                for each, folder in found
-                if results not in each.resolve().parents or results == named.resolve()
-            ]
         elif named.exists() or not glob.has_magic(text):
             found = [(named, Path())]
         else:
             root = _fixed_part(text)
-            matches = sorted(Path(each) for each in glob.glob(text, recursive=True))  # noqa: PTH207  (absolute ones too)
-            found = [(each, each.relative_to(root).parent) for each in matches if each.is_file()]
+            matches = sorted(map(Path, glob.glob(text, recursive=True)))  # noqa: PTH207  (absolute ones too)
+            matches = [each for each in matches if each.is_file() and not _is_result(each)]
+            found = [(each, each.relative_to(root).parent) for each in matches]
             if not found:
                 raise OptionError(f"no file matches {text!r}")
         for each, folder in found:
@@ -128,8 +139,15 @@ def _walk(folder: Path) -> list[Path]:
     return sorted(
         each
         for each in folder.rglob("*")
-        if each.suffix.lower() in suffixes and each.is_file() and not each.stem.endswith(("_mask", "_overlay"))
+        if each.suffix.lower() in suffixes and each.is_file() and not _is_result(each)
     )
+
+
+def _is_result(path: Path) -> bool:
+    """Written by an earlier run: a second one must not predict the first one's results."""
+    if not path.name.endswith(("_mask.png", "_overlay.png")):
+        return False
+    return any((folder / _SETTINGS).is_file() for folder in path.absolute().parents)
 
 
 def _suffixes() -> set[str]:
@@ -154,11 +172,16 @@ _NOT_SETTINGS = {"verb", "paths", "out", "overwrite", "device", "batch_size"}
 """Arguments that do not change what is written for a picture."""
 
 
-def _refuse_other_settings(out: Path, settings: dict[str, Any]) -> None:
-    """Results of other settings in the same folder would be taken for this run's."""
+def _refuse_other_results(out: Path, settings: dict[str, Any], jobs: Sequence[_Job]) -> None:
+    """Results of other settings in the same folder would be taken for this run's; other files are not ours to lose."""
     try:
         before = json.loads((out / _SETTINGS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
+        before = None
+    if not isinstance(before, dict):
+        for path in (path for job in jobs for path in (job.mask, job.overlay) if path is not None):
+            if path.exists():
+                raise OptionError(f"{path} was not written by zoo-seg; choose another --out, or add --overwrite")
         return
     different = [name for name in settings if before.get(name) != settings[name]]
     if different:
@@ -170,7 +193,7 @@ def _load(arguments: argparse.Namespace) -> SegmentationModel:
     name, weights = arguments.model, arguments.weights
     if name is None:
         model, dot, tag = weights.partition(".")
-        if not dot or os.sep in weights:
+        if not dot or os.sep in weights or Path(weights).is_file() or tag in ("pth", "pt", "safetensors"):
             raise OptionError(
                 f"--weights {weights} needs a --model (see 'zoo-seg list'), or be an id such as 'model.tag'"
             )

@@ -148,7 +148,7 @@ class Predictor:
         def prepare_one(image: Picture) -> _Prepared | ImageError:
             try:
                 picture = read_picture(image)
-                return _Prepared(picture, self._inputs(picture, target, protocol))
+                return _Prepared(picture, self._inputs(picture, target, protocol.scales))
             except ImageError as error:
                 return error
 
@@ -177,11 +177,23 @@ class Predictor:
             raise OptionError(f"resize is {resize!r}; expected 'published', a number of pixels, or None")
         return resize
 
-    def _inputs(self, picture: RGB, target: Resize | int | None, protocol: Protocol) -> list[Tensor]:
-        """The normalised input at the test size; mmseg's rule wants one for every scale, resized from the picture."""
+    def inputs(
+        self,
+        image: Picture,
+        *,
+        scales: Sequence[float] = (1.0,),
+        resize: Literal["published"] | int | None = "published",
+    ) -> list[Tensor]:
+        """What the network is given for a picture: normalised float32 tensors (1, 3, h, w) for `predict_logits`.
+
+        One at the test size; under mmseg's rules one for every scale, resized from the picture.
+        """
+        return self._inputs(read_picture(image), self._resize(resize), tuple(scales))
+
+    def _inputs(self, picture: RGB, target: Resize | int | None, scales: tuple[float, ...]) -> list[Tensor]:
         size = (picture.shape[0], picture.shape[1])
-        if protocol.rules == "mmseg" and not protocol.is_single_scale:
-            sizes = [resized_size(*size, _scaled(target, size, scale)) for scale in protocol.scales]
+        if self.rules == "mmseg" and scales != (1.0,):
+            sizes = [resized_size(*size, _scaled(target, size, scale)) for scale in scales]
         else:
             sizes = [resized_size(*size, target)]
         mean, std = self.preprocess.mean, self.preprocess.std
@@ -196,7 +208,7 @@ class Predictor:
         inputs = [
             torch.cat(each).to(self.device, self.dtype) for each in zip(*(item.inputs for item in batch), strict=True)
         ]
-        if len(inputs) == 1:
+        if self.rules == "ssseg":
             inputs = scaled_inputs(inputs[0], protocol)
         looks = passes(self.network, inputs, protocol)
         if protocol.is_plain:

@@ -71,11 +71,6 @@ class Protocol:
             raise OptionError(f"stride {self.stride} is larger than crop {self.crop}: pixels between would be left out")
 
     @property
-    def is_single_scale(self) -> bool:
-        """The picture is looked at in its test size only."""
-        return self.scales == (1.0,)
-
-    @property
     def is_plain(self) -> bool:
         """One pass over the picture, so that the result is logits under either project's rules."""
         return len(self.scales) == 1 and not self.flip

@@ -104,13 +104,14 @@ def _from_cache(file: cache.CachedFile) -> Checkpoint:
     if file.path.suffix == ".safetensors":
         return _open(file.path)
     copy = file.path.with_name(f"{file.path.name}.{file.sha256[:12]}.safetensors")
-    if cache.check(copy):
-        tensors, metadata = open_checkpoint(copy)
-        if metadata.get("naming") == _NAMING:
-            return Checkpoint(copy, tensors, cast(Layout, metadata["layout"]))
+    checkpoint = _read_copy(copy)
+    if checkpoint is not None:
+        return checkpoint
     checkpoint = _open(file.path)
     try:
-        _save_copy(checkpoint, copy, file.sha256)
+        with exclusive(copy.with_name(".lock")):
+            if _read_copy(copy) is None:  # nobody was faster
+                _write_copy(checkpoint, copy, file.sha256)
     except OSError as error:  # a read-only or full cache: the tensors are here all the same
         _log.info("no safetensors copy of %s was kept: %s", file.path.name, error)
     return checkpoint
@@ -122,14 +123,24 @@ def _open(path: Path) -> Checkpoint:
     return Checkpoint(path, renamed, layout)
 
 
-def _save_copy(checkpoint: Checkpoint, copy: Path, source_sha256: str) -> None:
+def _read_copy(copy: Path) -> Checkpoint | None:
+    """The copy, if it is undamaged and has today's names."""
+    if cache.check(copy) is None:
+        return None
+    tensors, metadata = open_checkpoint(copy)
+    if metadata.get("naming") != _NAMING:
+        return None
+    return Checkpoint(copy, tensors, cast(Layout, metadata["layout"]))
+
+
+def _write_copy(checkpoint: Checkpoint, copy: Path, source_sha256: str) -> None:
     metadata = {"naming": _NAMING, "layout": checkpoint.layout, "source_sha256": source_sha256}
-    with exclusive(copy.with_name(".lock")):
-        if cache.check(copy):
-            return
-        with replacing(copy) as temporary:
-            save_file({name: tensor.contiguous() for name, tensor in checkpoint.tensors.items()}, temporary, metadata)
-        cache.write_record(copy)
+    with replacing(copy) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # safetensors makes its files readable by their owner only
+        save_file({name: tensor.contiguous() for name, tensor in checkpoint.tensors.items()}, temporary, metadata)
+        temporary.chmod(mode)
+    cache.write_record(copy)
 
 
 # --- tensors into a network ---------------------------------------------------------------------

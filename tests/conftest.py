@@ -1,0 +1,116 @@
+"""Every test runs in a cache of its own, untouched by the user's settings and without the internet."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache, and no setting of the user's."""
+    for name in [name for name in os.environ if name.startswith("ZOO_SEG_") or name == "HF_HUB_OFFLINE"]:
+        monkeypatch.delenv(name)
+    home = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("ZOO_SEG_HOME", str(home))
+    return home
+
+
+def toy_manifest() -> dict[str, Any]:
+    """A user's manifest of a small network in two trainings, on a data set and from a source of their own."""
+
+    def weights(dataset: str) -> dict[str, Any]:
+        return {
+            "model": "toy_r50",  # looks like an alias, but is a name
+            "dataset": dataset,
+            "source": "me",
+            "parameters": 344147,
+            "files": [{"url": f"https://zoo.invalid/{dataset}.pth"}],
+            "metrics": [
+                {
+                    "name": "mIoU",
+                    "value": 12.5,
+                    "split": "val",
+                    "protocol": {"mode": "whole", "scales": [1], "flip": False},
+                    "status": "reproduced",
+                }
+            ],
+            "recipe": {
+                "train_split": "train",
+                "crop": [48, 64],
+                "batch_size": 2,
+                "epochs": 1,
+                "iterations": None,
+                "optimizer": "SGD",
+                "lr": 0.01,
+                "schedule": "poly",
+            },
+            "preprocess": {"mean": [120, 120, 120], "std": [60, 60, 60], "resize": {"short": 64, "long": 256}},
+            "provenance": {"config_url": None, "log_url": None},
+        }
+
+    def dataset(title: str) -> dict[str, Any]:
+        return {
+            "title": title,
+            "url": "https://zoo.invalid/data",
+            "licence": None,
+            "ignore_index": 255,
+            "classes": ["ground", "wall", "sky"],
+            "palette": [[10, 20, 30], [200, 0, 0], [0, 0, 200]],
+        }
+
+    return {
+        "schema_version": 1,
+        "sources": {
+            "me": {
+                "title": "Me",
+                "url": "https://zoo.invalid",
+                "revision": None,
+                "licence_code": "MIT",
+                "licence_weights": None,
+                "protocol": "ssseg",
+            }
+        },
+        "datasets": {"toys": dataset("Toys"), "games": dataset("Games")},
+        "models": {"toy_r50": {"family": "fcn", "backbone": "mobilenetv3_small_050", "output_stride": 16}},
+        "weights": {f"toy_r50.{name}_me": weights(name) for name in ("toys", "games")},
+    }
+
+
+@dataclass(frozen=True)
+class Zoo:
+    """The toy manifest in force, and the folder that serves its files as `ZOO_SEG_MIRROR`."""
+
+    manifest: Path
+    mirror: Path
+
+
+@pytest.fixture(scope="session")
+def _toy_files(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
+    import torch
+
+    from zoo_seg import build_model
+
+    folder = tmp_path_factory.mktemp("toys")
+    (folder / "toys.json").write_text(json.dumps(toy_manifest(), indent=1), encoding="utf-8")
+    torch.manual_seed(0)
+    model = build_model("fcn", "mobilenetv3_small_050", 3, output_stride=16, channels=8)
+    (folder / "mirror").mkdir()
+    for name in ("toys", "games"):
+        torch.save({"model": model.state_dict(), "epoch": 1}, folder / "mirror" / f"{name}.pth")
+    return Zoo(folder / "toys.json", folder / "mirror")
+
+
+@pytest.fixture
+def zoo(_toy_files: Zoo, monkeypatch: pytest.MonkeyPatch) -> Zoo:
+    """Two small weights beside the published ones: `toy_r50.toys_me` and `toy_r50.games_me`."""
+    monkeypatch.setenv("ZOO_SEG_MANIFEST", str(_toy_files.manifest))
+    monkeypatch.setenv("ZOO_SEG_MIRROR", str(_toy_files.mirror))
+    return _toy_files

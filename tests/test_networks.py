@@ -1,0 +1,191 @@
+"""The networks compute what the original projects' code computes, and every published name and shape fits."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from reference import FIXTURES, fill, image_tensor, key_lists, keys
+
+import zoo_seg
+from zoo_seg.errors import OptionError, UnknownNameError
+from zoo_seg.manifest import get_architecture
+from zoo_seg.networks.network import FAMILIES, SegmentationNetwork, build_network
+from zoo_seg.networks.pspnet import POOL_SIZES, PSPHead
+from zoo_seg.networks.resample import bilinear_matrix, pooling_matrix, resize
+from zoo_seg.weights.convert import convert
+from zoo_seg.weights.load import Checkpoint
+from zoo_seg.weights.load import fill as fill_network
+
+EXPECTED = sorted(FIXTURES.glob("expected_*.npz"))
+BACKBONES = ["resnet18", "convnext_atto", "mobilenetv3_small_050", "swin_tiny_patch4_window7_224"]
+
+
+def architecture_of(name: str) -> str:
+    """`pspnet_resnet50_os8_ade20k`, `fpn_r50_ade20k`, `semanticfpn_resnet50_os32_voc` -> a model name."""
+    name = re.sub("^fpn_r", "semanticfpn_resnet", name.rsplit("_", 1)[0])
+    return name.removesuffix("_os32")
+
+
+def load(model: str, tensors: dict[str, torch.Tensor]) -> SegmentationNetwork:
+    """A network without values, filled strictly with a published checkpoint's names."""
+    renamed, layout = convert(tensors)
+    checkpoint = Checkpoint(Path("checkpoint.pth"), renamed, layout)
+    _, architecture = get_architecture(model)
+    with torch.device("meta"):
+        network = build_network(
+            architecture.family,
+            architecture.backbone,
+            checkpoint.num_classes,
+            output_stride=architecture.output_stride,
+            **checkpoint.network_options,
+        )
+    fill_network(network, checkpoint)
+    return network.eval()
+
+
+@pytest.mark.parametrize("path", EXPECTED, ids=lambda path: path.stem.removeprefix("expected_"))
+@torch.inference_mode()
+def test_logits_equal_the_original_code(path: Path) -> None:
+    stored = np.load(path)
+    meta = json.loads(str(stored["meta"]))
+    name = path.stem.removeprefix("expected_")
+    group = "mmseg" if name.startswith("fpn_") else "ssseg"
+    seed = meta["seed"]
+    tensors = {key: torch.from_numpy(fill(key, shape, seed)) for key, shape in keys(group, name)}
+    network = load(architecture_of(name), tensors)
+    height, width = meta.get("input_size") or (meta["height"], meta["width"])
+    x = torch.from_numpy(image_tensor(height, width, seed))
+
+    features = network.forward_features(x)
+    logits = network.forward_head(features)
+    step = meta.get("subsample_chw") or [1, meta["spatial_stride"], meta["spatial_stride"]]
+    assert difference(logits[:, :: step[0], :: step[1], :: step[2]], stored["logits"]) < 2e-5
+    assert torch.equal(network(x), F.interpolate(logits, size=(height, width), mode="bilinear", align_corners=False))
+    if "pred" in stored.files:
+        assert (network(x).argmax(1)[0].numpy() == stored["pred"]).mean() > 0.9999
+    assert ("aux_logits" in stored.files) == (network.aux_head is not None)
+    if network.aux_head is not None:
+        step = meta["aux_subsample_chw"]
+        aux = network.aux_head(features)[:, :: step[0], :: step[1], :: step[2]]
+        assert difference(aux, stored["aux_logits"]) < 2e-5
+
+
+def difference(ours: torch.Tensor, theirs: np.ndarray) -> float:
+    """The largest one, in standard deviations of theirs."""
+    assert ours.shape == theirs.shape
+    return float(np.abs(ours.numpy() - theirs).max() / theirs.std())
+
+
+@pytest.mark.parametrize(("group", "name"), key_lists())
+def test_every_published_name_and_shape_fits_strictly(group: str, name: str) -> None:
+    tensors = {key: torch.empty(shape, device="meta") for key, shape in keys(group, name)}
+    network = load(architecture_of(name), tensors)
+    assert len(network.state_dict()) == len(tensors)
+
+
+def test_parameters_in_the_manifest_are_the_networks() -> None:
+    for record in zoo_seg.list_weights():
+        _, architecture = get_architecture(record.model)
+        options = {"neck": "conv"} if record.source == "mmseg" else {}
+        with torch.device("meta"):
+            network = build_network(architecture.family, architecture.backbone, record.num_classes, **options)
+        assert sum(parameter.numel() for parameter in network.parameters()) == record.parameters, record.id
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 7), (13, 17), (64, 86)])
+def test_pyramid_equals_its_textbook_form(size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    head = PSPHead([24], 5, channels=8).eval()
+    x = torch.randn(2, 24, *size)
+    branches = [
+        F.interpolate(branch(F.adaptive_avg_pool2d(x, bins)), size=size, mode="bilinear", align_corners=False)
+        for bins, branch in zip(POOL_SIZES, head.branches, strict=True)
+    ]
+    textbook = head.classifier(head.bottleneck(torch.cat([x, *branches], dim=1)))
+    torch.testing.assert_close(head([x]), textbook, rtol=1e-4, atol=1e-5)
+
+
+def test_pyramid_has_the_textbook_form_s_gradients() -> None:
+    torch.manual_seed(0)
+    head = PSPHead([8], 3, channels=4).eval()
+    x = torch.randn(1, 8, 9, 11)
+    head([x]).square().sum().backward()
+    got = [parameter.grad.clone() for parameter in head.parameters()]
+    head.zero_grad()
+    branches = [
+        F.interpolate(branch(F.adaptive_avg_pool2d(x, bins)), size=(9, 11), mode="bilinear")
+        for bins, branch in zip(POOL_SIZES, head.branches, strict=True)
+    ]
+    head.classifier(head.bottleneck(torch.cat([x, *branches], dim=1))).square().sum().backward()
+    for ours, parameter in zip(got, head.parameters(), strict=True):
+        torch.testing.assert_close(ours, parameter.grad, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("size", "new"), [(1, 5), (6, 64), (17, 4), (5, 5), (86, 683)])
+def test_matrices_equal_torch(size: int, new: int) -> None:
+    x = torch.randn(1, 1, size, 1)
+    expected = F.interpolate(x, size=(new, 1), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(bilinear_matrix(size, new, x) @ x, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(pooling_matrix(size, new, x) @ x, F.adaptive_avg_pool2d(x, (new, 1)))
+    assert resize(x, (size, 1)) is x
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("backbone", BACKBONES)
+@torch.inference_mode()
+def test_any_backbone_takes_any_size(family: str, backbone: str) -> None:
+    model = zoo_seg.build_model(family, backbone, num_classes=5, channels=16).eval()
+    for size in [(97, 130), (33, 47), (1, 1)]:
+        logits = model(torch.randn(1, 3, *size))
+        assert logits.shape == (1, 5, *size) and logits.isfinite().all()
+    features = model.forward_features(torch.randn(1, 3, 64, 96))
+    strides = [64 / each.shape[-2] for each in features]
+    assert strides == sorted(strides) and strides[-1] == 32  # finest first
+    assert (model.aux_head is not None) == FAMILIES[family].auxiliary
+    if model.aux_head is not None:
+        assert model.aux_head(features).shape[1] == 5
+
+
+@pytest.mark.parametrize(("stride", "expected"), [(8, (8, 8)), (16, (4, 4)), (None, (4, 2))])
+def test_output_stride(stride: int | None, expected: tuple[int, int]) -> None:
+    model = zoo_seg.build_model("fcn", "resnet18", num_classes=2, output_stride=stride, channels=8)
+    assert [each.shape[-1] for each in model.eval().forward_features(torch.zeros(1, 3, 64, 64))] == list(expected)
+
+
+def test_training_reaches_every_parameter() -> None:
+    for family in FAMILIES:
+        model = zoo_seg.build_model(family, "resnet18", num_classes=3, channels=8)
+        features = model.forward_features(torch.randn(2, 3, 64, 64))
+        loss = model.forward_head(features).sum() + (model.aux_head(features).sum() if model.aux_head else 0)
+        loss.backward()
+        assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "says"),
+    [
+        (("fcn", "resnt18", 2), UnknownNameError, "did you mean 'resnet18'"),
+        (("unet", "resnet18", 2), UnknownNameError, "known are fcn, pspnet, semanticfpn"),
+        (("fcn", "swin_tiny_patch4_window7_224", 2, 8), OptionError, "output stride"),
+        (("fcn", "vit_tiny_patch16_224", 2), OptionError, "one size only"),
+        (("fcn", "resnet18", 2, 4), OptionError, "output stride 4"),
+        (("fcn", "resnet18", 0), OptionError, "num_classes is 0"),
+    ],
+)
+def test_wrong_arguments(arguments: tuple, error: type[Exception], says: str) -> None:
+    family, backbone, num_classes, *stride = arguments
+    with pytest.raises(error, match=says):
+        zoo_seg.build_model(family, backbone, num_classes, output_stride=stride[0] if stride else None)
+
+
+def test_unknown_head_option() -> None:
+    with pytest.raises(OptionError, match="neck"):
+        zoo_seg.build_model("fcn", "resnet18", 2, neck="conv")
+    with pytest.raises(OptionError, match="conv_norm_act, conv"):
+        zoo_seg.build_model("semanticfpn", "resnet18", 2, neck="bn")

@@ -1,0 +1,214 @@
+"""Pictures in, class maps out."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+import zoo_seg
+from zoo_seg.errors import ImageError, OptionError
+from zoo_seg.inference.labels import class_map
+from zoo_seg.inference.preprocess import normalise
+from zoo_seg.model import SegmentationModel
+from zoo_seg.networks.resample import resize
+
+
+def build(family: str = "pspnet", num_classes: int = 5, backbone: str = "resnet18") -> SegmentationModel:
+    """A network with random values and running statistics, so that folding has something to fold."""
+    torch.manual_seed(0)
+    model = zoo_seg.build_model(family, backbone, num_classes, channels=16)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+            module.weight.data.uniform_(0.5, 1.5)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def model() -> SegmentationModel:
+    return build()
+
+
+def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
+    coarse = np.random.default_rng(seed).integers(0, 256, (-(-height // 8), -(-width // 8), 3), dtype=np.uint8)
+    return coarse.repeat(8, 0).repeat(8, 1)[:height, :width].copy()
+
+
+@pytest.mark.parametrize("family", ["fcn", "pspnet", "semanticfpn"])
+@pytest.mark.parametrize("backbone", ["resnet18", "mobilenetv3_small_050", "convnext_atto"])
+def test_predict_is_the_argmax_of_the_logits(family: str, backbone: str) -> None:
+    model = build(family, backbone=backbone)
+    picture = noise(75, 110)
+    with torch.inference_mode():
+        logits = model(normalise(picture, model.preprocess.mean, model.preprocess.std))[0]
+    result = model.predict(picture)
+    top = logits.topk(2, dim=0).values
+    clear = (top[0] - top[1]) > 1e-4 * logits.std()
+    assert (result.mask == logits.argmax(0).numpy())[clear].all() and clear.float().mean() > 0.99
+    assert result.mask.shape == (75, 110) and result.mask.dtype == np.uint8
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (33, 2), (65, 129)])
+def test_any_size(model: SegmentationModel, size: tuple[int, int]) -> None:
+    assert model.predict(noise(*size)).mask.shape == size
+
+
+def test_every_kind_of_picture(model: SegmentationModel, tmp_path: Path) -> None:
+    array = noise(40, 56)
+    path = tmp_path / "picture.png"
+    Image.fromarray(array).save(path)
+    expected = model.predict(array).mask
+    for picture in (path, str(path), Image.open(path), torch.from_numpy(array).permute(2, 0, 1)):
+        assert np.array_equal(model.predict(picture).mask, expected)
+    grey = np.asarray(Image.fromarray(array).convert("L"))
+    expected = model.predict(grey).mask
+    for picture in (Image.fromarray(grey), Image.fromarray(grey).convert("P"), Image.fromarray(grey * np.uint16(257))):
+        assert np.array_equal(model.predict(picture).mask, expected)
+
+
+def test_a_list_of_mixed_sizes_keeps_its_order(model: SegmentationModel) -> None:
+    pictures = [noise(40, 56, 0), noise(40, 56, 1), noise(24, 24, 2), noise(40, 56, 3)]
+    one_by_one = [model.predict(picture).mask for picture in pictures]
+    for batch_size in (1, 2, 3):
+        results = model.predict(pictures, batch_size=batch_size)
+        assert [result.mask.shape for result in results] == [mask.shape for mask in one_by_one]
+        agreement = [(result.mask == mask).mean() for result, mask in zip(results, one_by_one, strict=True)]
+        assert min(agreement) > 0.999
+    assert model.predict([]) == []
+
+
+def test_a_stream_is_lazy_and_survives_a_broken_picture(model: SegmentationModel) -> None:
+    read = []
+
+    def pictures() -> Any:
+        for index in range(1000):
+            read.append(index)
+            yield noise(16, 16, index) if index != 1 else "missing.png"
+
+    stream = model.stream(pictures(), on_error="yield")
+    first, second, third = next(stream), next(stream), next(stream)
+    assert first.mask.shape == third.mask.shape == (16, 16)
+    assert isinstance(second, ImageError) and "missing.png" in str(second)
+    assert len(read) < 20
+    stream.close()
+    with pytest.raises(ImageError, match=r"missing\.png"):
+        model.predict([noise(8, 8), "missing.png"])
+
+
+def test_published_resize_and_own_size() -> None:
+    model = build()
+    model.preprocess = zoo_seg.get_weights("fcn_resnet50_os8.voc").preprocess
+    sizes = []
+    network = model.predictor().network
+    network.backbone.register_forward_pre_hook(lambda module, inputs: sizes.append(tuple(inputs[0].shape[-2:])))
+    for option in ("published", 100, None):
+        assert model.predict(noise(45, 60), resize=option).mask.shape == (45, 60)
+    assert sizes == [(512, 683), (100, 133), (45, 60)]
+
+
+def test_the_network_stays_as_it_was_and_changes_are_seen(model: SegmentationModel) -> None:
+    picture = noise(40, 40)
+    before = copy.deepcopy(model.state_dict())
+    model.train()
+    first = model.predict(picture)
+    assert model.training and model.aux_head is not None
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
+    assert model.predictor() is model.predictor()
+    predictor = model.predictor()
+    with torch.no_grad():
+        model.head.classifier.bias[3] += 1e6
+    assert (model.predict(picture).mask == 3).all()
+    model.load_state_dict(before)
+    assert np.array_equal(model.predict(picture).mask, first.mask)
+    assert model.predictor() is not predictor
+    model.eval()
+
+
+def test_copies_and_pickles_leave_the_predictor_behind(model: SegmentationModel) -> None:
+    model.predict(noise(16, 16))
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert twin._predictor is None
+        assert np.array_equal(twin.predict(noise(16, 16)).mask, model.predict(noise(16, 16)).mask)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", torch.bfloat16])
+def test_half_precision(model: SegmentationModel, dtype: Any) -> None:
+    picture = noise(64, 64)
+    result = model.predict(picture, dtype=dtype)
+    assert (result.mask == model.predict(picture).mask).mean() > 0.9
+    assert next(model.parameters()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("classes", [3, 300])
+@pytest.mark.parametrize("sizes", [[(50, 70)], [(24, 36), (50, 70)], [(7, 200)], [(3, 2)]])
+def test_class_map_in_strips(classes: int, sizes: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(1)
+    logits = torch.randn(2, classes, 6, 9)
+    monkeypatch.setattr("zoo_seg.inference.labels._STRIP_VALUES", 4 * 2 * classes * sizes[-1][1])
+    full = logits
+    for size in sizes:
+        full = resize(full, size)
+    got = class_map(logits, sizes)
+    assert got.shape == (2, *sizes[-1])
+    chosen = full.gather(1, got.long()[:, None])[:, 0]
+    assert (full.amax(1) - chosen).abs().max() < 1e-5  # the winner, or one that ties with it
+
+
+def test_more_than_256_classes(tmp_path: Path) -> None:
+    model = build("fcn", num_classes=300)
+    with torch.no_grad():
+        model.head.classifier.bias[299] = 1e6
+    result = model.predict(noise(20, 20))
+    assert result.mask.dtype == np.uint16 and (result.mask == 299).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"dtype": "float64"}, "dtype is 'float64'; expected one of float32, bfloat16, float16"),
+        ({"device": "tpu"}, "device 'tpu' cannot be used"),
+        ({"device": "cuda:99"}, "device 'cuda:99' cannot be used.*here there is .*cpu"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"resize": 0}, "resize is 0"),
+        ({"resize": "512"}, "resize is '512'"),
+        ({"mode": "slide"}, "needs crop"),
+        ({"mode": "slide", "crop": (16, 16), "stride": (17, 1)}, "larger than crop"),
+        ({"scales": ()}, "scales"),
+    ],
+)
+def test_wrong_options(model: SegmentationModel, options: dict[str, Any], says: str) -> None:
+    with pytest.raises(OptionError, match=says):
+        model.predict(noise(16, 16), **options)
+
+
+def test_slide_takes_the_training_crop_of_the_weights(model: SegmentationModel) -> None:
+    whole = model.predict(noise(90, 120))
+    one_window = model.predict(noise(90, 120), mode="slide", crop=(90, 120), stride=(60, 80))
+    assert (whole.mask == one_window.mask).mean() > 0.999
+    model.weights = zoo_seg.get_weights("pspnet_resnet50_os8.voc")
+    assert (model.predict(noise(90, 120), mode="slide", resize=None).mask == whole.mask).mean() > 0.999
+    model.weights = None
+
+
+def test_other_channels_are_refused() -> None:
+    model = zoo_seg.build_model("fcn", "resnet18", 2, in_chans=4, channels=8)
+    with pytest.raises(OptionError, match="takes 4 channels"):
+        model.predict(noise(8, 8))
+
+
+def test_logits_have_the_input_s_size_whatever_it_is(model: SegmentationModel) -> None:
+    x = torch.randn(1, 3, 50, 61)
+    with torch.inference_mode():
+        features = model.forward_features(x)
+        logits = model.forward_head(features)
+        assert torch.equal(model(x), F.interpolate(logits, size=(50, 61), mode="bilinear"))
