@@ -15,7 +15,7 @@ from PIL import Image
 
 import zoo_seg
 from zoo_seg.errors import ImageError, OptionError
-from zoo_seg.inference.labels import class_map
+from zoo_seg.inference import labels
 from zoo_seg.inference.preprocess import normalise
 from zoo_seg.model import SegmentationModel
 from zoo_seg.networks.resample import resize
@@ -150,18 +150,23 @@ def test_half_precision(model: SegmentationModel, dtype: Any) -> None:
 
 
 @pytest.mark.parametrize("classes", [3, 300])
-@pytest.mark.parametrize("sizes", [[(50, 70)], [(24, 36), (50, 70)], [(7, 200)], [(3, 2)]])
-def test_class_map_in_strips(classes: int, sizes: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.manual_seed(1)
-    logits = torch.randn(2, classes, 6, 9)
-    monkeypatch.setattr("zoo_seg.inference.labels._STRIP_VALUES", 4 * 2 * classes * sizes[-1][1])
-    full = logits
-    for size in sizes:
-        full = resize(full, size)
-    got = class_map(logits, sizes)
-    assert got.shape == (2, *sizes[-1])
-    chosen = full.gather(1, got.long()[:, None])[:, 0]
-    assert (full.amax(1) - chosen).abs().max() < 1e-5  # the winner, or one that ties with it
+@pytest.mark.parametrize("sizes", [[(50, 70)], [(24, 36), (50, 70)], [(7, 200), (9, 11)], [(3, 2)], [(60, 9), (7, 90)]])
+@pytest.mark.parametrize("way", ["_where_cells_differ", "_in_strips"])
+def test_class_map_equals_the_full_resize(
+    classes: int, sizes: list[tuple[int, int]], way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(labels, "_where_cells_differ", getattr(labels, way))
+    monkeypatch.setattr(labels, "_BLOCK", 16 * classes)  # many small steps
+    monkeypatch.setattr(labels, "_STRIP", 4 * classes * sizes[-1][1])
+    coarse = torch.randn(2, classes, 2, 3, generator=torch.Generator().manual_seed(1))
+    for logits in (resize(coarse, (6, 9)), torch.randn(2, classes, 6, 9, generator=torch.Generator().manual_seed(2))):
+        full = logits
+        for size in sizes:
+            full = resize(full, size)
+        got = labels.class_map(logits, sizes)
+        assert got.shape == (2, *sizes[-1])
+        chosen = full.gather(1, got.long()[:, None])[:, 0]
+        assert (full.amax(1) - chosen).abs().max() < 1e-5  # the winner, or one that ties with it
 
 
 def test_more_than_256_classes(tmp_path: Path) -> None:

