@@ -18,7 +18,7 @@ from test_networks import load
 
 from zoo_seg.errors import OptionError
 from zoo_seg.inference import Predictor, predict_logits
-from zoo_seg.inference.protocol import windows
+from zoo_seg.inference.looks import windows
 from zoo_seg.manifest import Preprocess, Resize
 from zoo_seg.networks.network import SegmentationNetwork, build_network
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from zoo_seg.networks.resample import bilinear_matrix
+from zoo_seg.networks.resample import mixing_matrix
 
 Size = tuple[int, int]
 
@@ -15,6 +15,11 @@ _BLOCK = 1 << 20
 """Logits that the CPU blends at a time (4 MB, so that they stay in its cache)."""
 _STRIP = 1 << 26
 """Logits that an accelerator holds at a time (256 MB)."""
+
+
+def id_type(classes: int) -> torch.dtype:
+    """The smallest type of tensors that holds every class id."""
+    return torch.uint8 if classes <= 256 else torch.int16
 
 
 def class_map(logits: Tensor, sizes: Sequence[Size]) -> Tensor:
@@ -29,10 +34,9 @@ def class_map(logits: Tensor, sizes: Sequence[Size]) -> Tensor:
         (N, H, W) of class ids: uint8, or int16 beyond 256 classes.
     """
     logits = logits.float()
-    rows, columns = (_mixing(logits.shape[2 + axis], [size[axis] for size in sizes], logits) for axis in (0, 1))
-    result = torch.empty(
-        (len(logits), *sizes[-1]), dtype=torch.uint8 if logits.shape[1] <= 256 else torch.int16, device=logits.device
-    )
+    rows = mixing_matrix(logits.shape[2], [size[0] for size in sizes]).to(logits)
+    columns = mixing_matrix(logits.shape[3], [size[1] for size in sizes]).to(logits)
+    result = torch.empty((len(logits), *sizes[-1]), dtype=id_type(logits.shape[1]), device=logits.device)
     for each, ids in zip(logits, result, strict=True):
         cells = each.permute(1, 2, 0).contiguous()
         if logits.device.type == "cpu":
@@ -40,14 +44,6 @@ def class_map(logits: Tensor, sizes: Sequence[Size]) -> Tensor:
         else:
             _in_strips(cells, rows, columns, ids)
     return result
-
-
-def _mixing(size: int, targets: Sequence[int], like: Tensor) -> Tensor:
-    """(last target, size): what one axis' resizes, one after the other, take from each cell."""
-    matrix = bilinear_matrix(size, targets[0], like)
-    for target in targets[1:]:
-        matrix = bilinear_matrix(matrix.shape[0], target, like) @ matrix
-    return matrix
 
 
 def _in_strips(cells: Tensor, rows: Tensor, columns: Tensor, ids: Tensor) -> None:
@@ -68,7 +64,7 @@ def _where_cells_differ(cells: Tensor, rows: Tensor, columns: Tensor, ids: Tenso
     classes = cells.shape[2]
     row_start, row_weights = _support(rows)
     column_start, column_weights = _support(columns)
-    group_start, group_size = row_start.unique_consecutive(return_counts=True)
+    group_start, group_size = torch.unique_consecutive(row_start, return_counts=True)
 
     winners = cells.argmax(2)[group_start[:, None] + torch.arange(row_weights.shape[1])]
     least, most = (

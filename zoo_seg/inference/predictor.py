@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from zoo_seg.errors import ImageError, OptionError
-from zoo_seg.inference.labels import class_map
+from zoo_seg.inference.labels import class_map, id_type
+from zoo_seg.inference.looks import Size, Whole
 from zoo_seg.inference.picture import RGB, Picture, read_picture
 from zoo_seg.inference.prepare import prepare
 from zoo_seg.inference.preprocess import normalise, resize_uint8, resized_size
-from zoo_seg.inference.protocol import Protocol, Rules, Size, combine, passes, scaled_inputs
+from zoo_seg.inference.protocol import Protocol, Rules, looks, scaled_inputs, strips
 from zoo_seg.inference.segmentation import Segmentation
 from zoo_seg.manifest import Preprocess, Resize
 from zoo_seg.networks.network import SegmentationNetwork
@@ -210,12 +211,14 @@ class Predictor:
         ]
         if self.rules == "ssseg":
             inputs = scaled_inputs(inputs[0], protocol)
-        looks = passes(self.network, inputs, protocol)
-        if protocol.is_plain:
-            test_size = (inputs[0].shape[-2], inputs[0].shape[-1])
-            masks = class_map(next(looks), [size] if self.rules == "ssseg" else [test_size, size])
+        all_looks = list(looks(self.network, inputs, size, protocol))
+        first = all_looks[0].logits
+        if len(all_looks) == 1 and isinstance(first, Whole):
+            masks = class_map(first.logits, all_looks[0].sizes)
         else:
-            masks = class_map(combine(looks, size, protocol), [size])
+            masks = torch.empty((len(batch), *size), dtype=id_type(len(self.classes)), device=self.device)
+            for top, strip in strips(all_looks, protocol):
+                masks[:, top : top + strip.shape[2]] = strip.argmax(1)
         dtype = np.uint8 if len(self.classes) <= 256 else np.uint16
         return [
             Segmentation(mask.astype(dtype, copy=False), self.classes, self.palette, item.picture)

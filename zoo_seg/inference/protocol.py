@@ -15,10 +15,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo_seg.errors import OptionError
+from zoo_seg.inference.looks import Look, Size, Slide, Whole
 from zoo_seg.networks.network import SegmentationNetwork
 from zoo_seg.networks.resample import resize
 
-Size = tuple[int, int]
+_FIRST_ROWS = 8
+"""Rows of the first strip, whose shape tells how many fit into the following ones."""
+_STRIP = 1 << 22
+"""Logits held at full size at a time (16 MB)."""
+
 Mode = Literal["whole", "slide"]
 Rules = Literal["ssseg", "mmseg"]
 
@@ -84,47 +89,6 @@ def _pair(name: str, value: Sequence[int] | None) -> Size | None:
     return value[0], value[1]
 
 
-def windows(size: int, crop: int, stride: int) -> list[tuple[int, int]]:
-    """(start, end) of the windows along one axis; the last one is shifted inward, never padded."""
-    count = max(size - crop + stride - 1, 0) // stride + 1
-    ends = [min(i * stride + crop, size) for i in range(count)]
-    return [(max(end - crop, 0), end) for end in ends]
-
-
-def _slide(network: SegmentationNetwork, x: Tensor, crop: Size, stride: Size) -> Tensor:
-    """The mean of overlapping windows' logits, each resized to its window; (N, C, H, W) at the input's size."""
-    height, width = x.shape[-2:]
-    total: Tensor | None = None
-    count = x.new_zeros(height, width)
-    for top, bottom in windows(height, crop[0], stride[0]):
-        for left, right in windows(width, crop[1], stride[1]):
-            logits = network(x[..., top:bottom, left:right])
-            if total is None:
-                total = logits.new_zeros(*logits.shape[:2], height, width)
-            total[..., top:bottom, left:right] += logits
-            count[top:bottom, left:right] += 1
-    assert total is not None  # there is at least one window
-    return total / count
-
-
-def _pass(network: SegmentationNetwork, x: Tensor, protocol: Protocol) -> Tensor:
-    """One look at one input; ssseg's whole mode leaves the logits at the head's stride."""
-    if protocol.crop is not None and protocol.stride is not None:
-        return _slide(network, x, protocol.crop, protocol.stride)
-    logits = network.forward_head(network.forward_features(x))
-    if protocol.rules == "mmseg":
-        return resize(logits, (x.shape[-2], x.shape[-1]))
-    return logits
-
-
-def passes(network: SegmentationNetwork, inputs: Sequence[Tensor], protocol: Protocol) -> Iterator[Tensor]:
-    """The logits of every look (one input a scale, each plain and then flipped), flipped back."""
-    for x in inputs:
-        yield _pass(network, x, protocol)
-        if protocol.flip:
-            yield _pass(network, x.flip(-1), protocol).flip(-1)
-
-
 def scaled_inputs(x: Tensor, protocol: Protocol) -> list[Tensor]:
     """The input at every scale, resized from the normalised tensor.
 
@@ -141,18 +105,41 @@ def scaled_inputs(x: Tensor, protocol: Protocol) -> list[Tensor]:
     return [resize(x, size) for size in sizes]
 
 
-def combine(looks: Iterator[Tensor], output_size: Size, protocol: Protocol) -> Tensor:
-    """Every look at the output size, averaged: logits, or for mmseg with several looks probabilities."""
-    total: Tensor | None = None
-    count = 0
-    for logits in looks:
-        item = resize(logits, output_size)
-        if protocol.rules == "mmseg" and not protocol.is_plain:
-            item = item.softmax(1)
-        total = item if total is None else total + item
-        count += 1
-    assert total is not None  # a protocol has at least one scale
-    return total / count if count > 1 else total
+def looks(
+    network: SegmentationNetwork, inputs: Sequence[Tensor], output_size: Size, protocol: Protocol
+) -> Iterator[Look]:
+    """One look at every scale's input, each plain and then mirrored where `flip` asks for it."""
+    for x in inputs:
+        through = [(x.shape[-2], x.shape[-1])] if protocol.rules == "mmseg" else []
+        for flip in (False, True) if protocol.flip else (False,):
+            seen = x.flip(-1) if flip else x
+            logits: Whole | Slide
+            if protocol.crop is not None and protocol.stride is not None:
+                logits = Slide(network, seen, protocol.crop, protocol.stride)
+            else:
+                logits = Whole(network, seen)
+            yield Look(logits, [*through, output_size], flip)
+
+
+def strips(all_looks: Sequence[Look], protocol: Protocol) -> Iterator[tuple[int, Tensor]]:
+    """The average of all looks from top to bottom: (first row, (N, C, rows, W)).
+
+    Logits, or for mmseg with several looks softmax probabilities. Only a strip is held at full size.
+    """
+    height, width = all_looks[0].sizes[-1]
+    step = _FIRST_ROWS
+    top = 0
+    while top < height:
+        total: Tensor | None = None
+        for look in all_looks:
+            strip = look.strip(top, min(top + step, height))
+            if protocol.rules == "mmseg" and not protocol.is_plain:
+                strip = strip.softmax(1)
+            total = strip if total is None else total + strip
+        assert total is not None  # a protocol has at least one scale
+        yield top, total / len(all_looks) if len(all_looks) > 1 else total
+        top += step
+        step = max(_STRIP // (total.shape[0] * total.shape[1] * width), 1)
 
 
 @torch.inference_mode()
@@ -197,4 +184,11 @@ def predict_logits(
         inputs = list(x)
         if len(inputs) != len(rules.scales):
             raise OptionError(f"x holds {len(inputs)} tensors for {len(rules.scales)} scales; expected one a scale")
-    return combine(passes(model, inputs, rules), (int(output_size[0]), int(output_size[1])), rules)
+    size = (int(output_size[0]), int(output_size[1]))
+    result: Tensor | None = None
+    for top, strip in strips(list(looks(model, inputs, size, rules)), rules):
+        if result is None:
+            result = strip.new_empty(*strip.shape[:2], *size)
+        result[:, :, top : top + strip.shape[2]] = strip
+    assert result is not None  # every size has a first strip
+    return result

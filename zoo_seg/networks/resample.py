@@ -6,6 +6,8 @@ in front of a resize, and exports to runtimes that have no adaptive pooling.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -24,6 +26,14 @@ def bilinear_matrix(size: int, new_size: int, like: Tensor) -> Tensor:
     place = ((target + 0.5) * (size / new_size) - 0.5).clamp(0, size - 1)
     source = torch.arange(size, device=like.device, dtype=torch.float64)
     return (1 - (place[:, None] - source).abs()).clamp(min=0).to(like.dtype)
+
+
+def mixing_matrix(size: int, targets: Sequence[int]) -> Tensor:
+    """(last target, size): what one axis' bilinear resizes to each target in turn take from each place; float32."""
+    matrix = torch.eye(size)
+    for target in targets:
+        matrix = bilinear_matrix(matrix.shape[0], target, matrix) @ matrix
+    return matrix
 
 
 def pooling_matrix(size: int, bins: int, like: Tensor) -> Tensor:

@@ -1,0 +1,104 @@
+"""One look at a picture: the logits of a whole input or of its windows, row by row at the output's size."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import torch
+from torch import Tensor
+
+from zoo_seg.networks.network import SegmentationNetwork
+from zoo_seg.networks.resample import bilinear_matrix, mixing_matrix, resize
+
+Size = tuple[int, int]
+
+_WINDOWS_TOGETHER = 8
+"""Windows that an accelerator gets as one batch; a CPU gains nothing from it."""
+
+
+def windows(size: int, crop: int, stride: int) -> list[tuple[int, int]]:
+    """(start, end) of the windows along one axis; the last one is shifted inward, never padded."""
+    count = max(size - crop + stride - 1, 0) // stride + 1
+    ends = [min(i * stride + crop, size) for i in range(count)]
+    return [(max(end - crop, 0), end) for end in ends]
+
+
+class Whole:
+    """The logits of a whole input, at the head's stride."""
+
+    def __init__(self, network: SegmentationNetwork, x: Tensor) -> None:
+        self.logits = network.forward_head(network.forward_features(x))
+        self.height: int = self.logits.shape[-2]
+
+    def rows(self, first: int, last: int) -> Tensor:
+        """(N, C, last - first, w)"""
+        return self.logits[:, :, first:last]
+
+
+class Slide:
+    """The mean of overlapping windows' logits, each resized to its window, at the input's size.
+
+    Rows are asked for from top to bottom. The network sees a window when its rows are wanted, and only
+    the low-resolution logits of the windows that are still needed are held.
+    """
+
+    def __init__(self, network: SegmentationNetwork, x: Tensor, crop: Size, stride: Size) -> None:
+        self.network, self.x = network, x
+        self.height: int = x.shape[-2]
+        self.columns = windows(x.shape[-1], crop[1], stride[1])
+        self.waiting = deque(windows(self.height, crop[0], stride[0]))
+        self.held: deque[tuple[int, int, list[Tensor]]] = deque()
+
+    def rows(self, first: int, last: int) -> Tensor:
+        """(N, C, last - first, W)"""
+        while self.held and self.held[0][1] <= first:
+            self.held.popleft()
+        while self.waiting and self.waiting[0][0] < last:
+            top, bottom = self.waiting.popleft()
+            self.held.append((top, bottom, self._logits(self.x[..., top:bottom, :])))
+        like = self.held[0][2][0]
+        total = like.new_zeros(*like.shape[:2], last - first, self.x.shape[-1])
+        count = like.new_zeros(last - first, self.x.shape[-1])
+        for top, bottom, row in self.held:
+            begin, end = max(top, first), min(bottom, last)
+            mix = bilinear_matrix(like.shape[-2], bottom - top, like)[begin - top : end - top]
+            for logits, (left, right) in zip(row, self.columns, strict=True):
+                place = (..., slice(begin - first, end - first), slice(left, right))
+                total[place] += resize(mix @ logits, (end - begin, right - left))
+                count[place] += 1
+        return total / count
+
+    def _logits(self, x: Tensor) -> list[Tensor]:
+        """The low-resolution logits of a row of windows, float32."""
+        crops = [x[..., left:right] for left, right in self.columns]
+        together = 1 if x.device.type == "cpu" else max(_WINDOWS_TOGETHER // len(x), 1)
+        found: list[Tensor] = []
+        for start in range(0, len(crops), together):
+            features = self.network.forward_features(torch.cat(crops[start : start + together]))
+            found += torch.split(self.network.forward_head(features).float(), len(x))
+        return found
+
+
+class Look:
+    """Logits and the sizes that they are resized to in turn, the last one the output's.
+
+    Args:
+        logits: of the input, or of the mirrored input.
+        sizes: (height, width) of every bilinear resize.
+        flip: the logits are of the mirrored input; they are flipped back.
+    """
+
+    def __init__(self, logits: Whole | Slide, sizes: list[Size], flip: bool) -> None:
+        self.logits, self.sizes, self.flip = logits, sizes, flip
+        self.mix = mixing_matrix(logits.height, [size[0] for size in sizes])
+
+    def strip(self, top: int, bottom: int) -> Tensor:
+        """Rows top..bottom at the output's size, (N, C, bottom - top, W); float32."""
+        mix = self.mix[top:bottom]
+        used = mix.any(dim=0).nonzero()
+        first, last = int(used[0]), int(used[-1]) + 1
+        rows = self.logits.rows(first, last).float()
+        strip = mix[:, first:last].to(rows) @ (rows.flip(-1) if self.flip else rows)
+        for _, width in self.sizes:
+            strip = resize(strip, (bottom - top, width))
+        return strip
