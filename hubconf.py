@@ -44,6 +44,7 @@ dependencies = [
     "filelock",
     "PIL",
     "numpy",
+    "tqdm",
 ]
 
 __all__ = [

@@ -347,7 +347,7 @@ MISTAKES: list[tuple[Callable[[dict[str, Any]], None], Place, str]] = [
 
 
 @pytest.mark.parametrize(
-    ("edit", "place", "message"), MISTAKES, ids=[f"{dotted(place)}: {message}" for _, place, message in MISTAKES]
+    ("edit", "place", "message"), MISTAKES, ids=[f"{place[-1]}-{what}" for _, place, what in MISTAKES]
 )
 def test_a_mistake_is_reported_with_its_place(
     edit: Callable[[dict[str, Any]], None], place: Place, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 import zoo_seg
-from zoo_seg.errors import ImageError, OptionError
+from zoo_seg.errors import ImageError, OptionError, OutOfMemoryError
 from zoo_seg.inference import labels
 from zoo_seg.inference.preprocess import normalise
 from zoo_seg.model import SegmentationModel
@@ -217,3 +217,41 @@ def test_logits_have_the_input_s_size_whatever_it_is(model: SegmentationModel) -
         features = model.forward_features(x)
         logits = model.forward_head(features)
         assert torch.equal(model(x), F.interpolate(logits, size=(50, 61), mode="bilinear"))
+
+
+def test_too_little_memory_makes_smaller_batches(model: SegmentationModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    predictor = model.predictor()
+    sizes: list[int] = []
+    most = 2
+
+    def infer(x: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(x))
+        if len(x) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return predictor.network.forward_logits(x)
+
+    monkeypatch.setattr(predictor, "_infer", infer)
+    assert len(list(predictor.stream([noise(16, 16, i) for i in range(5)], batch_size=5))) == 5
+    assert sizes == [5, 2, 3, 1, 2]
+    most = 0
+    with pytest.raises(OutOfMemoryError, match=r"input of 16x16 .*resize=.*slide.*bfloat16"):
+        next(predictor.stream([noise(16, 16)]))
+
+
+def test_a_slide_holds_no_full_size_logits() -> None:
+    """A tall picture of many classes: float32 logits at its size would be 920 MB."""
+    model = build("fcn", num_classes=150)
+    picture = noise(6000, 256)
+    peak = 0
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            nonlocal peak
+            result = function(*args, **(kwargs or {}))
+            if isinstance(result, torch.Tensor):
+                peak = max(peak, result.untyped_storage().nbytes())
+            return result
+
+    with Watch():
+        result = model.predict(picture, mode="slide", crop=(256, 256), stride=(171, 171))
+    assert result.mask.shape == (6000, 256) and peak < 64 << 20

@@ -124,3 +124,10 @@ def test_wrong_options(small: SegmentationNetwork, options: dict[str, Any], says
 def test_wrong_inputs(small: SegmentationNetwork, x: torch.Tensor) -> None:
     with pytest.raises(OptionError, match=r"expected a normalised float \(N, 3, H, W\)"):
         predict_logits(small, x, output_size=(8, 8))
+
+
+def test_nan_is_refused(small: SegmentationNetwork) -> None:
+    x = torch.zeros(1, 3, 8, 8)
+    x[0, 1, 2, 3] = float("nan")
+    with pytest.raises(OptionError, match="x holds 1 values that are NaN or infinite"):
+        predict_logits(small, x, output_size=(8, 8))

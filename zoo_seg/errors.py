@@ -43,5 +43,9 @@ class ImageError(ZooSegError, ValueError):
     """A picture cannot be read or has a shape that is not a picture's."""
 
 
+class OutOfMemoryError(ZooSegError, MemoryError):
+    """The device has too little memory for this; the message says which option lowers it."""
+
+
 class MissingExtraError(ZooSegError, ImportError):
     """An optional dependency is not installed; the message names the pip command."""

@@ -72,6 +72,7 @@ class SegmentationModel(SegmentationNetwork):
         batch_size: int = 1,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype = "float32",
+        compile: bool = False,  # noqa: A002  (torch's word for it)
     ) -> Segmentation | list[Segmentation]:
         """The class map of a picture, or of each picture of a list, at the picture's own size.
 
@@ -87,10 +88,12 @@ class SegmentationModel(SegmentationNetwork):
             batch_size: how many neighbouring pictures of one size go through the network together.
             device: `"cpu"`, `"cuda"`, ...; None is where the network is.
             dtype: `"float32"`, `"bfloat16"` or `"float16"`.
+            compile: let `torch.compile` fuse the network; worth it for many pictures of few sizes.
 
         Raises:
             ImageError: a picture cannot be read.
             OptionError: an option is not allowed.
+            OutOfMemoryError: one picture alone is too much for the device.
         """
         one = isinstance(images, (str, Image.Image, np.ndarray, torch.Tensor)) or hasattr(images, "__fspath__")
         results = self.stream(
@@ -104,6 +107,7 @@ class SegmentationModel(SegmentationNetwork):
             batch_size=batch_size,
             device=device,
             dtype=dtype,
+            compile=compile,
         )
         return next(results) if one else list(results)
 
@@ -116,6 +120,7 @@ class SegmentationModel(SegmentationNetwork):
         stride: Sequence[int] | None = None,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype = "float32",
+        compile: bool = False,  # noqa: A002
         **options: Any,
     ) -> Iterator[Any]:
         """As `predict`, for any number of pictures: each result is yielded in order as soon as it is there.
@@ -126,12 +131,18 @@ class SegmentationModel(SegmentationNetwork):
             crop = crop or (self.weights.recipe.crop if self.weights else None)
             if crop is not None and stride is None:
                 stride = [max(side * 2 // 3, 1) for side in crop]
-        predictor = self.predictor(device=device, dtype=dtype)
+        predictor = self.predictor(device=device, dtype=dtype, compile=compile)
         return predictor.stream(images, mode=mode, crop=crop, stride=stride, **options)
 
-    def predictor(self, *, device: str | torch.device | None = None, dtype: str | torch.dtype = "float32") -> Predictor:
+    def predictor(
+        self,
+        *,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype = "float32",
+        compile: bool = False,  # noqa: A002
+    ) -> Predictor:
         """The network made ready for many pictures; kept until the options or the network's values change."""
-        state = (str(device), str(dtype), _version(self))
+        state = (str(device), str(dtype), compile, _version(self))
         if self._predictor is None or self._predictor[0] != state:
             self._predictor = None  # first free the old one
             predictor = Predictor(
@@ -142,6 +153,7 @@ class SegmentationModel(SegmentationNetwork):
                 protocol=self.protocol,
                 device=device,
                 dtype=dtype,
+                compile=compile,
             )
             self._predictor = state, predictor
         return self._predictor[1]

@@ -26,6 +26,6 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"zoo-seg: {record.id}: {error}", file=sys.stderr)
     if arguments.to and failed < len(records):
         print(f"use it with ZOO_SEG_MIRROR={Path(arguments.to).resolve()}")
-    if failed:
+    if failed and len(records) > 1:
         print(f"zoo-seg: {failed} of {len(records)} could not be fetched", file=sys.stderr)
     return 1 if failed else 0

@@ -32,7 +32,8 @@ def run(arguments: argparse.Namespace) -> int:
     _row("backbone", f"{architecture.backbone} (timm), output stride {architecture.output_stride}")
     _row("paper", architecture.paper)
     for record in records:
-        _row("weights" if record is records[0] else "", f"{record.id}  mIoU {record.miou} %")
+        number = "no mIoU known" if record.miou is None else f"mIoU {record.miou} %"
+        _row("weights" if record is records[0] else "", f"{record.id}  {number}")
     return 0
 
 
@@ -50,11 +51,14 @@ def _print_record(record: Weights) -> None:
         if metric.note:
             _row("", f"note: {metric.note}")
     recipe = record.recipe
-    length = f"{recipe.epochs} epochs" if recipe.epochs else f"{recipe.iterations} iterations"
+    length = f"{recipe.epochs or 'unknown'} epochs"
+    if recipe.iterations:
+        length = f"{recipe.iterations} iterations"
     crop = f"{recipe.crop[0]}x{recipe.crop[1]} (height x width)"
     _row("recipe", f"{recipe.train_split}, {length}, batch {recipe.batch_size}, crop {crop}")
-    optimizer = f"{recipe.optimizer} lr {recipe.lr}, momentum {recipe.momentum}, weight decay {recipe.weight_decay}"
-    _row("", f"{optimizer}; {recipe.schedule}")
+    further = {"momentum": recipe.momentum, "weight decay": recipe.weight_decay}
+    known = "".join(f", {name} {value}" for name, value in further.items() if value is not None)
+    _row("", f"{recipe.optimizer} lr {recipe.lr}{known}; {recipe.schedule}")
     resize = record.preprocess.resize
     size = f"shorter side {resize.short}, at most {resize.long}" if resize else "the picture's own size"
     _row("test size", f"{size}; {record.protocol} rules")
@@ -71,7 +75,8 @@ def _print_record(record: Weights) -> None:
     _row("licence, code", record.licence.code or "not stated")
     _row("licence, weights", record.licence.weights or "not stated by the publisher")
     _row("terms of the data", record.licence.data or "not stated")
-    _row("project", f"{record.provenance.project} (facts as of {record.provenance.revision})")
+    revision = record.provenance.revision
+    _row("project", record.provenance.project + (f" (facts as of {revision})" if revision else ""))
     _row("config", record.provenance.config_url)
     _row("training log", record.provenance.log_url)
     _row(f"{record.num_classes} classes", ", ".join(f"{i} {name}" for i, name in enumerate(record.classes)))

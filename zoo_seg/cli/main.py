@@ -128,7 +128,7 @@ def _add_download(verbs: Any) -> None:
     )
     parser.add_argument("ids", nargs="*", metavar="ID", help="'model.tag' as listed")
     parser.add_argument("--all", action="store_true", help="all published weights")
-    parser.add_argument("--to", metavar="DIR", help="put the files here instead of into the cache")
+    parser.add_argument("--to", type=_path, metavar="DIR", help="put the files here instead of into the cache")
 
 
 def _add_verify(verbs: Any) -> None:
@@ -139,6 +139,13 @@ def _add_verify(verbs: Any) -> None:
         "Hash every cached file again. A damaged one is set aside as <name>.damaged, and fetched again at its next "
         "use; the exit code is 1 then.",
     )
+
+
+def _path(text: str) -> str:
+    """Refuses what an unset variable of a script leaves, which Path would take for the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty; write . for the current folder")
+    return text
 
 
 def _whole(text: str) -> int:
@@ -161,8 +168,8 @@ def _add_predict(verbs: Any) -> None:
         "  zoo-seg predict street.jpg --model pspnet_resnet50_os8 --weights ade20k --out out/\n"
         "  zoo-seg predict pictures/ 'more/*.png' --weights fcn_resnet101_os8.cityscapes --out out/ --dtype bfloat16",
     )
-    parser.add_argument("paths", nargs="+", metavar="PATH", help="pictures, folders (searched through) or globs")
-    parser.add_argument("--out", required=True, metavar="DIR", help="where to write")
+    parser.add_argument("paths", nargs="+", type=_path, metavar="PATH", help="pictures, whole folders or globs")
+    parser.add_argument("--out", required=True, type=_path, metavar="DIR", help="where to write")
     parser.add_argument("--model", metavar="NAME", help="a model name; not needed where --weights is an id")
     parser.add_argument(
         "--weights",

@@ -28,6 +28,10 @@ _SETTINGS = "zoo_seg_predict.json"
 """Written beside the results: what made them, so that a second run goes on with its own work only."""
 
 
+_LARGEST_SCALE = 8
+"""Beyond it memory runs out; whoever writes more means percent."""
+
+
 @dataclass(frozen=True)
 class _Job:
     """A picture and the files to write for it."""
@@ -51,7 +55,8 @@ class _Report:
 
     done: int = 0
     kept: int = 0
-    failures: list[tuple[Path, str]] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    """A message for each, which names the picture."""
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -70,8 +75,8 @@ def run(arguments: argparse.Namespace) -> int:
         out.mkdir(parents=True, exist_ok=True)
         (out / _SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         _predict(model, jobs, arguments, report)
-    for picture, reason in report.failures:
-        print(f"zoo-seg: {picture}: {reason}", file=sys.stderr)
+    for message in report.failures:
+        print(f"zoo-seg: {message}", file=sys.stderr)
     counts = [(report.done, "done"), (report.kept, "already there"), (len(report.failures), "failed")]
     print(", ".join(f"{count} {what}" for count, what in counts if count) + f"; results in {out}")
     return 1 if report.failures else 0
@@ -89,6 +94,8 @@ def _check_options(arguments: argparse.Namespace) -> None:
         crop = crop or stride or (1, 1)
         stride = stride or crop
     Protocol.of(arguments.mode, crop, stride, arguments.scales, arguments.flip, "ssseg")
+    if max(arguments.scales) > _LARGEST_SCALE:
+        raise OptionError(f"--scales are factors of the test size, such as 0.5 1 1.5; found {max(arguments.scales):g}")
     if arguments.device is not None:
         choose_device(arguments.device)
 
@@ -106,7 +113,7 @@ def _plan(paths: Sequence[str], out: Path, overlay: bool, report: _Report) -> It
             yield _Job(picture, mask, target.with_name(f"{target.name}_overlay.png") if overlay else None)
         else:
             report.failures.append(
-                (picture, f"would overwrite the result of {taken[mask]} ({mask}); give it another --out")
+                f"{picture}: would overwrite the result of {taken[mask]} ({mask}); give it another --out"
             )
 
 
@@ -220,7 +227,7 @@ def _predict(model: SegmentationModel, jobs: list[_Job], arguments: argparse.Nam
     # disable=None: a bar on a terminal only
     for job, result in tqdm(zip(jobs, results, strict=True), total=len(jobs), unit="picture", disable=None):
         if isinstance(result, ImageError):
-            report.failures.append((job.picture, str(result)))
+            report.failures.append(str(result))
             continue
         _write(job, result, arguments.alpha, arguments.legend)
         report.done += 1

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from zoo_seg.networks.network import SegmentationNetwork
 from zoo_seg.networks.resample import bilinear_matrix, mixing_matrix, resize
 
 Size = tuple[int, int]
+Infer = Callable[[Tensor], Tensor]
+"""A normalised input (N, 3, H, W) -> logits (N, C, h, w) at the head's stride."""
 
 _WINDOWS_TOGETHER = 8
 """Windows that an accelerator gets as one batch; a CPU gains nothing from it."""
@@ -26,8 +28,8 @@ def windows(size: int, crop: int, stride: int) -> list[tuple[int, int]]:
 class Whole:
     """The logits of a whole input, at the head's stride."""
 
-    def __init__(self, network: SegmentationNetwork, x: Tensor) -> None:
-        self.logits = network.forward_head(network.forward_features(x))
+    def __init__(self, infer: Infer, x: Tensor) -> None:
+        self.logits = infer(x)
         self.height: int = self.logits.shape[-2]
 
     def rows(self, first: int, last: int) -> Tensor:
@@ -42,8 +44,8 @@ class Slide:
     the low-resolution logits of the windows that are still needed are held.
     """
 
-    def __init__(self, network: SegmentationNetwork, x: Tensor, crop: Size, stride: Size) -> None:
-        self.network, self.x = network, x
+    def __init__(self, infer: Infer, x: Tensor, crop: Size, stride: Size) -> None:
+        self.infer, self.x = infer, x
         self.height: int = x.shape[-2]
         self.columns = windows(x.shape[-1], crop[1], stride[1])
         self.waiting = deque(windows(self.height, crop[0], stride[0]))
@@ -74,8 +76,7 @@ class Slide:
         together = 1 if x.device.type == "cpu" else max(_WINDOWS_TOGETHER // len(x), 1)
         found: list[Tensor] = []
         for start in range(0, len(crops), together):
-            features = self.network.forward_features(torch.cat(crops[start : start + together]))
-            found += torch.split(self.network.forward_head(features).float(), len(x))
+            found += torch.split(self.infer(torch.cat(crops[start : start + together])).float(), len(x))
         return found
 
 

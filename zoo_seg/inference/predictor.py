@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zoo_seg.errors import ImageError, OptionError
+from zoo_seg.errors import ImageError, OptionError, OutOfMemoryError
 from zoo_seg.inference.labels import class_map, id_type
-from zoo_seg.inference.looks import Size, Whole
+from zoo_seg.inference.looks import Infer, Size, Whole
 from zoo_seg.inference.picture import RGB, Picture, read_picture
 from zoo_seg.inference.prepare import prepare
 from zoo_seg.inference.preprocess import normalise, resize_uint8, resized_size
@@ -74,6 +74,11 @@ class Predictor:
         protocol: whose order of operations, `"ssseg"` or `"mmseg"`.
         device: where to compute; None stays where the network is.
         dtype: `"float32"`, `"bfloat16"` or `"float16"`.
+        compile: let `torch.compile` fuse the network; the first picture of every new size then waits for
+            the compiler.
+
+    Raises:
+        OptionError: the device or dtype cannot be used, or the network does not take RGB.
     """
 
     def __init__(
@@ -86,6 +91,7 @@ class Predictor:
         protocol: Rules = "ssseg",
         device: str | torch.device | None = None,
         dtype: str | torch.dtype = "float32",
+        compile: bool = False,  # noqa: A002  (torch's word for it)
     ) -> None:
         weight = next(parameter for parameter in network.backbone.parameters() if parameter.ndim == 4)
         if weight.shape[1] != 3:
@@ -95,6 +101,10 @@ class Predictor:
         self.device = weight.device if device is None else choose_device(device)
         self.dtype = choose_dtype(dtype)
         self.network = prepare(network, self.device, self.dtype)
+        self._infer: Infer = self.network.forward_logits
+        if compile:
+            # Frozen weights are laid out and folded into the kernels; the prepared copy never changes.
+            self._infer = torch.compile(self.network.forward_logits, options={"freezing": True})
         self.classes, self.palette = tuple(classes), tuple(palette)
         self.preprocess, self.rules = preprocess, protocol
 
@@ -200,18 +210,33 @@ class Predictor:
         mean, std = self.preprocess.mean, self.preprocess.std
         return [normalise(resize_uint8(picture, *each), mean, std) for each in sizes]
 
-    @torch.inference_mode()
     def _predict(self, batch: list[_Prepared], protocol: Protocol) -> list[Segmentation]:
-        """Pictures of one size, in one pass of the network."""
+        """Pictures of one size, in one pass of the network or, where memory does not suffice, in several."""
         if not batch:
             return []
+        try:
+            return self._predict_together(batch, protocol)
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
+        if len(batch) > 1:  # outside of the handler, whose traceback keeps the tensors alive
+            half = len(batch) // 2
+            return self._predict(batch[:half], protocol) + self._predict(batch[half:], protocol)
+        height, width = batch[0].inputs[0].shape[-2:]
+        raise OutOfMemoryError(
+            f"{self.device} has too little memory for an input of {height}x{width} (height x width) in {protocol.mode} "
+            "mode; lower it with resize=, with mode='slide' and a smaller crop, or with dtype='bfloat16'"
+        )
+
+    @torch.inference_mode()
+    def _predict_together(self, batch: list[_Prepared], protocol: Protocol) -> list[Segmentation]:
         size = (batch[0].picture.shape[0], batch[0].picture.shape[1])
         inputs = [
             torch.cat(each).to(self.device, self.dtype) for each in zip(*(item.inputs for item in batch), strict=True)
         ]
         if self.rules == "ssseg":
             inputs = scaled_inputs(inputs[0], protocol)
-        all_looks = list(looks(self.network, inputs, size, protocol))
+        all_looks = list(looks(self._infer, inputs, size, protocol))
         first = all_looks[0].logits
         if len(all_looks) == 1 and isinstance(first, Whole):
             masks = class_map(first.logits, all_looks[0].sizes)
@@ -224,6 +249,10 @@ class Predictor:
             Segmentation(mask.astype(dtype, copy=False), self.classes, self.palette, item.picture)
             for mask, item in zip(masks.cpu().numpy(), batch, strict=True)
         ]
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo_seg.errors import OptionError
-from zoo_seg.inference.looks import Look, Size, Slide, Whole
+from zoo_seg.inference.looks import Infer, Look, Size, Slide, Whole
 from zoo_seg.networks.network import SegmentationNetwork
 from zoo_seg.networks.resample import resize
 
@@ -105,9 +105,7 @@ def scaled_inputs(x: Tensor, protocol: Protocol) -> list[Tensor]:
     return [resize(x, size) for size in sizes]
 
 
-def looks(
-    network: SegmentationNetwork, inputs: Sequence[Tensor], output_size: Size, protocol: Protocol
-) -> Iterator[Look]:
+def looks(infer: Infer, inputs: Sequence[Tensor], output_size: Size, protocol: Protocol) -> Iterator[Look]:
     """One look at every scale's input, each plain and then mirrored where `flip` asks for it."""
     for x in inputs:
         through = [(x.shape[-2], x.shape[-1])] if protocol.rules == "mmseg" else []
@@ -115,9 +113,9 @@ def looks(
             seen = x.flip(-1) if flip else x
             logits: Whole | Slide
             if protocol.crop is not None and protocol.stride is not None:
-                logits = Slide(network, seen, protocol.crop, protocol.stride)
+                logits = Slide(infer, seen, protocol.crop, protocol.stride)
             else:
-                logits = Whole(network, seen)
+                logits = Whole(infer, seen)
             yield Look(logits, [*through, output_size], flip)
 
 
@@ -179,6 +177,8 @@ def predict_logits(
     if isinstance(x, Tensor):
         if x.ndim != 4 or 0 in x.shape or not x.is_floating_point():
             raise OptionError(f"x is {x.dtype} of shape {tuple(x.shape)}; expected a normalised float (N, 3, H, W)")
+        if not x.isfinite().all():
+            raise OptionError(f"x holds {int((~x.isfinite()).sum())} values that are NaN or infinite; expected none")
         inputs = scaled_inputs(x, rules)
     else:
         inputs = list(x)
@@ -186,7 +186,7 @@ def predict_logits(
             raise OptionError(f"x holds {len(inputs)} tensors for {len(rules.scales)} scales; expected one a scale")
     size = (int(output_size[0]), int(output_size[1]))
     result: Tensor | None = None
-    for top, strip in strips(list(looks(model, inputs, size, rules)), rules):
+    for top, strip in strips(list(looks(model.forward_logits, inputs, size, rules)), rules):
         if result is None:
             result = strip.new_empty(*strip.shape[:2], *size)
         result[:, :, top : top + strip.shape[2]] = strip

@@ -53,9 +53,13 @@ class SegmentationNetwork(nn.Module):
         logits: Tensor = self.head(features)
         return logits
 
+    def forward_logits(self, x: Tensor) -> Tensor:
+        """(N, in_chans, H, W) -> logits (N, num_classes, h, w) at the head's own stride."""
+        return self.forward_head(self.forward_features(x))
+
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_chans, H, W), normalised float -> logits (N, num_classes, H, W), resized bilinearly."""
-        return resize(self.forward_head(self.forward_features(x)), (x.shape[-2], x.shape[-1]))
+        return resize(self.forward_logits(x), (x.shape[-2], x.shape[-1]))
 
 
 def build_network(

@@ -1,0 +1,188 @@
+"""The package as a whole: the wheel that users install, the order of the layers, and the house's checks."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from email.parser import Parser
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+
+import zoo_seg
+
+PACKAGE = REPOSITORY / "zoo_seg"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def command(*arguments: str | Path, cwd: Path = REPOSITORY, **environment: str) -> subprocess.CompletedProcess[str]:
+    result = subprocess.run(
+        [str(argument) for argument in arguments],
+        cwd=cwd,
+        env={**{name: value for name, value in os.environ.items() if name != "PYTHONPATH"}, **environment},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result
+
+
+# --- the wheel ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("dist")
+    command(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder)
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+def test_wheel_holds_the_package_and_its_manifest_only(wheel: Path) -> None:
+    assert wheel.stat().st_size < 300_000
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if ".dist-info/" not in name}
+        manifest = archive.read("zoo_seg/weights_manifest.json")
+        metadata = archive.read(next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA")))
+        licences = [name for name in archive.namelist() if name.endswith("LICENSE")]
+    modules = {path.relative_to(REPOSITORY).as_posix() for path in MODULES}
+    assert names == modules | {"zoo_seg/py.typed", "zoo_seg/weights_manifest.json"}
+    assert manifest == (REPOSITORY / "weights_manifest.json").read_bytes()
+    assert licences
+    facts = Parser().parsestr(metadata.decode())
+    assert (facts["Version"], facts["License-Expression"]) == (zoo_seg.__version__, "Apache-2.0")
+    assert not [line for line in facts.get_all("Requires-Dist", []) if "<" in line], "no upper pins"
+
+
+def test_installed_wheel_works_by_itself(wheel: Path, tmp_path: Path) -> None:
+    target = tmp_path / "site"
+    command(sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--quiet", "--target", target, wheel)
+    code = "import zoo_seg.manifest as m; print(m.published_manifest())"
+    found = command(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(target))
+    assert Path(found.stdout.strip()) == target / "zoo_seg" / "weights_manifest.json"
+    listed = command(sys.executable, "-m", "zoo_seg", "list", cwd=tmp_path, PYTHONPATH=str(target))
+    assert "pspnet_resnet50_os8.ade20k_ssseg" in listed.stdout and "34 weights" in listed.stdout
+    (script,) = (target / ("Scripts" if os.name == "nt" else "bin")).glob("zoo-seg*")
+    assert command(script, "list", cwd=tmp_path, PYTHONPATH=str(target)).stdout == listed.stdout
+
+
+def test_manifest_stands_in_the_repository_once() -> None:
+    skipped = {".git", ".venv", "build", "dist"}
+    found = [path for path in REPOSITORY.rglob("weights_manifest.json") if not skipped & set(path.parts)]
+    assert found == [REPOSITORY / "weights_manifest.json"]
+    assert not any(path.is_symlink() for path in PACKAGE.rglob("*"))
+
+
+# --- the layers ---------------------------------------------------------------------------------
+
+LAYERS = [
+    # a later line may use an earlier one, never the reverse
+    {"errors", "settings"},
+    {"manifest"},
+    {"networks"},
+    {"weights"},
+    {"inference"},
+    {"data"},
+    {"model"},
+    {"factory"},
+    {"evaluation"},
+    {"training"},
+    {"export"},
+    {"zoo"},
+    {"__init__"},
+    {"cli"},
+    {"__main__"},
+]
+RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+LAZY = {("zoo", "factory")}
+"""`import zoo_seg` loads no torch, so the factories are reached when they are called."""
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(REPOSITORY).with_suffix("").parts)
+
+
+def unit(module: str) -> str:
+    """`zoo_seg.weights.load` -> `weights`: the line of DESIGN.md that a module belongs to."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else "__init__"
+
+
+def imports(path: Path) -> Iterator[tuple[str, bool]]:
+    """(module, only for type checkers) of every import of this package, wherever it stands in the file."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for_types = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative import"
+            names = [
+                f"{node.module}.{alias.name}" if node.module == "zoo_seg" else str(node.module) for alias in node.names
+            ]
+        for name in names:
+            if name.split(".")[0] == "zoo_seg":
+                exists = (REPOSITORY / Path(*name.split("."))).with_suffix(".py").exists()
+                exists = exists or REPOSITORY.joinpath(*name.split("."), "__init__.py").exists()
+                yield name if exists else "zoo_seg", id(node) in for_types
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
+def test_imports_point_down(path: Path) -> None:
+    user = unit(module_name(path))
+    assert user in RANK, f"{path.name} stands in no layer"
+    for module, only_types in imports(path):
+        used = unit(module)
+        if used == user or only_types or (user, used) in LAZY:
+            continue
+        assert RANK[used] < RANK[user], f"{module_name(path)} imports {module}, which stands above it"
+
+
+def test_the_walk_sees_what_it_should() -> None:
+    found = {module for module, _ in imports(PACKAGE / "factory.py")}
+    assert {"zoo_seg.errors", "zoo_seg.model", "zoo_seg.networks.network", "zoo_seg.weights.load"} <= found
+    assert ("zoo_seg.factory", False) in set(imports(PACKAGE / "zoo.py"))  # inside a function
+    assert ("zoo_seg.model", True) in set(imports(PACKAGE / "zoo.py"))
+
+
+def test_modules_are_imported_by_name_in_two_places_only() -> None:
+    """`importlib` could get around the order: the package's lazy names and the verbs of the command line use it."""
+    users = [module_name(path) for path in MODULES if "import_module" in path.read_text(encoding="utf-8")]
+    assert users == ["zoo_seg.__init__", "zoo_seg.cli.main"]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
+def test_only_convert_knows_other_projects_names(path: Path) -> None:
+    foreign = ("backbone_net", "decode_head", "auxiliary_decoder", "ppm_net", "fpn_convs", "conv_seg", "psp_modules")
+    text = path.read_text(encoding="utf-8")
+    known = [name for name in foreign if name in text]
+    assert known == (list(foreign) if path == PACKAGE / "weights" / "convert.py" else [])
+
+
+# --- the house's checks -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["mypy", "--no-error-summary"],
+        ["ruff", "check", "."],
+        ["ruff", "format", "--check", "--config", 'extend-exclude = ["*.md"]', "."],
+    ],
+    ids=lambda arguments: " ".join(arguments[:2]),
+)
+def test_checkers_find_nothing(arguments: list[str]) -> None:
+    command(sys.executable, "-m", *arguments)
