@@ -92,7 +92,7 @@ def test_a_copy_of_an_older_naming_is_made_again(folder: Path, home: Path, monke
     monkeypatch.setenv("ZOO_SEG_OFFLINE", "1")
     assert torch.equal(logits(zoo_seg.create_model(MODEL, "voc")), expected)
     (copy,) = (home / "weights" / f"{MODEL}.voc_ssseg").glob("*.safetensors")
-    assert open_checkpoint(copy)[1]["naming"] == "1"
+    assert open_checkpoint(copy)[1]["naming"] == "2"
 
 
 def test_weights_without_room_for_a_copy(folder: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,9 +127,13 @@ def test_both_namings_of_pspnet_give_the_same_network(group: Any, tmp_path: Path
         assert len(older) == len(tensors) and set(older) != set(tensors)
         tensors = OrderedDict(zip(older, tensors.values(), strict=True))
     renamed, layout = convert({f"module.{key}": tensor for key, tensor in tensors.items()})
-    assert layout == "ssseg" and "head.bottleneck.conv.weight" in renamed
+    assert layout == "ssseg" and "head.norm.weight" in renamed
     source = "bottleneck" if group == "ssseg" else "fuse_layer"
-    assert torch.equal(renamed["head.bottleneck.conv.weight"], tensors[f"ppm_net.{source}.0.weight"])
+    whole = tensors[f"ppm_net.{source}.0.weight"]
+    assert torch.equal(renamed["head.bottleneck.weight"], whole[:, :2048])
+    for i in range(4):
+        part = whole[:, 2048 + 512 * i : 2048 + 512 * (i + 1)]
+        assert torch.equal(renamed[f"head.taps.{i}.weight"], part.transpose(0, 1))
 
 
 def test_a_bare_path_tells_classes_and_source(folder: Path, tmp_path: Path) -> None:
@@ -210,7 +214,7 @@ def _short(path: Path, content: bytes) -> None:
         ("numbers.pth", {"model": {"a": 1, "b": "x"}}, r"a \(int\), b \(str\) among 2 entries"),
         ("nothing.pth", {"model": {}}, "holds nothing"),
         ("foreign.pth", {"encoder.a": torch.zeros(1)}, "such as encoder.a; expected the names of"),
-        ("pickle.pth", pickle.dumps({"a": 1}), "is not a readable checkpoint|damaged"),
+        ("pickle.pth", pickle.dumps({"a": 1}, protocol=2), "is not a readable checkpoint|damaged"),
         ("half.safetensors", b'\x08\x00\x00\x00\x00\x00\x00\x00{"a":', "not a whole safetensors file"),
     ],
 )

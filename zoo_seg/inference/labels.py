@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from zoo_seg.networks.resample import mixing_matrix
@@ -34,8 +35,7 @@ def class_map(logits: Tensor, sizes: Sequence[Size]) -> Tensor:
         (N, H, W) of class ids: uint8, or int16 beyond 256 classes.
     """
     logits = logits.float()
-    rows = mixing_matrix(logits.shape[2], [size[0] for size in sizes]).to(logits)
-    columns = mixing_matrix(logits.shape[3], [size[1] for size in sizes]).to(logits)
+    rows, columns = (_mixing(logits.shape[2 + axis], [size[axis] for size in sizes], logits) for axis in (0, 1))
     result = torch.empty((len(logits), *sizes[-1]), dtype=id_type(logits.shape[1]), device=logits.device)
     for each, ids in zip(logits, result, strict=True):
         cells = each.permute(1, 2, 0).contiguous()
@@ -44,6 +44,14 @@ def class_map(logits: Tensor, sizes: Sequence[Size]) -> Tensor:
         else:
             _in_strips(cells, rows, columns, ids)
     return result
+
+
+def _mixing(size: int, targets: Sequence[int], like: Tensor) -> Tensor:
+    """(last target, size): what one axis' resizes, one after the other, take from each cell."""
+    first, matrix = mixing_matrix(size, targets, like, (0, targets[-1]))
+    if matrix is None:
+        return torch.eye(size).to(like)
+    return F.pad(matrix, (first, size - first - matrix.shape[1]))
 
 
 def _in_strips(cells: Tensor, rows: Tensor, columns: Tensor, ids: Tensor) -> None:

@@ -26,10 +26,11 @@ def windows(size: int, crop: int, stride: int) -> list[tuple[int, int]]:
 
 
 class Whole:
-    """The logits of a whole input, at the head's stride."""
+    """The logits of a whole input, at the head's stride. `like` is an empty tensor of what `rows` returns."""
 
     def __init__(self, infer: Infer, x: Tensor) -> None:
         self.logits = infer(x)
+        self.like = self.logits.new_empty(0, dtype=torch.float32)
         self.height: int = self.logits.shape[-2]
 
     def rows(self, first: int, last: int) -> Tensor:
@@ -46,6 +47,7 @@ class Slide:
 
     def __init__(self, infer: Infer, x: Tensor, crop: Size, stride: Size) -> None:
         self.infer, self.x = infer, x
+        self.like = x.new_empty(0, dtype=torch.float32)
         self.height: int = x.shape[-2]
         self.columns = windows(x.shape[-1], crop[1], stride[1])
         self.waiting = deque(windows(self.height, crop[0], stride[0]))
@@ -58,12 +60,12 @@ class Slide:
         while self.waiting and self.waiting[0][0] < last:
             top, bottom = self.waiting.popleft()
             self.held.append((top, bottom, self._logits(self.x[..., top:bottom, :])))
-        like = self.held[0][2][0]
-        total = like.new_zeros(*like.shape[:2], last - first, self.x.shape[-1])
-        count = like.new_zeros(last - first, self.x.shape[-1])
+        some = self.held[0][2][0]
+        total = some.new_zeros(*some.shape[:2], last - first, self.x.shape[-1])
+        count = some.new_zeros(last - first, self.x.shape[-1])
         for top, bottom, row in self.held:
             begin, end = max(top, first), min(bottom, last)
-            mix = bilinear_matrix(like.shape[-2], bottom - top, like)[begin - top : end - top]
+            mix = bilinear_matrix(some.shape[-2], bottom - top, some, (begin - top, end - top))
             for logits, (left, right) in zip(row, self.columns, strict=True):
                 place = (..., slice(begin - first, end - first), slice(left, right))
                 total[place] += resize(mix @ logits, (end - begin, right - left))
@@ -91,15 +93,16 @@ class Look:
 
     def __init__(self, logits: Whole | Slide, sizes: list[Size], flip: bool) -> None:
         self.logits, self.sizes, self.flip = logits, sizes, flip
-        self.mix = mixing_matrix(logits.height, [size[0] for size in sizes])
 
     def strip(self, top: int, bottom: int) -> Tensor:
         """Rows top..bottom at the output's size, (N, C, bottom - top, W); float32."""
-        mix = self.mix[top:bottom]
-        used = mix.any(dim=0).nonzero()
-        first, last = int(used[0]), int(used[-1]) + 1
-        rows = self.logits.rows(first, last).float()
-        strip = mix[:, first:last].to(rows) @ (rows.flip(-1) if self.flip else rows)
+        heights = [height for height, _ in self.sizes]
+        first, mix = mixing_matrix(self.logits.height, heights, self.logits.like, (top, bottom))
+        strip = self.logits.rows(first, first + (bottom - top if mix is None else mix.shape[1])).float()
+        if self.flip:
+            strip = strip.flip(-1)
+        if mix is not None:
+            strip = mix @ strip
         for _, width in self.sizes:
             strip = resize(strip, (bottom - top, width))
         return strip

@@ -38,14 +38,14 @@ def choose_device(device: str | torch.device) -> torch.device:
     """
     try:
         chosen = torch.device(device)
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError) as error:
+        torch.empty(1, device=chosen).tolist()  # fails where values cannot be had, as on "meta"
+    except (RuntimeError, AssertionError, ImportError, NotImplementedError) as error:
         present = [
             "cpu",
             *(["cuda"] if torch.cuda.is_available() else []),
             *(["mps"] if torch.backends.mps.is_available() else []),
         ]
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0][:200]
         raise OptionError(
             f"device {str(device)!r} cannot be used ({reason}); here there is {', '.join(present)}"
         ) from None

@@ -6,6 +6,7 @@ import copy
 import logging
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
@@ -13,6 +14,9 @@ from zoo_seg.networks.layers import ConvNormAct
 from zoo_seg.networks.network import SegmentationNetwork
 
 _log = logging.getLogger("zoo_seg")
+
+_SLICE = 512
+"""Channels of a slice: oneDNN's 3x3 kernels reach their full rate up to about this many."""
 
 
 def prepare(network: SegmentationNetwork, device: torch.device, dtype: torch.dtype) -> SegmentationNetwork:
@@ -23,7 +27,10 @@ def prepare(network: SegmentationNetwork, device: torch.device, dtype: torch.dty
     finally:
         network.aux_head = aux_head
     plain = SegmentationNetwork(plain.backbone, plain.head, None).eval().requires_grad_(False).float().to(device)
-    return fold_batchnorm(plain).to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    ready = fold_batchnorm(plain)
+    if device.type == "cpu":
+        slice_wide_convs(ready)
+    return ready.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 @torch.no_grad()
@@ -49,6 +56,36 @@ def fold_batchnorm(network: SegmentationNetwork) -> SegmentationNetwork:
         _log.info("BatchNorm is kept as it is: folding it would change this network's output")
         return network
     return folded
+
+
+class SlicedConv(nn.Module):
+    """A convolution as the sum of convolutions over slices of its input channels, which fit a CPU's cache."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        parts = torch.split(conv.weight.detach(), _SLICE, dim=1)
+        self.weights = nn.ParameterList(nn.Parameter(part.clone(), requires_grad=False) for part in parts)
+        self.bias = conv.bias
+        self.stride, self.padding, self.dilation = conv.stride, conv.padding, conv.dilation
+
+    def forward(self, x: Tensor) -> Tensor:
+        total: Tensor | None = None
+        for weight, part in zip(self.weights, torch.split(x, _SLICE, dim=1), strict=True):
+            bias = self.bias if total is None else None
+            step = F.conv2d(part, weight, bias, self.stride, self.padding, self.dilation)
+            total = step if total is None else total.add_(step)
+        assert total is not None  # a convolution has at least one slice
+        return total
+
+
+def slice_wide_convs(network: nn.Module) -> None:
+    """Put a SlicedConv in the place of every dense 3x3 convolution of more than `_SLICE` channels."""
+    for module in network.modules():
+        for name, child in module.named_children():
+            if not isinstance(child, nn.Conv2d) or child.kernel_size != (3, 3) or child.groups != 1:
+                continue
+            if child.in_channels > _SLICE and child.in_channels % _SLICE == 0:
+                setattr(module, name, SlicedConv(child))
 
 
 def _pairs(network: SegmentationNetwork, noise: Tensor) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:

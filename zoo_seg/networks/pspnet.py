@@ -18,8 +18,9 @@ class PSPHead(nn.Module):
     """Backbone maps, finest first -> logits (N, num_classes, h, w) at the stride of the last map.
 
     The paper's bottleneck is a 3x3 convolution over [x, up(p1), up(p2), up(p3), up(p6)], linear in each
-    part. A pooled part has at most 6x6 cells, so its cells are multiplied by the nine taps first and
-    spread over the map afterwards: half of the multiplications vanish, the sum stays the same.
+    part, so its weight is kept in parts: `bottleneck` for x and `taps` for the pooled parts. Those have at
+    most 6x6 cells; their cells are multiplied by the nine taps first and spread over the map afterwards.
+    Half of the multiplications vanish, the sum stays the same.
 
     Args:
         in_channels: channels of the backbone's maps; the last one is read.
@@ -29,40 +30,40 @@ class PSPHead(nn.Module):
 
     def __init__(self, in_channels: Sequence[int], num_classes: int, *, channels: int = 512) -> None:
         super().__init__()
-        self.in_channels, self.channels = in_channels[-1], channels
-        self.branches = nn.ModuleList(ConvNormAct(self.in_channels, channels, 1) for _ in POOL_SIZES)
-        self.bottleneck = ConvNormAct(self.in_channels + len(POOL_SIZES) * channels, channels, 3)
+        width = in_channels[-1]
+        self.branches = nn.ModuleList(ConvNormAct(width, channels, 1) for _ in POOL_SIZES)
+        self.bottleneck = nn.Conv2d(width, channels, 3, padding=1, bias=False)
+        self.taps = nn.ModuleList(nn.ConvTranspose2d(channels, channels, 3, stride=3, bias=False) for _ in POOL_SIZES)
+        self.norm = nn.BatchNorm2d(channels)
+        self.act = nn.ReLU(inplace=True)
         self.dropout = nn.Dropout2d(0.1)
         self.classifier = nn.Conv2d(channels, num_classes, 1)
+        bound = (9 * (width + len(POOL_SIZES) * channels)) ** -0.5  # torch's default for the undivided convolution
+        for part in (self.bottleneck, *self.taps):
+            nn.init.uniform_(part.weight, -bound, bound)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         x = features[-1]
-        parts = [self.in_channels] + [self.channels] * len(POOL_SIZES)
-        dense, *pooled = torch.split(self.bottleneck.conv.weight, parts, dim=1)
-        total = F.conv2d(x, dense, self.bottleneck.conv.bias, padding=1)
-        total = total + self._spread(self._branch_outputs(x), pooled, x)
-        logits: Tensor = self.classifier(self.dropout(self.bottleneck.act(self.bottleneck.norm(total))))
+        total = self.bottleneck(x) + self._spread(self._branch_outputs(x), x)
+        logits: Tensor = self.classifier(self.dropout(self.act(self.norm(total))))
         return logits
 
     def _branch_outputs(self, x: Tensor) -> list[Tensor]:
         """The pooled branches before they are enlarged: (N, channels, s, s) for each pool size s."""
-        height, width = x.shape[-2:]
+        count, channels, height, width = x.shape
         rows = torch.cat([pooling_matrix(height, size, x) for size in POOL_SIZES])
-        strips = (rows @ x.transpose(1, 2).flatten(2)).reshape(len(x), -1, self.in_channels, width)
-        outputs = []
-        for strip, size, branch in zip(
-            torch.split(strips, list(POOL_SIZES), dim=1), POOL_SIZES, self.branches, strict=True
-        ):
-            outputs.append(branch((strip @ pooling_matrix(width, size, x).T).transpose(1, 2)))
-        return outputs
+        strips = (rows @ x.permute(0, 2, 3, 1).flatten(2)).view(count, -1, width, channels)
+        parts = torch.split(strips, list(POOL_SIZES), dim=1)
+        pooled = [pooling_matrix(width, size, x) @ strip for size, strip in zip(POOL_SIZES, parts, strict=True)]
+        return [branch(cells.permute(0, 3, 1, 2)) for branch, cells in zip(self.branches, pooled, strict=True)]
 
-    def _spread(self, pooled: list[Tensor], weights: list[Tensor], like: Tensor) -> Tensor:
+    def _spread(self, pooled: list[Tensor], like: Tensor) -> Tensor:
         """The bottleneck's answer to the enlarged branches, (N, channels, H, W)."""
         height, width = like.shape[-2:]
-        strips = []
-        for cells, weight in zip(pooled, weights, strict=True):
-            taps = F.conv_transpose2d(cells, weight.transpose(0, 1), stride=3)  # (N, channels, 3s, 3s)
-            strips.append(taps @ _tap_matrix(cells.shape[-1], width, like).T)
+        strips = [
+            tap(cells) @ _tap_matrix(size, width, like).T  # (N, channels, 3s, W)
+            for tap, cells, size in zip(self.taps, pooled, POOL_SIZES, strict=True)
+        ]
         rows = torch.cat([_tap_matrix(size, height, like) for size in POOL_SIZES], dim=1)
         return rows @ torch.cat(strips, dim=2)
 

@@ -20,20 +20,35 @@ def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
 
 
-def bilinear_matrix(size: int, new_size: int, like: Tensor) -> Tensor:
-    """(new_size, size): the weights with which a bilinear resize mixes one axis (`align_corners=False`)."""
-    target = torch.arange(new_size, device=like.device, dtype=torch.float64)
+def bilinear_matrix(size: int, new_size: int, like: Tensor, span: tuple[int, int] | None = None) -> Tensor:
+    """(new_size, size): the weights with which a bilinear resize mixes one axis (`align_corners=False`).
+
+    With a span only its rows, first to last (exclusive).
+    """
+    first, last = span or (0, new_size)
+    target = torch.arange(first, last, device=like.device, dtype=torch.float64)
     place = ((target + 0.5) * (size / new_size) - 0.5).clamp(0, size - 1)
     source = torch.arange(size, device=like.device, dtype=torch.float64)
     return (1 - (place[:, None] - source).abs()).clamp(min=0).to(like.dtype)
 
 
-def mixing_matrix(size: int, targets: Sequence[int]) -> Tensor:
-    """(last target, size): what one axis' bilinear resizes to each target in turn take from each place; float32."""
-    matrix = torch.eye(size)
-    for target in targets:
-        matrix = bilinear_matrix(matrix.shape[0], target, matrix) @ matrix
-    return matrix
+def mixing_matrix(size: int, targets: Sequence[int], like: Tensor, span: tuple[int, int]) -> tuple[int, Tensor | None]:
+    """What one axis' bilinear resizes to each target in turn take, for a span of the last target.
+
+    Returns:
+        The first place they take from, and a matrix (last - first of the span, places taken from); None
+        for the identity.
+    """
+    matrix: Tensor | None = None
+    for source, target in zip(reversed([size, *targets[:-1]]), reversed(targets), strict=True):
+        if source == target:
+            continue
+        step = bilinear_matrix(source, target, like, span)
+        matrix = step if matrix is None else matrix @ step
+        used = matrix.any(dim=0).nonzero()
+        span = int(used[0]), int(used[-1]) + 1
+        matrix = matrix[:, span[0] : span[1]]
+    return span[0], matrix
 
 
 def pooling_matrix(size: int, bins: int, like: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from zoo_seg.errors import CheckpointError
@@ -41,8 +42,8 @@ _SSSEG_FCN: Rules = [
 _SSSEG_PSPNET: Rules = [
     (r"ppm_net\.branches\.(\d)\.1\.", r"head.branches.\1.conv."),
     (r"ppm_net\.branches\.(\d)\.2\.", r"head.branches.\1.norm."),
-    (r"ppm_net\.(?:bottleneck|fuse_layer)\.0\.", r"head.bottleneck.conv."),  # fuse_layer until 2020-12-14
-    (r"ppm_net\.(?:bottleneck|fuse_layer)\.1\.", r"head.bottleneck.norm."),
+    (r"ppm_net\.(?:bottleneck|fuse_layer)\.0\.", r"head.bottleneck."),  # fuse_layer until 2020-12-14
+    (r"ppm_net\.(?:bottleneck|fuse_layer)\.1\.", r"head.norm."),
     (r"decoder\.1\.", r"head.classifier."),
 ]
 _SSSEG_FPN: Rules = [
@@ -63,8 +64,8 @@ _MMSEG: Rules = [
     *((rf"decode_head\.scale_heads\.(\d)\.{2 * i}\.bn\.", rf"head.scale_heads.\1.convs.{i}.norm.") for i in range(3)),
     (r"decode_head\.psp_modules\.(\d)\.1\.conv\.", r"head.branches.\1.conv."),
     (r"decode_head\.psp_modules\.(\d)\.1\.bn\.", r"head.branches.\1.norm."),
-    (r"decode_head\.bottleneck\.conv\.", r"head.bottleneck.conv."),
-    (r"decode_head\.bottleneck\.bn\.", r"head.bottleneck.norm."),
+    (r"decode_head\.bottleneck\.conv\.", r"head.bottleneck."),
+    (r"decode_head\.bottleneck\.bn\.", r"head.norm."),
     (r"decode_head\.conv_seg\.", r"head.classifier."),
     (r"auxiliary_head\.convs\.0\.conv\.", r"aux_head.convs.0.conv."),
     (r"auxiliary_head\.convs\.0\.bn\.", r"aux_head.convs.0.norm."),
@@ -94,13 +95,31 @@ def detect_layout(names: Iterable[str]) -> Layout:
 
 
 def convert(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Layout]:
-    """Rename a state dict of any known layout; say which it was. Names no rule fits are kept as they are."""
+    """A state dict of any known layout under this library's names, and whose it was.
+
+    Names that no rule fits are kept as they are.
+    """
     tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     layout = detect_layout(tensors)
     if layout == "zoo_seg":
         return tensors, layout
     rules = _MMSEG if layout == "mmseg" else _ssseg_rules(tensors)
-    return {_rename(name, rules): tensor for name, tensor in tensors.items()}, layout
+    return _part_bottleneck({_rename(name, rules): tensor for name, tensor in tensors.items()}), layout
+
+
+def _part_bottleneck(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Both projects keep PSPNet's bottleneck over [x, pooled parts] whole; see `PSPHead` for the parts."""
+    widths = [
+        tensors[f"head.branches.{i}.conv.weight"].shape[0]
+        for i in range(4)
+        if f"head.branches.{i}.conv.weight" in tensors
+    ]
+    whole = tensors.get("head.bottleneck.weight")
+    if whole is None or whole.ndim != 4 or whole.shape[1] <= sum(widths):
+        return tensors
+    dense, *pooled = torch.split(whole, [whole.shape[1] - sum(widths), *widths], dim=1)
+    taps = {f"head.taps.{i}.weight": part.transpose(0, 1) for i, part in enumerate(pooled)}
+    return {**tensors, "head.bottleneck.weight": dense, **taps}
 
 
 def _ssseg_rules(names: Iterable[str]) -> Rules:

@@ -27,7 +27,7 @@ from zoo_seg.weights.files import exclusive, replacing
 
 _log = logging.getLogger("zoo_seg")
 
-_NAMING = "1"
+_NAMING = "2"
 """Version of this library's own parameter names, kept in the copies so that old ones are made anew."""
 
 
