@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from zoo_seg.networks.layers import ConvNormAct
 from zoo_seg.networks.network import SegmentationNetwork
 
 _log = logging.getLogger("zoo_seg")
@@ -21,41 +20,46 @@ _SLICE = 512
 
 def prepare(network: SegmentationNetwork, device: torch.device, dtype: torch.dtype) -> SegmentationNetwork:
     """A copy in `eval()`, without the auxiliary head, folded and channels_last; the network stays as it was."""
-    aux_head, network.aux_head = network.aux_head, None
-    try:
-        plain = copy.deepcopy(network)
-    finally:
-        network.aux_head = aux_head
-    plain = SegmentationNetwork(plain.backbone, plain.head, None).eval().requires_grad_(False).float().to(device)
-    ready = fold_batchnorm(plain)
+    ready = _copy(network, device)
+    if not fold_batchnorm(ready):
+        _log.info("BatchNorm is kept as it is: folding it would change this network's output")
+        ready = _copy(network, device)
     if device.type == "cpu":
         slice_wide_convs(ready)
-    return ready.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    for parameter in ready.parameters():  # one by one, which needs less memory than all at once
+        parameter.data = parameter.to(
+            dtype, memory_format=torch.channels_last if parameter.ndim == 4 else torch.preserve_format
+        )
+    return ready.to(dtype=dtype)
+
+
+def _copy(network: SegmentationNetwork, device: torch.device) -> SegmentationNetwork:
+    parts = {"backbone": network.backbone, "head": network.head}
+    memo: dict[int, object] = {}
+    copies = {name: copy.deepcopy(part, memo) for name, part in parts.items()}
+    return SegmentationNetwork(copies["backbone"], copies["head"], None).eval().requires_grad_(False).float().to(device)
 
 
 @torch.no_grad()
-def fold_batchnorm(network: SegmentationNetwork) -> SegmentationNetwork:
+def fold_batchnorm(network: SegmentationNetwork) -> bool:
     """Scale every convolution by the BatchNorm that alone reads it; the same function with fewer steps.
 
-    Which BatchNorm reads which convolution is observed in a run on noise, and the result is compared
-    with the network's; where they differ (a convolution read twice) the network is returned as it is.
+    Which BatchNorm reads which convolution is observed in a run on noise.
+
+    Returns:
+        Whether the network still computes the same; a convolution that something else reads as well spoils it.
     """
     weight = next(parameter for parameter in network.backbone.parameters() if parameter.ndim == 4)
-    noise = torch.randn(
-        1, weight.shape[1], 64, 64, device=weight.device, generator=torch.Generator(weight.device).manual_seed(0)
-    )
-    folded = copy.deepcopy(network)
-    for conv, norm in _pairs(folded, noise):
+    generator = torch.Generator(weight.device).manual_seed(0)
+    noise = torch.randn(1, weight.shape[1], 64, 64, device=weight.device, generator=generator)
+    expected, pairs = _pairs(network, noise)
+    for conv, norm in pairs:
         mean, var = norm.running_mean, norm.running_var
         assert mean is not None and var is not None  # BatchNorm2d in eval() that had none would be no affine map
         weight, bias = norm.weight, norm.bias
         conv.weight, conv.bias = fuse_conv_bn_weights(conv.weight, conv.bias, mean, var, norm.eps, weight, bias)
-        _replace(folded, norm)
-    expected, got = network(noise), folded(noise)
-    if not torch.allclose(expected, got, rtol=1e-3, atol=1e-3 * float(expected.std())):
-        _log.info("BatchNorm is kept as it is: folding it would change this network's output")
-        return network
-    return folded
+        _replace(network, norm)
+    return torch.allclose(expected, network(noise), rtol=1e-3, atol=1e-3 * float(expected.std()))
 
 
 class SlicedConv(nn.Module):
@@ -88,26 +92,23 @@ def slice_wide_convs(network: nn.Module) -> None:
                 setattr(module, name, SlicedConv(child))
 
 
-def _pairs(network: SegmentationNetwork, noise: Tensor) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
-    """Each convolution with the BatchNorm that was handed its output."""
+def _pairs(network: SegmentationNetwork, noise: Tensor) -> tuple[Tensor, list[tuple[nn.Conv2d, nn.BatchNorm2d]]]:
+    """The logits of the noise, and each convolution with the BatchNorm that was handed its output."""
     made_by: dict[int, tuple[nn.Conv2d, Tensor]] = {}  # the tensor is kept so that its id stays its own
-    pairs: dict[nn.Module, tuple[nn.Conv2d, nn.BatchNorm2d]] = {
-        block.norm: (block.conv, block.norm) for block in network.modules() if isinstance(block, ConvNormAct)
-    }
+    pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d]] = []
 
     def watch(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if isinstance(module, nn.Conv2d):
             made_by[id(output)] = module, output
         elif isinstance(module, nn.BatchNorm2d) and id(inputs[0]) in made_by:
-            pairs[module] = made_by[id(inputs[0])][0], module
+            pairs.append((made_by[id(inputs[0])][0], module))
 
     handles = [module.register_forward_hook(watch) for module in network.modules()]
     try:
-        network(noise)
+        return network(noise), pairs
     finally:
         for handle in handles:
             handle.remove()
-    return list(pairs.values())
 
 
 def _replace(network: nn.Module, norm: nn.BatchNorm2d) -> None:

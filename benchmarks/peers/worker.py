@@ -1,0 +1,114 @@
+"""One peer doing one work, a run for every line it is sent. Started by `benchmarks/run.py`, in the peers' environment.
+
+    python worker.py mmseg|ssseg|openvino '{"checkpoint": ..., "picture": ..., "test_scale": [W, H], "dtype": ...}'
+
+Prints one line of JSON when ready, one after each run, and at the end writes the class map to `mask`.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+warnings.filterwarnings("ignore")
+
+
+def mmseg(work: dict[str, Any]) -> Callable[[], np.ndarray]:
+    """`inference_model` on a decoded picture."""
+    import cv2
+    import mmseg_peer as peer
+
+    model = peer.load(work["checkpoint"], test_scale=work["test_scale"])
+    image = cv2.imread(work["picture"])
+    return lambda: peer.inference_model(model, image).pred_sem_seg.data[0].numpy()
+
+
+def mmseg_init(work: dict[str, Any]) -> Callable[[], np.ndarray]:
+    """`init_model` from a checkpoint on disk."""
+    import mmseg_peer as peer
+
+    content = torch.load(work["checkpoint"], map_location="cpu", weights_only=True)
+    config = peer.config(*peer.describe(content["state_dict"]))
+    del content
+
+    def run() -> np.ndarray:
+        peer.init_model(config, work["checkpoint"], device="cpu")
+        return np.zeros((1, 1), np.uint8)
+
+    return run
+
+
+def ssseg(work: dict[str, Any]) -> Callable[[], np.ndarray]:
+    """ssseg's transforms, `auginference` and the resize of its test.py, on a decoded picture's file."""
+    import ssseg_peer as peer
+
+    model = peer.load(work["checkpoint"])
+
+    def run() -> np.ndarray:
+        x, size = peer.read(work["picture"], work["test_scale"])
+        return peer.predict(model, x, size)[0].argmax(0).numpy()
+
+    return run
+
+
+def openvino(work: dict[str, Any]) -> Callable[[], np.ndarray]:
+    """OpenVINO on the plain graph of mmseg's network: logits, resize to the picture, argmax, all in the graph."""
+    import cv2
+    import mmseg_peer as peer
+    import openvino as ov
+
+    network = peer.load(work["checkpoint"], test_scale=work["test_scale"])
+
+    class Plain(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network.requires_grad_(False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            logits = self.network.decode_head(self.network.backbone(x))
+            size = x.shape[-2:]
+            return torch.nn.functional.interpolate(logits, size=size, mode="bilinear").argmax(1)
+
+    image = cv2.imread(work["picture"])
+    height, width = image.shape[:2]
+    with torch.no_grad():
+        graph = ov.convert_model(Plain().eval(), example_input=torch.zeros(1, 3, height, width))
+    graph.reshape([1, 3, height, width])
+    precision = {"float32": "f32", "bfloat16": "bf16"}[work["dtype"]]
+    options = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
+    compiled = ov.Core().compile_model(graph, "CPU", options)
+    mean, std = np.float32([123.675, 116.28, 103.53]), np.float32([58.395, 57.12, 57.375])
+
+    def run() -> np.ndarray:
+        x = ((image[..., ::-1].astype(np.float32) - mean) / std).transpose(2, 0, 1)[None]
+        return compiled(np.ascontiguousarray(x))[0][0]
+
+    return run
+
+
+def main() -> None:
+    side, work = sys.argv[1], json.loads(sys.argv[2])
+    torch.set_num_threads(work["threads"])
+    run = {"mmseg": mmseg, "mmseg_init": mmseg_init, "ssseg": ssseg, "openvino": openvino}[side](work)
+    print(json.dumps({"ready": side}), flush=True)
+    result = None
+    for _ in sys.stdin:
+        started = time.perf_counter()
+        result = run()
+        seconds = time.perf_counter() - started
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(json.dumps({"seconds": seconds, "peak_mib": peak}), flush=True)
+    if result is not None:
+        np.save(work["mask"], np.asarray(result).astype(np.uint8))
+
+
+if __name__ == "__main__":
+    main()
