@@ -241,9 +241,8 @@ def slide(peers: str, folder: Path) -> list[str]:
         "model": row.model,
         "checkpoint": str(make_checkpoint(folder, row, peers)),
     }
-    worker = Worker(
-        [sys.executable, __file__, "--work", json.dumps({**work, "size": [4096, 4096], "mask": str(folder / "m")})]
-    )
+    work |= {"size": [4096, 4096], "mask": str(folder / "m")}
+    worker = Worker([sys.executable, __file__, "--work", json.dumps(work)], warm=False)
     worker.run()
     worker.close()
     cells = [

@@ -211,6 +211,12 @@ def test_other_channels_are_refused() -> None:
         model.predict(noise(8, 8))
 
 
+def test_torch_compile_gives_the_same_class_map(model: SegmentationModel) -> None:
+    picture = noise(48, 64)
+    compiled = model.predict(picture, compile=True)
+    assert (compiled.mask == model.predict(picture).mask).mean() > 0.999
+
+
 def test_logits_have_the_input_s_size_whatever_it_is(model: SegmentationModel) -> None:
     x = torch.randn(1, 3, 50, 61)
     with torch.inference_mode():

@@ -131,3 +131,14 @@ def test_nan_is_refused(small: SegmentationNetwork) -> None:
     x[0, 1, 2, 3] = float("nan")
     with pytest.raises(OptionError, match="x holds 1 values that are NaN or infinite"):
         predict_logits(small, x, output_size=(8, 8))
+
+
+def test_other_channels_are_refused(small: SegmentationNetwork) -> None:
+    with pytest.raises(OptionError, match="x has 4 channels; expected 3"):
+        predict_logits(small, torch.zeros(1, 4, 8, 8), output_size=(8, 8))
+
+
+def test_a_stride_left_out_is_two_thirds_of_the_crop(small: SegmentationNetwork) -> None:
+    x = torch.from_numpy(image_tensor(70, 90, 1))
+    options: dict[str, Any] = {"output_size": (70, 90), "mode": "slide", "crop": (48, 33)}
+    assert torch.equal(predict_logits(small, x, **options), predict_logits(small, x, stride=(32, 22), **options))

@@ -117,7 +117,6 @@ class SegmentationModel(SegmentationNetwork):
         *,
         mode: Literal["whole", "slide"] = "whole",
         crop: Sequence[int] | None = None,
-        stride: Sequence[int] | None = None,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype = "float32",
         compile: bool = False,  # noqa: A002
@@ -127,12 +126,10 @@ class SegmentationModel(SegmentationNetwork):
 
         The options are those of `predict` and `on_error=`, see `Predictor.stream`.
         """
-        if mode == "slide":
-            crop = crop or (self.weights.recipe.crop if self.weights else None)
-            if crop is not None and stride is None:
-                stride = [max(side * 2 // 3, 1) for side in crop]
+        if mode == "slide" and crop is None and self.weights is not None:
+            crop = self.weights.recipe.crop
         predictor = self.predictor(device=device, dtype=dtype, compile=compile)
-        return predictor.stream(images, mode=mode, crop=crop, stride=stride, **options)
+        return predictor.stream(images, mode=mode, crop=crop, **options)
 
     def predictor(
         self,

@@ -10,6 +10,7 @@ import argparse
 import importlib
 import os
 import sys
+import textwrap
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -82,7 +83,7 @@ def _verb(verbs: Any, name: str, summary: str, description: str = "", examples: 
     parser: argparse.ArgumentParser = verbs.add_parser(
         name,
         help=summary,
-        description=description or summary[0].upper() + summary[1:] + ".",
+        description=textwrap.fill(description or summary[0].upper() + summary[1:] + ".", 100),
         epilog=f"examples:\n{examples}" if examples else None,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -193,6 +194,7 @@ def _add_predict(verbs: Any) -> None:
     )
     parser.add_argument("--batch-size", type=_whole, default=1, metavar="N", help="pictures of one size at a time")
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: cuda where there is one)")
+    parser.add_argument("--compile", action="store_true", help="torch.compile; pays with many pictures of one size")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="to compute in")
     parser.add_argument("--alpha", type=float, default=0.5, help="how much of the colours in the overlay, 0 to 1")
     parser.add_argument("--legend", action="store_true", help="class names and areas beside the overlay")

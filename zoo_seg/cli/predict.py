@@ -222,6 +222,7 @@ def _predict(model: SegmentationModel, jobs: list[_Job], arguments: argparse.Nam
         batch_size=arguments.batch_size,
         device=device,
         dtype=arguments.dtype,
+        compile=arguments.compile,
         on_error="yield",
     )
     # disable=None: a bar on a terminal only

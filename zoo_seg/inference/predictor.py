@@ -15,6 +15,7 @@ from torch import Tensor
 from zoo_seg.errors import ImageError, OptionError, OutOfMemoryError
 from zoo_seg.inference.labels import class_map, id_type
 from zoo_seg.inference.looks import Infer, Size, Whole
+from zoo_seg.inference.memory import keep_large_blocks
 from zoo_seg.inference.picture import RGB, Picture, read_picture
 from zoo_seg.inference.prepare import prepare
 from zoo_seg.inference.preprocess import normalise, resize_uint8, resized_size
@@ -93,13 +94,14 @@ class Predictor:
         dtype: str | torch.dtype = "float32",
         compile: bool = False,  # noqa: A002  (torch's word for it)
     ) -> None:
-        weight = next(parameter for parameter in network.backbone.parameters() if parameter.ndim == 4)
-        if weight.shape[1] != 3:
+        if network.in_chans != 3:
             raise OptionError(
-                f"the network takes {weight.shape[1]} channels; predict takes RGB pictures, call model(x)"
+                f"the network takes {network.in_chans} channels; predict takes RGB pictures, call model(x)"
             )
-        self.device = weight.device if device is None else choose_device(device)
+        self.device = next(network.parameters()).device if device is None else choose_device(device)
         self.dtype = choose_dtype(dtype)
+        if self.device.type == "cpu":
+            keep_large_blocks()
         self.network = prepare(network, self.device, self.dtype)
         self._infer: Infer = self.network.forward_logits
         if compile:

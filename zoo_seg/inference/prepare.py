@@ -49,9 +49,8 @@ def fold_batchnorm(network: SegmentationNetwork) -> bool:
     Returns:
         Whether the network still computes the same; a convolution that something else reads as well spoils it.
     """
-    weight = next(parameter for parameter in network.backbone.parameters() if parameter.ndim == 4)
-    generator = torch.Generator(weight.device).manual_seed(0)
-    noise = torch.randn(1, weight.shape[1], 64, 64, device=weight.device, generator=generator)
+    device = next(network.parameters()).device
+    noise = torch.randn(1, network.in_chans, 64, 64, generator=torch.Generator().manual_seed(0)).to(device)
     expected, pairs = _pairs(network, noise)
     for conv, norm in pairs:
         mean, var = norm.running_mean, norm.running_var

@@ -53,8 +53,11 @@ class Protocol:
         flip: bool,
         rules: Rules,
     ) -> Protocol:
-        """From what users pass: lists as well as tuples."""
-        return cls(mode, _pair("crop", crop), _pair("stride", stride), tuple(scales), flip, rules)
+        """From what users pass: lists as well as tuples; without a stride two thirds of the crop."""
+        window, step = _pair("crop", crop), _pair("stride", stride)
+        if mode == "slide" and window is not None and step is None:
+            step = max(window[0] * 2 // 3, 1), max(window[1] * 2 // 3, 1)
+        return cls(mode, window, step, tuple(scales), flip, rules)
 
     def __post_init__(self) -> None:
         if self.mode not in ("whole", "slide"):
@@ -68,7 +71,7 @@ class Protocol:
                 raise OptionError("crop and stride belong to mode='slide'; mode is 'whole'")
             return
         if self.crop is None or self.stride is None:
-            raise OptionError("mode='slide' needs crop=(height, width) and stride=(height, width)")
+            raise OptionError("mode='slide' needs crop=(height, width)")
         for name, size in (("crop", self.crop), ("stride", self.stride)):
             if min(size) < 1:
                 raise OptionError(f"{name} is {size}; expected (height, width) of at least 1 pixel")
@@ -160,8 +163,8 @@ def predict_logits(
         x: (N, 3, H, W), normalised float; or one such tensor a scale, already resized (which mmseg's
             rule needs: it resizes the uint8 picture before normalising).
         output_size: (height, width) of the result, usually the picture's own.
-        mode: `"whole"`, or `"slide"` with windows of `crop` at every `stride` (height, width), the last
-            ones shifted inward.
+        mode: `"whole"`, or `"slide"` with windows of `crop` at every `stride` (height, width; two thirds of
+            the crop if left out), the last ones shifted inward. A crop larger than the input is the input.
         scales: factors of the input's size.
         flip: also look at the mirrored input.
         protocol: `"ssseg"` (one resize to the output, mean of logits) or `"mmseg"` (by way of the
@@ -177,6 +180,8 @@ def predict_logits(
     if isinstance(x, Tensor):
         if x.ndim != 4 or 0 in x.shape or not x.is_floating_point():
             raise OptionError(f"x is {x.dtype} of shape {tuple(x.shape)}; expected a normalised float (N, 3, H, W)")
+        if x.shape[1] != model.in_chans:
+            raise OptionError(f"x has {x.shape[1]} channels; expected {model.in_chans}, as the network takes")
         if not x.isfinite().all():
             raise OptionError(f"x holds {int((~x.isfinite()).sum())} values that are NaN or infinite; expected none")
         inputs = scaled_inputs(x, rules)

@@ -44,6 +44,11 @@ class SegmentationNetwork(nn.Module):
         super().__init__()
         self.backbone, self.head, self.aux_head = backbone, head, aux_head
 
+    @property
+    def in_chans(self) -> int:
+        """Channels of the picture: those that the first convolution reads."""
+        return next(parameter for parameter in self.backbone.parameters() if parameter.ndim == 4).shape[1]
+
     def forward_features(self, x: Tensor) -> list[Tensor]:
         """(N, in_chans, H, W) -> the backbone's maps, finest first."""
         return list(self.backbone(x))
