@@ -10,6 +10,12 @@ from zoo_seg.errors import DownloadError, OptionError
 from zoo_seg.manifest import get_weights, list_weights
 from zoo_seg.weights import cache
 
+_CLAIM = {
+    None: "",
+    True: ", which begins with the digits in the publisher's file name",
+    False: ", which does not begin with the digits in the publisher's file name (reported, not enforced)",
+}
+
 
 def run(arguments: argparse.Namespace) -> int:
     """Fetch each record; go on past a failure and report it."""
@@ -19,8 +25,11 @@ def run(arguments: argparse.Namespace) -> int:
     failed = 0
     for record in records:
         try:
-            path = cache.export(record, Path(arguments.to)) if arguments.to else cache.fetch(record).path
-            print(f"{record.id}  {path}")
+            if arguments.to:
+                print(f"{record.id}  {cache.export(record, Path(arguments.to))}")
+            else:
+                file = cache.fetch(record)
+                print(f"{record.id}  {file.path}  sha256 {file.sha256}{_CLAIM[file.prefix_claim_holds]}")
         except DownloadError as error:
             failed += 1
             print(f"zoo-seg: {record.id}: {error}", file=sys.stderr)

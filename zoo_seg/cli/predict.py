@@ -107,6 +107,9 @@ def _plan(paths: Sequence[str], out: Path, overlay: bool, report: _Report) -> It
     """A job for every picture; two that would write the same files: the second one fails."""
     taken: dict[Path, Path] = {}
     for picture, folder in _pictures(paths):
+        if not picture.exists():  # known before any weights are fetched
+            report.failures.append(f"{picture}: there is no such file; check the path")
+            continue
         target = out / folder / picture.stem
         mask = target.with_name(f"{target.name}_mask.png")
         if taken.setdefault(mask, picture) == picture:

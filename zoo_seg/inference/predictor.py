@@ -15,7 +15,7 @@ from torch import Tensor
 from zoo_seg.errors import ImageError, OptionError, OutOfMemoryError
 from zoo_seg.inference.labels import class_map, id_type
 from zoo_seg.inference.looks import Infer, Size, Whole
-from zoo_seg.inference.memory import keep_large_blocks
+from zoo_seg.inference.memory import give_back, keep_large_blocks
 from zoo_seg.inference.picture import RGB, Picture, read_picture
 from zoo_seg.inference.prepare import prepare
 from zoo_seg.inference.preprocess import normalise, resize_uint8, resized_size
@@ -65,6 +65,10 @@ def choose_dtype(dtype: str | torch.dtype) -> torch.dtype:
     return DTYPES[name]
 
 
+_SIZES_BETWEEN_CLEARINGS = 8
+"""Pictures of so many sizes are worked on before free memory is returned to the system."""
+
+
 class Predictor:
     """A network prepared once for many pictures; the network it is made from stays as it was.
 
@@ -103,6 +107,7 @@ class Predictor:
         if self.device.type == "cpu":
             keep_large_blocks()
         self.network = prepare(network, self.device, self.dtype)
+        self._sizes: set[Size] = set()
         self._infer: Infer = self.network.forward_logits
         if compile:
             # Frozen weights are laid out and folded into the kernels; the prepared copy never changes.
@@ -233,6 +238,11 @@ class Predictor:
     @torch.inference_mode()
     def _predict_together(self, batch: list[_Prepared], protocol: Protocol) -> list[Segmentation]:
         size = (batch[0].picture.shape[0], batch[0].picture.shape[1])
+        self._sizes.add(size)
+        if len(self._sizes) > _SIZES_BETWEEN_CLEARINGS:
+            self._sizes = {size}
+            if self.device.type == "cpu":
+                give_back()
         inputs = [
             torch.cat(each).to(self.device, self.dtype) for each in zip(*(item.inputs for item in batch), strict=True)
         ]
