@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -148,8 +149,9 @@ def test_help(verb: str | None, run: Run) -> None:
 def test_download_into_the_cache(run: Run, zoo: Zoo, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = run("download", "toy_r50.toys", "toy_r50.games_me")
     assert (first.code, first.err) == (0, "")
-    (toys, path), (games, _) = (line.split("  ") for line in first.out.splitlines())
+    (toys, path, sha256), (games, *_) = (line.split("  ") for line in first.out.splitlines())
     assert (toys, games) == ("toy_r50.toys_me", "toy_r50.games_me")
+    assert sha256 == f"sha256 {hashlib.sha256(Path(path).read_bytes()).hexdigest()}"
     assert home in Path(path).parents and Path(path).read_bytes() == (zoo.mirror / "toys.pth").read_bytes()
     monkeypatch.delenv("ZOO_SEG_MIRROR")  # and now there is no source
     assert run("download", "toy_r50.toys", "toy_r50.games_me") == first
