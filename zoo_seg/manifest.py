@@ -1,25 +1,22 @@
 """Every published weight as a typed record, decoded from `weights_manifest.json`.
 
-The dataclasses below *are* the schema: the decoder walks their annotations, refuses what they do
-not name, and reports a mistake with its path and line. Nothing here imports torch.
+The dataclasses below *are* the schema, see `decode.py`. Nothing here imports torch.
 """
 
 from __future__ import annotations
 
-import difflib
-import json
 import re
-import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from zoo_seg import settings
-from zoo_seg.errors import ManifestError, UnknownNameError
+from zoo_seg.decode import Mistake, decode, read_json, show, suggest
+from zoo_seg.errors import UnknownNameError
 
 SCHEMA_VERSION = 1
 
@@ -246,157 +243,6 @@ class Weights:
         return None
 
 
-# --- decoding -----------------------------------------------------------------------------------
-
-
-class _Mistake(Exception):
-    """A mistake at a place given by keys and indices; becomes a ManifestError with file and line."""
-
-    def __init__(self, message: str, *path: str | int) -> None:
-        super().__init__(message)
-        self.message, self.path = message, path
-
-
-_NAMES = {str: "a string", int: "a whole number", float: "a number", bool: "true or false", type(None): "null"}
-
-
-def _decode(kind: Any, value: Any, path: tuple[str | int, ...], known: Mapping[str, Any] | None = None) -> Any:
-    """Return `value` as `kind`; `known` fields of a dataclass are filled in by us and refused in the file."""
-    if is_dataclass(kind):
-        return _decode_record(typing.cast(type, kind), value, path, known or {})
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin is types.UnionType or origin is typing.Union:
-        if value is None and type(None) in arguments:
-            return None
-        options = [option for option in arguments if option is not type(None)]
-        if len(options) == 1:
-            return _decode(options[0], value, path)
-        if type(value) in options:
-            return value
-        raise _Mistake(f"found {_show(value)}, expected {' or '.join(_NAMES[option] for option in options)}", *path)
-    if origin is Literal:
-        if value in arguments:
-            return value
-        raise _Mistake(f"found {_show(value)}, expected one of {', '.join(map(repr, arguments))}", *path)
-    if origin is tuple:
-        if not isinstance(value, list):
-            raise _Mistake(f"found {_show(value)}, expected a list", *path)
-        if arguments[-1] is Ellipsis:
-            return tuple(_decode(arguments[0], item, (*path, i)) for i, item in enumerate(value))
-        if len(value) != len(arguments):
-            raise _Mistake(f"found {len(value)} items, expected {len(arguments)}", *path)
-        return tuple(
-            _decode(each, item, (*path, i)) for i, (each, item) in enumerate(zip(arguments, value, strict=True))
-        )
-    if kind is float and type(value) is int:
-        return float(value)
-    if type(value) is kind:
-        return value
-    raise _Mistake(f"found {_show(value)}, expected {_NAMES[kind]}", *path)
-
-
-def _decode_record(cls: type[T], value: Any, path: tuple[str | int, ...], known: Mapping[str, Any]) -> T:
-    if not isinstance(value, dict):
-        raise _Mistake(f"found {_show(value)}, expected an object", *path)
-    names = [each.name for each in fields(cls) if each.name not in known]  # type: ignore[arg-type]
-    for key in value:
-        if key not in names:
-            raise _Mistake(f"unknown key; {_suggest(key, names)}", *path, key)
-    required = [
-        each.name
-        for each in fields(cls)  # type: ignore[arg-type]
-        if each.default is MISSING and each.default_factory is MISSING and each.name in names
-    ]
-    for name in required:
-        if name not in value:
-            raise _Mistake(f"the key {name!r} is missing", *path)
-    hints = typing.get_type_hints(cls)
-    decoded = {key: _decode(hints[key], item, (*path, key)) for key, item in value.items()}
-    try:
-        return cls(**known, **decoded)
-    except ValueError as error:
-        raise _Mistake(str(error), *path) from None
-
-
-def _show(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _suggest(name: str, known: Iterable[str]) -> str:
-    known = list(known)
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or [each for each in known if name and name in each]
-    if close:
-        return f"did you mean {' or '.join(map(repr, close))}?"
-    return f"known are {', '.join(known)}" if known else "none is known"
-
-
-class _Duplicate(Exception):
-    """A key stands twice in one object, which JSON allows and nobody means."""
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) < len(pairs):
-        raise _Duplicate
-    return result
-
-
-def _find_duplicate(text: str) -> tuple[str, int]:
-    """The first key that stands twice in one object, and the line where it does so the second time."""
-    seen: list[set[str]] = []
-    for token in re.finditer(r'("(?:[^"\\]|\\.)*")(\s*:)?|[{}\[\]]', text):
-        if token[0] in "{[":
-            seen.append(set())
-        elif token[0] in "}]":
-            seen.pop()
-        elif token[2]:
-            key: str = json.loads(token[1])
-            if key in seen[-1]:
-                return key, text.count("\n", 0, token.start()) + 1
-            seen[-1].add(key)
-    raise AssertionError("called for a text without duplicates")
-
-
-def _line_of(text: str, path: tuple[str | int, ...]) -> int:
-    """The 1-based line at which the value at `path` starts (its deepest existing ancestor)."""
-    decoder = json.JSONDecoder()
-    skip = re.compile(r"[\s:,]*").match
-
-    def after_space(position: int) -> int:
-        match = skip(text, position)
-        return match.end() if match else position
-
-    position = after_space(0)
-    for step in path:
-        cursor, found, index = after_space(position + 1), False, 0
-        while text[cursor] not in "]}":
-            if text[position] == "{":
-                key, cursor = decoder.raw_decode(text, cursor)
-                cursor, found = after_space(cursor), key == step
-            else:
-                found, index = index == step, index + 1
-            if found:
-                break
-            cursor = after_space(decoder.raw_decode(text, cursor)[1])
-        if not found:
-            break
-        position = cursor
-    return text.count("\n", 0, position) + 1
-
-
-def _dotted(path: tuple[str | int, ...]) -> str:
-    text = ""
-    for step in path:
-        if isinstance(step, int):
-            text += f"[{step}]"
-        elif re.fullmatch(r"\w+", step):
-            text += f".{step}" if text else step
-        else:
-            text += f"[{json.dumps(step)}]"
-    return text or "the top level"
-
-
 # --- the manifest -------------------------------------------------------------------------------
 
 
@@ -434,38 +280,22 @@ def read_manifest(path: Path, base: Manifest = _EMPTY) -> Manifest:
     Raises:
         ManifestError: with file, line and path of the first mistake.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ManifestError(f"{path}: cannot be read as UTF-8 text ({error}); expected a manifest (JSON)") from None
-    try:
-        raw = json.loads(text, object_pairs_hook=_no_duplicates)
-        return _decode_manifest(raw, base)
-    except json.JSONDecodeError as error:
-        raise ManifestError(f"{path}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}") from None
-    except _Duplicate:
-        key, number = _find_duplicate(text)
-        raise ManifestError(f"{path}:{number}: the key {key!r} stands twice in one object") from None
-    except RecursionError:
-        raise ManifestError(f"{path}: nested too deeply for a manifest") from None
-    except _Mistake as mistake:
-        line = f":{_line_of(text, mistake.path)}" if mistake.path else ""
-        raise ManifestError(f"{path}{line}: {_dotted(mistake.path)}: {mistake.message}") from None
+    return read_json(path, lambda raw: _decode_manifest(raw, base))
 
 
 def _decode_manifest(raw: Any, base: Manifest) -> Manifest:
     if not isinstance(raw, dict):
-        raise _Mistake(f"found {_show(raw)}, expected an object")
+        raise Mistake(f"found {show(raw)}, expected an object")
     if raw.get("schema_version") != SCHEMA_VERSION:
-        found = _show(raw.get("schema_version"))
-        raise _Mistake(
+        found = show(raw.get("schema_version"))
+        raise Mistake(
             f"found {found}, this library reads {SCHEMA_VERSION}; install a matching zoo_seg", "schema_version"
         )
     for key, section in raw.items():
         if key not in ("schema_version", *_SECTIONS):
-            raise _Mistake(f"unknown key; {_suggest(key, _SECTIONS)}", key)
+            raise Mistake(f"unknown key; {suggest(key, _SECTIONS)}", key)
         if key in _SECTIONS and not isinstance(section, dict):
-            raise _Mistake(f"found {_show(section)}, expected an object", key)
+            raise Mistake(f"found {show(section)}, expected an object", key)
 
     sources = _section(raw, "sources", base.sources, Source)
     datasets = _section(raw, "datasets", base.datasets, Dataset)
@@ -473,7 +303,7 @@ def _decode_manifest(raw: Any, base: Manifest) -> Manifest:
     weights = dict(base.weights)
     for key, value in raw.get("weights", {}).items():
         if key in weights:
-            raise _Mistake("this id is taken by an earlier manifest; give the record another tag", "weights", key)
+            raise Mistake("this id is taken by an earlier manifest; give the record another tag", "weights", key)
         weights[key] = _decode_weights(key, value, sources, datasets, models)
     return Manifest(sources, datasets, models, weights)
 
@@ -482,10 +312,10 @@ def _section(raw: dict[str, Any], section: str, base: Mapping[str, T], cls: type
     records = dict(base)
     for key, value in raw.get(section, {}).items():
         if not re.fullmatch(r"[a-z0-9_]+", key):
-            raise _Mistake("a name is made of lower-case letters, digits and _", section, key)
+            raise Mistake("a name is made of lower-case letters, digits and _", section, key)
         if key in records:
-            raise _Mistake("this name is taken by an earlier manifest; choose another", section, key)
-        records[key] = _decode(cls, value, (section, key))
+            raise Mistake("this name is taken by an earlier manifest; choose another", section, key)
+        records[key] = decode(cls, value, (section, key))
     return records
 
 
@@ -498,20 +328,20 @@ def _decode_weights(
 ) -> Weights:
     path = ("weights", key)
     if not isinstance(value, dict):
-        raise _Mistake(f"found {_show(value)}, expected an object", *path)
+        raise Mistake(f"found {show(value)}, expected an object", *path)
     names: dict[str, Mapping[str, Any]] = {"source": sources, "dataset": datasets, "model": models}
     for name, known in names.items():
         if name not in value:
-            raise _Mistake(f"the key {name!r} is missing", *path)
+            raise Mistake(f"the key {name!r} is missing", *path)
         if not isinstance(value[name], str) or value[name] not in known:
-            raise _Mistake(f"no {name} {_show(value[name])}; {_suggest(str(value[name]), known)}", *path, name)
+            raise Mistake(f"no {name} {show(value[name])}; {suggest(str(value[name]), known)}", *path, name)
     source, dataset = sources[value["source"]], datasets[value["dataset"]]
     tag = f"{value['dataset']}_{value['source']}"
     if key != f"{value['model']}.{tag}":
-        raise _Mistake(f"the id must be '<model>.<dataset>_<source>', here '{value['model']}.{tag}'", *path)
+        raise Mistake(f"the id must be '<model>.<dataset>_<source>', here '{value['model']}.{tag}'", *path)
     provenance = value.get("provenance", {})
     if not isinstance(provenance, dict):
-        raise _Mistake(f"found {_show(provenance)}, expected an object", *path, "provenance")
+        raise Mistake(f"found {show(provenance)}, expected an object", *path, "provenance")
     known_fields = {
         "id": key,
         "tag": tag,
@@ -520,12 +350,12 @@ def _decode_weights(
         "palette": dataset.palette,
         "protocol": source.protocol,
         "licence": Licence(source.licence_code, source.licence_weights, dataset.licence),
-        "provenance": _decode(
+        "provenance": decode(
             Provenance, provenance, (*path, "provenance"), {"project": source.url, "revision": source.revision}
         ),
     }
     return typing.cast(
-        Weights, _decode(Weights, {k: v for k, v in value.items() if k != "provenance"}, path, known_fields)
+        Weights, decode(Weights, {k: v for k, v in value.items() if k != "provenance"}, path, known_fields)
     )
 
 
@@ -583,7 +413,7 @@ def get_architecture(name: str) -> tuple[str, Architecture]:
     models = load_manifest().models
     canonical = name if name in models else canonical_name(name)
     if canonical not in models:
-        raise UnknownNameError(f"there is no model {name!r}; {_suggest(canonical, models)}")
+        raise UnknownNameError(f"there is no model {name!r}; {suggest(canonical, models)}")
     return canonical, models[canonical]
 
 
@@ -612,10 +442,10 @@ def list_weights(
     """
     manifest = load_manifest()
     if model is not None and not any(_matches(name, model) for name in manifest.models):
-        raise UnknownNameError(f"there is no model {model!r}; {_suggest(canonical_name(model), manifest.models)}")
+        raise UnknownNameError(f"there is no model {model!r}; {suggest(canonical_name(model), manifest.models)}")
     for kind, value, known in (("data set", dataset, manifest.datasets), ("source", source, manifest.sources)):
         if value is not None and value not in known:
-            raise UnknownNameError(f"there is no {kind} {value!r}; {_suggest(value, known)}")
+            raise UnknownNameError(f"there is no {kind} {value!r}; {suggest(value, known)}")
     records = [
         record
         for record in manifest.weights.values()
@@ -634,7 +464,7 @@ def list_weights(
             "source": lambda record: record.source,
         }
         if sort not in keys:
-            raise UnknownNameError(f"weights cannot be sorted by {sort!r}; {_suggest(sort, keys)}")
+            raise UnknownNameError(f"weights cannot be sorted by {sort!r}; {suggest(sort, keys)}")
         records.sort(key=keys[sort])
     return records
 
