@@ -133,9 +133,8 @@ def ours_folder(work: dict[str, Any]) -> Callable[[], np.ndarray]:
     model.preprocess = zoo_seg.get_weights(FPN, "ade20k").preprocess
 
     def run() -> np.ndarray:
-        if work["stream"]:
-            return next(result.mask for result in list(model.stream(paths))[-1:])
-        return next(result.mask for result in [model.predict(path) for path in paths][-1:])
+        results = list(model.stream(paths)) if work["stream"] else [model.predict(path) for path in paths]
+        return results[-1].mask
 
     return run
 

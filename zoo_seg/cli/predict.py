@@ -90,9 +90,8 @@ def _check_options(arguments: argparse.Namespace) -> None:
     if not 0 <= arguments.alpha <= 1:
         raise OptionError(f"--alpha is {arguments.alpha}; expected a number from 0 to 1")
     crop, stride = arguments.crop, arguments.stride
-    if arguments.mode == "slide":  # what is not given follows from the weights, and fits
+    if arguments.mode == "slide":  # a crop that is not given follows from the weights, and fits
         crop = crop or stride or (1, 1)
-        stride = stride or crop
     Protocol.of(arguments.mode, crop, stride, arguments.scales, arguments.flip, "ssseg")
     if max(arguments.scales) > _LARGEST_SCALE:
         raise OptionError(f"--scales are factors of the test size, such as 0.5 1 1.5; found {max(arguments.scales):g}")
