@@ -43,9 +43,17 @@ class ImageError(ZooSegError, ValueError):
     """A picture cannot be read or has a shape that is not a picture's."""
 
 
+class DataError(ZooSegError, ValueError):
+    """A data set cannot be used for training or measuring; the message names the file."""
+
+
 class OutOfMemoryError(ZooSegError, MemoryError):
     """The device has too little memory for this; the message says which option lowers it."""
 
 
 class MissingExtraError(ZooSegError, ImportError):
     """An optional dependency is not installed; the message names the pip command."""
+
+
+class TrainingError(ZooSegError, RuntimeError):
+    """Training cannot go on; what was reached before is kept."""

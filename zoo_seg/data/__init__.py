@@ -1,0 +1,6 @@
+"""A data set: which stored value is which class, which mask belongs to which picture, whether all is sound."""
+
+from zoo_seg.data.labels import Labels
+from zoo_seg.data.layouts import Sample, SegmentationData, open_data
+
+__all__ = ["Labels", "Sample", "SegmentationData", "open_data"]

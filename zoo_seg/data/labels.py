@@ -1,0 +1,317 @@
+"""From what a mask stores to class ids: the one place where a label rule is applied."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from zoo_seg.errors import DataError
+
+Colour = tuple[int, int, int]
+"""RGB, 0..255."""
+Stored = int | Colour
+"""What a mask stores in a pixel: an index, or a colour."""
+Ids = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
+"""Class ids (H, W), `ignore_index` where ignored: uint8, or uint16 where 8 bits are too few."""
+Rule = Literal["identity", "minus_one", "cityscapes"]
+"""What a stored index means: itself; ADE20K's class + 1, with 0 for ignored; Cityscapes' labelIds (in files
+called `*_labelTrainIds.png` the index itself)."""
+
+IGNORED, STRAY = -1, -2
+"""Meanings of a stored value beside the class ids."""
+
+_EXACT = {"PNG", "BMP", "TIFF", "PPM", "GIF"}
+"""Formats that keep every value as it was."""
+_BLOCK = 1 << 20
+"""Pixels worked on at a time: bounds the memory of a huge mask, and fits a processor's cache."""
+_LARGEST = 65535
+_MOST = 70_000
+"""Different values of one mask that are kept: all of 16 bits; of colours there may be more."""
+_SHOWN = 8
+_MANY = 40
+"""Strays beyond which no table of classes explains them."""
+_PACK = np.array([1 << 16, 1 << 8, 1], np.uint32)
+"""Makes one number of a colour."""
+_TRAIN_IDS = "_labelTrainIds"
+_CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
+"""The labelId of each class; the others up to 33 are ignored (cityscapesScripts, helpers/labels.py)."""
+_CITYSCAPES_LAST_ID = 33
+
+
+def voc_palette(count: int) -> tuple[Colour, ...]:
+    """VOC's colours: the bits of an index, spread over red, green and blue; all different."""
+
+    def channel(index: int, shift: int) -> int:
+        return sum(((index >> (3 * bit + shift)) & 1) << (7 - bit) for bit in range(8))
+
+    return tuple((channel(index, 0), channel(index, 1), channel(index, 2)) for index in range(count))
+
+
+def mistake_in(
+    classes: Sequence[str], palette: Sequence[Colour], ignore_index: int, ignore_color: Colour | None
+) -> tuple[str, str] | None:
+    """(field, what is wrong with it) of classes that nobody can train on; None where all is well."""
+    count = len(classes)
+    if count < 2:
+        return "classes", f"found {count}, expected at least 2; name the background as a class of its own"
+    if len(set(classes)) < count or not all(name.strip() for name in classes):
+        twice = next((name for name in classes if classes.count(name) > 1), "")
+        return "classes", f"the name {twice!r} stands for two classes" if twice.strip() else "a class has no name"
+    if len(palette) != count:
+        return "palette", f"{len(palette)} colours for {count} classes, expected as many"
+    if not all(0 <= channel <= 255 for colour in (*palette, ignore_color or (0, 0, 0)) for channel in colour):
+        return "palette", "a colour is outside 0..255"
+    if not count <= ignore_index <= _LARGEST:
+        inside = f"class {classes[ignore_index]!r} has" if 0 <= ignore_index < count else "no mask can store"
+        free = 255 if count <= 255 else _LARGEST
+        return (
+            "ignore_index",
+            f"{inside} the value {ignore_index}; expected a free one up to {_LARGEST}, such as {free}",
+        )
+    if ignore_color in palette:
+        return "ignore_color", f"it is the colour of class {classes[palette.index(ignore_color)]!r}"
+    return None
+
+
+@dataclass
+class StoredValues:
+    """What one mask, or many of one rule, store."""
+
+    size: tuple[int, int]
+    """(height, width)"""
+    rule: Rule
+    pixels: dict[Stored, int] = field(default_factory=dict)
+    """Stored value -> number of pixels."""
+    meanings: dict[Stored, int] = field(default_factory=dict)
+    """Stored value -> class id, IGNORED or STRAY."""
+    unlisted: int = 0
+    """Pixels of further strays, where there are very many (a photograph in the place of a mask)."""
+
+    @property
+    def strays(self) -> list[Stored]:
+        """The values that are no class."""
+        return [value for value, meaning in self.meanings.items() if meaning == STRAY]
+
+    def add(self, value: Stored, meaning: int, pixels: int) -> None:
+        if value not in self.pixels and meaning == STRAY and len(self.pixels) >= _MOST:
+            self.unlisted += pixels
+            return
+        self.pixels[value] = self.pixels.get(value, 0) + pixels
+        self.meanings[value] = meaning
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The classes of a data set, and how its masks store them.
+
+    Raises:
+        DataError: fewer than two classes, a palette of another length, or an `ignore_index` that is a class.
+    """
+
+    classes: tuple[str, ...]
+    palette: tuple[Colour, ...]
+    ignore_index: int
+    """The id of ignored pixels, outside the classes."""
+    rule: Rule = "identity"
+    ignore_color: Colour | None = None
+    """The colour of ignored pixels in RGB masks; None: every colour must be a class's."""
+
+    def __post_init__(self) -> None:
+        mistake = mistake_in(self.classes, self.palette, self.ignore_index, self.ignore_color)
+        if mistake:
+            raise DataError(": ".join(mistake))
+
+    def read(self, path: Path) -> Ids:
+        """The class ids (H, W) of a mask, `ignore_index` where ignored.
+
+        A mask is an index PNG of 1, 8 or 16 bits, a palette PNG (its indices count, never its colours), or
+        RGB in the palette's colours; other lossless formats are read likewise.
+
+        Raises:
+            DataError: the file cannot be read, loses values (JPEG), or stores what is no class; the message
+                names the values, what is allowed and the likely cause.
+        """
+        ids, stored = self._read(path)
+        if stored.strays:
+            raise DataError(f"{path}: {self.explain(stored)}")
+        return ids
+
+    def count(self, path: Path) -> StoredValues:
+        """What a mask stores, strays included.
+
+        Raises:
+            DataError: the file cannot be read, or loses values (JPEG).
+        """
+        return self._read(path)[1]
+
+    def explain(self, stored: StoredValues) -> str:
+        """Which values are no class, what is allowed, and what probably went wrong."""
+        strays = stored.strays
+        shown = ", ".join(map(str, strays[:_SHOWN])) + (", ..." if len(strays) > _SHOWN else "")
+        what = "colour" if isinstance(strays[0], tuple) else "value"
+        text = f"the {what}{'s' if len(strays) > 1 else ''} {shown} {'are' if len(strays) > 1 else 'is'} no class"
+        cause = self._cause(stored)
+        return f"{text}; allowed are {self._allowed(what, stored.rule)}" + (f". {cause}" if cause else "")
+
+    # --- reading --------------------------------------------------------------------------------
+
+    def _read(self, path: Path) -> tuple[Ids, StoredValues]:
+        pixels = _read_pixels(path)
+        if pixels.ndim == 3:
+            self._refuse_shared_colours(path)
+        rule: Rule = "identity" if path.stem.endswith(_TRAIN_IDS) and self.rule == "cityscapes" else self.rule
+        ids = np.empty(pixels.shape[:2], np.uint8 if self.ignore_index <= 255 else np.uint16)
+        stored = StoredValues((pixels.shape[0], pixels.shape[1]), rule)
+        rows = max(_BLOCK // pixels.shape[1], 1)
+        for top in range(0, len(pixels), rows):
+            strip = slice(top, top + rows)
+            if pixels.ndim == 3:
+                self._read_colours(pixels[strip], ids[strip], stored)
+            else:
+                self._read_indices(pixels[strip], ids[strip], stored)
+        return ids, stored
+
+    def _read_indices(self, pixels: Ids, ids: Ids, stored: StoredValues) -> None:
+        meanings = self._meanings[stored.rule]
+        counts = np.bincount(pixels.ravel())
+        present = np.flatnonzero(counts)
+        for value, count, meaning in zip(
+            present.tolist(), counts[present].tolist(), meanings[present].tolist(), strict=True
+        ):
+            stored.add(value, meaning, count)
+        ids[:] = np.where(meanings < 0, self.ignore_index, meanings).astype(ids.dtype).take(pixels)
+
+    def _read_colours(self, pixels: Ids, ids: Ids, stored: StoredValues) -> None:
+        codes, meanings = self._colours
+        found = pixels.astype(np.uint32) @ _PACK
+        places = np.minimum(codes.searchsorted(found), len(codes) - 1)
+        known = codes[places] == found
+        ids[:] = np.where(known, np.where(meanings < 0, self.ignore_index, meanings)[places], self.ignore_index)
+        for place, count in enumerate(np.bincount(places[known], minlength=len(codes)).tolist()):
+            if count:
+                stored.add(_unpack(int(codes[place])), int(meanings[place]), count)
+        for code, count in zip(*(each.tolist() for each in np.unique(found[~known], return_counts=True)), strict=True):
+            stored.add(_unpack(code), STRAY, count)
+
+    @cached_property
+    def _meanings(self) -> dict[Rule, npt.NDArray[np.int32]]:
+        """What each index from 0 to 65535 means, by rule."""
+        count = len(self.classes)
+        identity, minus_one, cityscapes = (np.full(_LARGEST + 1, STRAY, np.int32) for _ in range(3))
+        identity[:count], identity[self.ignore_index] = range(count), IGNORED
+        minus_one[1 : count + 1], minus_one[0] = range(count), IGNORED
+        if self.rule == "cityscapes":
+            cityscapes[: _CITYSCAPES_LAST_ID + 1], cityscapes[list(_CITYSCAPES_IDS)] = IGNORED, range(count)
+        return {"identity": identity, "minus_one": minus_one, "cityscapes": cityscapes}
+
+    @cached_property
+    def _colours(self) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.int32]]:
+        """The known colours, packed and ascending, and what each means."""
+        colours = [*self.palette] + ([self.ignore_color] if self.ignore_color else [])
+        codes = np.array(colours, np.uint32) @ _PACK
+        meanings = np.array([*range(len(self.palette)), IGNORED][: len(colours)], np.int32)
+        order = codes.argsort()
+        return codes[order], meanings[order]
+
+    def _refuse_shared_colours(self, path: Path) -> None:
+        for index, colour in enumerate(self.palette):
+            first = self.palette.index(colour)
+            if first < index:
+                raise DataError(
+                    f"{path}: an RGB mask, but {self.classes[first]!r} and {self.classes[index]!r} share the colour "
+                    f"{colour}; give every class a colour of its own, or store class ids"
+                )
+
+    # --- what went wrong ------------------------------------------------------------------------
+
+    def _allowed(self, what: str, rule: Rule) -> str:
+        last = len(self.classes) - 1
+        if what == "colour":
+            return "the palette's colours" + (f" and {self.ignore_color} (ignored)" if self.ignore_color else "")
+        if rule == "minus_one":
+            return f"0 (ignored) and 1 to {last + 1}"
+        if rule == "cityscapes":
+            return f"the labelIds 0 to {_CITYSCAPES_LAST_ID}"
+        return f"0 to {last}, and {self.ignore_index} (ignored)"
+
+    def _cause(self, stored: StoredValues) -> str | None:
+        strays, count = stored.strays, len(self.classes)
+        indices = [value for value in strays if isinstance(value, int)]
+        if len(strays) > _MANY:
+            return (
+                "So many different ones: a picture in the place of a mask, or a mask that was a JPEG once or was "
+                "resized with interpolation (resize masks with 'nearest')"
+            )
+        if not indices:
+            if all(isinstance(value, tuple) and len(set(value)) == 1 for value in strays):
+                return "Red, green and blue are equal: save class ids as a picture of one channel (mode L), not RGB"
+            return "Colours are looked up in the palette: correct it, or name the ignored colour as 'ignore_color'"
+        if stored.rule == "minus_one":
+            return "Perhaps 1 was subtracted already: ADE20K's masks are read as distributed, 0 for unlabelled"
+        if stored.rule == "cityscapes":
+            return f"Train ids are read from files called '*{_TRAIN_IDS}.png'"
+        present = {value for value in stored.pixels if isinstance(value, int) and value not in (0, self.ignore_index)}
+        if present <= self._greys and len(present) > 1:
+            return "These are a palette's colours turned into grey: save the indices (mode P), or the colours (RGB)"
+        if present == {255}:
+            return "Black and white: store 1 in the place of 255 (or set 'ignore_index' to 255 if it is to be ignored)"
+        if indices == [255]:
+            return "255 often stands for ignored pixels: if so, set 'ignore_index' to 255"
+        if indices == [count] and 0 not in stored.pixels:
+            return f"The ids seem to start at 1: subtract 1, so that {self.classes[0]!r} is 0"
+        return None
+
+    @cached_property
+    def _greys(self) -> set[int]:
+        """What becomes of the palette's colours, and of VOC's, when a tool reads a mask as grey."""
+        colours = np.array([*self.palette, *voc_palette(256)[: len(self.classes)]])
+        return set(np.rint(colours @ (0.299, 0.587, 0.114)).astype(int).tolist())
+
+
+def _unpack(code: int) -> Colour:
+    return code >> 16, code >> 8 & 255, code & 255
+
+
+def _read_pixels(path: Path) -> Ids:
+    """Indices (H, W), uint8 or uint16, or colours (H, W, 3)."""
+    try:
+        with path.open("rb") as file, Image.open(file) as image:
+            if image.format not in _EXACT:
+                raise DataError(
+                    f"{path}: a mask in {image.format}, which changes values to save space; expected a PNG made from "
+                    "the original annotation (a converted JPEG keeps the damage)"
+                )
+            image.load()
+            return _pixels(image, path)
+    except (DataError, MemoryError):
+        raise
+    except FileNotFoundError:
+        raise DataError(f"{path}: there is no such file; expected a mask") from None
+    except UnidentifiedImageError:
+        raise DataError(f"{path}: not a picture that Pillow can read; expected a PNG") from None
+    except Exception as error:  # Pillow's decoders raise almost anything on damaged data
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{path}: cannot be read ({reason}); expected a complete PNG") from None
+
+
+def _pixels(image: Image.Image, path: Path) -> Ids:
+    mode = image.mode
+    if mode in ("1", "L", "P"):
+        return np.asarray(image).astype(np.uint8, copy=False)
+    if mode in ("LA", "PA"):
+        return np.asarray(image.getchannel(0))
+    if mode in ("RGB", "RGBA"):
+        return np.asarray(image)[:, :, :3]
+    if mode.startswith("I"):
+        values = np.asarray(image)
+        if values.min() >= 0 and values.max() <= _LARGEST:
+            return values.astype(np.uint16)
+        raise DataError(f"{path}: values from {values.min()} to {values.max()}, expected 0 to {_LARGEST}")
+    raise DataError(f"{path}: a mask of mode {mode}; expected class ids (mode L, P or I;16) or colours (RGB)")

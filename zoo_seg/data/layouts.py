@@ -1,0 +1,361 @@
+"""Where a data set keeps its pictures and masks: a folder of one's own, VOC, ADE20K and Cityscapes as distributed."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from zoo_seg.data.labels import Colour, Labels, Rule, mistake_in, voc_palette
+from zoo_seg.decode import Mistake, decode, read_json
+from zoo_seg.errors import DataError, ManifestError, OptionError
+from zoo_seg.manifest import load_manifest
+
+Layout = Literal["folder", "voc", "ade20k", "cityscapes"]
+
+DESCRIPTION = "dataset.json"
+"""The classes of a data set of one's own."""
+_PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+_MASKS = (".png", ".bmp", ".tif", ".tiff", ".gif", ".jpg", ".jpeg")
+"""In order of preference; JPEG is found so that reading it tells why it is refused."""
+_ORDER = ("train", "trainaug", "trainval", "val", "test")
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A picture and its mask."""
+
+    picture: Path
+    mask: Path
+    name: str
+    """Relative to the split, without suffix; unique in it: `aachen/aachen_000000_000019`."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What lies in a split, sound or not; each in sorted order."""
+
+    samples: tuple[Sample, ...]
+    without_mask: tuple[Path, ...] = ()
+    """Pictures; of VOC's lists also those that are not there."""
+    without_picture: tuple[Path, ...] = ()
+    """Masks: nothing reads them."""
+    same_name: tuple[tuple[Path, ...], ...] = ()
+    """Pictures that differ in their suffix only, so that one mask stands for them all."""
+
+
+@dataclass(frozen=True)
+class SegmentationData:
+    """A data set on disk. `open_data` makes one."""
+
+    root: Path
+    layout: Layout
+    labels: Labels
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.labels.classes
+
+    @property
+    def palette(self) -> tuple[Colour, ...]:
+        return self.labels.palette
+
+    @property
+    def ignore_index(self) -> int:
+        return self.labels.ignore_index
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.labels.classes)
+
+    @cached_property
+    def splits(self) -> tuple[str, ...]:
+        """The parts that have masks, such as train and val."""
+        return tuple(sorted(_LAYOUTS[self.layout].splits(self.root), key=_by_use))
+
+    def samples(self, split: str) -> tuple[Sample, ...]:
+        """The pictures of a split with their masks, in an order that is the same everywhere.
+
+        Raises:
+            OptionError: there is no such split.
+            DataError: it is empty, or a picture has no mask.
+        """
+        listing = self.listing(split)
+        if listing.same_name:
+            raise DataError(f"{_some(listing.same_name[0])} differ in their suffix only; rename or remove all but one")
+        if listing.without_mask:
+            count = len(listing.without_mask)
+            raise DataError(
+                f"{self.root}: {count} of {count + len(listing.samples)} pictures of {split!r} have no mask "
+                f"({_some(listing.without_mask)}); {_LAYOUTS[self.layout].expected}"
+                + (f"; masks without picture: {_some(listing.without_picture)}" if listing.without_picture else "")
+            )
+        if not listing.samples:
+            raise DataError(f"{self.root}: the split {split!r} is empty; {_LAYOUTS[self.layout].expected}")
+        return listing.samples
+
+    def listing(self, split: str) -> Listing:
+        """What lies in a split, incomplete or not.
+
+        Raises:
+            OptionError: there is no such split.
+        """
+        kind = _LAYOUTS[self.layout]
+        split = kind.aliases.get(split, split)
+        if split not in self.splits:
+            raise OptionError(
+                f"{self.root} has no split {split!r} with masks; it has {', '.join(self.splits)} ({kind.expected})"
+            )
+        return kind.listing(self.root, split)
+
+
+def open_data(root: str | Path, layout: Layout | Literal["auto"] = "auto") -> SegmentationData:
+    """A data set, recognised by what lies in the folder or in a folder within it.
+
+    Args:
+        root: the folder; also the one around it, such as VOCdevkit.
+        layout: `"folder"` (images/, masks/ and dataset.json), `"voc"`, `"ade20k"` or `"cityscapes"`;
+            `"auto"` finds out.
+
+    Raises:
+        OptionError: there is no such folder or layout.
+        DataError: nothing of the sort lies there, or the classes in dataset.json are wrong (with file and line).
+    """
+    if layout != "auto" and layout not in _LAYOUTS:
+        raise OptionError(f"layout is {layout!r}, expected auto, {', '.join(_LAYOUTS)}")
+    root = Path(root).expanduser()
+    if not root.exists():
+        raise OptionError(f"{root}: there is no such folder; check the path")
+    if not root.is_dir():
+        raise OptionError(f"{root} is a file; expected the folder of a data set")
+    kinds: Iterable[Layout] = _LAYOUTS if layout == "auto" else (layout,)
+    found = _recognise(root, kinds)
+    if len(found) > 1:
+        raise DataError(f"{root} holds several data sets: {_some([path for path, _ in found])}; name one of them")
+    if not found:
+        raise DataError(_not_recognised(root, kinds))
+    root, layout = found[0]
+    data = SegmentationData(root, layout, _LAYOUTS[layout].labels(root))
+    if not data.splits:
+        raise DataError(f"{root}: no part of it has both pictures and masks; {_LAYOUTS[layout].expected}")
+    return data
+
+
+def _recognise(root: Path, kinds: Iterable[Layout]) -> list[tuple[Path, Layout]]:
+    """The folder itself, else the folders within it (VOCdevkit/VOC2012)."""
+
+    def fitting(folders: Iterable[Path]) -> list[tuple[Path, Layout]]:
+        return [(folder, kind) for folder in folders for kind in kinds if _LAYOUTS[kind].lies_in(folder)]
+
+    return (
+        fitting([root])
+        or fitting(sorted(each for each in root.iterdir() if each.is_dir()))
+        or fitting(sorted(root.glob("VOCdevkit/VOC*")))
+    )
+
+
+def _not_recognised(root: Path, kinds: Iterable[Layout]) -> str:
+    around = next((each for each, _ in _recognise_around(root, kinds)), None)
+    if around is not None:
+        return f"{root} is a part of the data set {around}; name that folder"
+    there = sorted(each.name + ("/" if each.is_dir() else "") for each in root.iterdir())
+    wanted = "".join(f"\n  {name}: {_LAYOUTS[name].expected}" for name in kinds)
+    return f"{root} is no data set (it holds {_some(there) if there else 'nothing'}); looked for{wanted}"
+
+
+def _recognise_around(root: Path, kinds: Iterable[Layout]) -> Iterator[tuple[Path, Layout]]:
+    for folder in list(root.resolve().parents)[:3]:
+        for kind in kinds:
+            if _LAYOUTS[kind].lies_in(folder):
+                yield folder, kind
+
+
+# --- files --------------------------------------------------------------------------------------
+
+
+def _by_use(split: str) -> tuple[int, str]:
+    return (_ORDER.index(split) if split in _ORDER else len(_ORDER), split)
+
+
+def _some(items: Iterable[object]) -> str:
+    shown = [str(item) for item in items]
+    return ", ".join(shown[:_SHOWN]) + (f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else "")
+
+
+def _folders(folder: Path) -> set[str]:
+    if not folder.is_dir():
+        return set()
+    return {each.name for each in folder.iterdir() if each.is_dir() and not each.name.startswith(".")}
+
+
+def _walk(folder: Path, ending: str, suffixes: tuple[str, ...]) -> dict[str, list[Path]]:
+    """Files called `<name><ending><suffix>`, by name relative to the folder and sorted; hidden ones are left out."""
+    found = defaultdict(list)
+    for where, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [each for each in folders if not each.startswith(".")]
+        for file in files:
+            stem, suffix = os.path.splitext(file)  # noqa: PTH122  (called for every file of a data set)
+            if suffix.lower() in suffixes and stem.endswith(ending) and not file.startswith("."):
+                path = Path(where, file)
+                found[(path.relative_to(folder).parent / stem.removesuffix(ending)).as_posix()].append(path)
+    return {name: sorted(found[name]) for name in sorted(found)}
+
+
+def _pair(pictures: dict[str, list[Path]], masks: dict[str, list[Path]]) -> Listing:
+    def preferred(paths: list[Path]) -> Path:
+        return min(paths, key=lambda path: _MASKS.index(path.suffix.lower()))
+
+    return Listing(
+        tuple(Sample(paths[0], preferred(masks[name]), name) for name, paths in pictures.items() if name in masks),
+        tuple(paths[0] for name, paths in pictures.items() if name not in masks),
+        tuple(paths[0] for name, paths in masks.items() if name not in pictures),
+        tuple(tuple(paths) for paths in pictures.values() if len(paths) > 1),
+    )
+
+
+# --- the layouts --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """A layout: how to tell it, its classes, its splits and their files."""
+
+    expected: str
+    lies_in: Callable[[Path], bool]
+    labels: Callable[[Path], Labels]
+    splits: Callable[[Path], set[str]]
+    listing: Callable[[Path, str], Listing]
+    aliases: dict[str, str]
+
+
+def _published(dataset: str, rule: Rule, ignore_color: Colour | None = None) -> Callable[[Path], Labels]:
+    def labels(_: Path) -> Labels:
+        record = load_manifest().datasets[dataset]
+        return Labels(record.classes, record.palette, record.ignore_index, rule, ignore_color)
+
+    return labels
+
+
+@dataclass(frozen=True)
+class _Description:
+    """dataset.json."""
+
+    classes: tuple[str, ...]
+    palette: tuple[Colour, ...] | None = None
+    ignore_index: int = 255
+    ignore_color: Colour | None = None
+    title: str | None = None
+    url: str | None = None
+    licence: str | None = None
+
+
+def _folder_labels(root: Path) -> Labels:
+    path = root / DESCRIPTION
+    if not path.is_file():
+        raise DataError(
+            f"{path} is missing; it names the classes in the order of their ids, for example:\n"
+            '  {"classes": ["background", "cat", "dog"], "palette": [[0, 0, 0], [128, 0, 0], [0, 128, 0]], '
+            '"ignore_index": 255}'
+        )
+    try:
+        return read_json(path, _decode_description)
+    except ManifestError as error:
+        raise DataError(str(error)) from None
+
+
+def _decode_description(raw: Any) -> Labels:
+    described: _Description = decode(_Description, raw, ())
+    palette = described.palette or voc_palette(len(described.classes))
+    wrong = mistake_in(described.classes, palette, described.ignore_index, described.ignore_color)
+    if wrong:
+        field, message = wrong
+        raise Mistake(message, field)
+    return Labels(described.classes, palette, described.ignore_index, "identity", described.ignore_color)
+
+
+def _folder_listing(root: Path, split: str) -> Listing:
+    return _pair(_walk(root / "images" / split, "", _PICTURES), _walk(root / "masks" / split, "", _MASKS))
+
+
+def _voc_lists(root: Path) -> Path:
+    return root / "ImageSets" / "Segmentation"
+
+
+def _voc_splits(root: Path) -> set[str]:
+    return {path.stem for path in _voc_lists(root).glob("*.txt")} - {"test"}  # its masks were never published
+
+
+def _voc_listing(root: Path, split: str) -> Listing:
+    """By list; a mask of the augmented set where VOC itself has none."""
+    pictures = _walk(root / "JPEGImages", "", _PICTURES)
+    masks = _walk(root / "SegmentationClassAug", "", _MASKS) | _walk(root / "SegmentationClass", "", _MASKS)
+    lines = (_voc_lists(root) / f"{split}.txt").read_text(encoding="utf-8").splitlines()
+    names = dict.fromkeys(line.split()[0] for line in lines if line.strip())
+    missing = [root / "JPEGImages" / f"{name}.jpg" for name in names if name not in pictures]
+    listing = _pair(
+        {name: pictures[name] for name in names if name in pictures},
+        {name: masks[name] for name in names if name in masks},
+    )
+    return Listing(listing.samples, tuple(sorted([*listing.without_mask, *missing])), (), listing.same_name)
+
+
+_ADE20K_FOLDERS = {"train": "training", "val": "validation"}
+
+
+def _ade20k_splits(root: Path) -> set[str]:
+    there = _folders(root / "images") & _folders(root / "annotations")
+    return {split for split, folder in _ADE20K_FOLDERS.items() if folder in there}
+
+
+def _ade20k_listing(root: Path, split: str) -> Listing:
+    folder = _ADE20K_FOLDERS[split]
+    return _pair(_walk(root / "images" / folder, "", _PICTURES), _walk(root / "annotations" / folder, "", _MASKS))
+
+
+def _cityscapes_listing(root: Path, split: str) -> Listing:
+    masks = _walk(root / "gtFine" / split, "_gtFine_labelTrainIds", (".png",))
+    masks |= _walk(root / "gtFine" / split, "_gtFine_labelIds", (".png",))
+    return _pair(_walk(root / "leftImg8bit" / split, "_leftImg8bit", _PICTURES), masks)
+
+
+_LAYOUTS: dict[Layout, _Kind] = {
+    "folder": _Kind(
+        "images/train/NAME.jpg with masks/train/NAME.png, the same below val/, and dataset.json with the classes",
+        lambda root: (root / DESCRIPTION).is_file() or ((root / "images").is_dir() and (root / "masks").is_dir()),
+        _folder_labels,
+        lambda root: _folders(root / "images") & _folders(root / "masks"),
+        _folder_listing,
+        {},
+    ),
+    "voc": _Kind(
+        "JPEGImages/NAME.jpg with SegmentationClass/NAME.png (or SegmentationClassAug), and the names in "
+        "ImageSets/Segmentation/train.txt and val.txt",
+        lambda root: (root / "JPEGImages").is_dir() and _voc_lists(root).is_dir(),
+        _published("voc", "identity", (224, 224, 192)),
+        _voc_splits,
+        _voc_listing,
+        {},
+    ),
+    "ade20k": _Kind(
+        "images/training/NAME.jpg with annotations/training/NAME.png, the same below validation/",
+        lambda root: (root / "images").is_dir() and (root / "annotations").is_dir(),
+        _published("ade20k", "minus_one", (0, 0, 0)),
+        _ade20k_splits,
+        _ade20k_listing,
+        {folder: split for split, folder in _ADE20K_FOLDERS.items()},
+    ),
+    "cityscapes": _Kind(
+        "leftImg8bit/train/CITY/NAME_leftImg8bit.png with gtFine/train/CITY/NAME_gtFine_labelIds.png (or "
+        "_labelTrainIds.png), the same below val/",
+        lambda root: (root / "leftImg8bit").is_dir() and (root / "gtFine").is_dir(),
+        _published("cityscapes", "cityscapes", (0, 0, 0)),
+        lambda root: _folders(root / "leftImg8bit") & _folders(root / "gtFine"),
+        _cityscapes_listing,
+        {},
+    ),
+}
