@@ -67,7 +67,8 @@ class SegmentationMetrics(Metric):
         found, truth = found[counts], truth[counts]
         self._check("label", truth, f" or ignore_index {self.ignore_index}")
         self._check("pred", found)
-        pairs = truth.astype(np.intp) * self.num_classes + found.astype(np.intp)
+        kind = np.min_scalar_type(self.num_classes**2 - 1)  # the narrowest, which is the fastest
+        pairs = truth.astype(kind) * self.num_classes + found.astype(kind)
         counted = np.bincount(pairs, minlength=self.num_classes**2).reshape(self.num_classes, -1)
         self.confusion += torch.from_numpy(counted).to(self.confusion)
 

@@ -1,0 +1,144 @@
+"""A network measured on a data set: pictures through `predict`, class maps against labels."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+
+from zoo_seg.data.labels import Ids
+from zoo_seg.data.layouts import Sample, SegmentationData
+from zoo_seg.errors import DataError, ImageError, OptionError
+from zoo_seg.evaluation.metrics import SegmentationMetrics
+from zoo_seg.inference.predictor import in_order
+from zoo_seg.inference.segmentation import Segmentation
+from zoo_seg.manifest import Protocol
+from zoo_seg.model import SegmentationModel
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What was measured, how, and what came out."""
+
+    scores: dict[str, float]
+    """`mIoU`, `aAcc`, `mAcc`, `mDice`, `mFscore` in percent."""
+    per_class: dict[str, npt.NDArray[np.float64]]
+    """`IoU`, `Acc`, `Dice`, `Fscore` of each class in percent, NaN where it is 0/0."""
+    classes: tuple[str, ...]
+    """The data set's names of the class ids."""
+    split: str
+    pictures: int
+    is_whole: bool
+    """Every picture of the split was measured."""
+    protocol: Protocol
+    options: dict[str, Any]
+    """Further options of `predict`: `resize`, `crop`, `stride`, `batch_size`, where they were given."""
+    device: str
+    dtype: str
+    seconds: float
+
+
+def measure(
+    model: SegmentationModel,
+    data: SegmentationData,
+    split: str = "val",
+    *,
+    mode: Literal["whole", "slide"] = "whole",
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype = "float32",
+    compile: bool = False,  # noqa: A002  (torch's word for it)
+    limit: int | None = None,
+    progress: bool = True,
+    rank: int = 0,
+    world_size: int = 1,
+    **options: Any,
+) -> Measurement:
+    """Predict every picture of a split and compare it with its label, at the label's own size.
+
+    Args:
+        model: has as many classes as `data`, in the same order.
+        mode, scales, flip, device, dtype, compile, options: as in `SegmentationModel.predict`.
+        limit: measure only so many pictures, the first ones.
+        progress: show a bar (on a terminal only).
+        rank, world_size: this process measures every `world_size`-th picture from `rank` on, and each process
+            returns the score of all; torch.distributed must be initialised.
+
+    Raises:
+        DataError: the classes do not match; or a picture or a label cannot be read, or their sizes differ:
+            none is passed over, since the score would be another data set's.
+        OptionError: an option is not allowed.
+        OutOfMemoryError: one picture alone is too much for the device.
+    """
+    _check(model, data, limit, world_size)
+    everything = data.samples(split)
+    chosen = everything[:limit]
+    share = chosen[rank::world_size]
+    predictor = model.predictor(device=device, dtype=dtype, compile=compile)
+    metric = SegmentationMetrics(data.num_classes, data.ignore_index, sync_on_compute=world_size > 1)
+    metric.to(predictor.device)  # where the processes' counts are added up
+
+    started = time.perf_counter()
+    results = model.stream(
+        [sample.picture for sample in share],
+        mode=mode,
+        scales=scales,
+        flip=flip,
+        device=device,
+        dtype=dtype,
+        compile=compile,
+        on_error="yield",
+        **options,
+    )
+    labels = in_order(share, lambda sample: data.labels.read(sample.mask), ahead=2 * options.get("batch_size", 1))
+    bar = tqdm(total=len(share), unit="picture", disable=None if progress and rank == 0 else True)
+    with bar:
+        for sample, result, label in zip(share, results, labels, strict=True):
+            metric.update(_mask(sample, result, label), label)
+            bar.update()
+    found = metric.compute()
+    return Measurement(
+        scores={name: value for name, value in found.items() if isinstance(value, float)},
+        per_class={name: value for name, value in found.items() if not isinstance(value, float)},
+        classes=data.classes,
+        split=split,
+        pictures=len(chosen),
+        is_whole=len(chosen) == len(everything),
+        protocol=Protocol(mode, tuple(scales), flip),
+        options=options,
+        device=str(predictor.device),
+        dtype=str(predictor.dtype).removeprefix("torch."),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _check(model: SegmentationModel, data: SegmentationData, limit: int | None, world_size: int) -> None:
+    if model.num_classes != data.num_classes:
+        raise DataError(
+            f"the network has {model.num_classes} classes, the data set {data.root} {data.num_classes}; "
+            "expected as many: take weights that were trained on these classes"
+        )
+    if limit is not None and limit < 1:
+        raise OptionError(f"limit is {limit}; expected at least 1 picture")
+    if world_size > 1 and not dist.is_initialized():
+        raise OptionError("several processes add up their counts by torch.distributed, which is not initialised")
+
+
+def _mask(sample: Sample, result: Segmentation | ImageError, label: Ids) -> Ids:
+    if isinstance(result, ImageError):
+        raise DataError(str(result))
+    if result.mask.shape != label.shape:
+        (height, width), (label_height, label_width) = result.mask.shape, label.shape
+        raise DataError(
+            f"{sample.mask} is {label_width}x{label_height} pixels and its picture {width}x{height}; "
+            "expected the same size"
+        )
+    return result.mask
