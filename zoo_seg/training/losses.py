@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from zoo_seg.networks.resample import resize
 
-_THRESHOLD = 0.7
-_MIN_KEPT = 100_000
+_HARD = -math.log(0.7)
+_LEAST_HARD = 16
 
 
 class LossSum(NamedTuple):
@@ -33,16 +33,15 @@ class SegmentationLoss(nn.Module):
     """The loss of a batch's logits.
 
     - `cross_entropy`: over the labelled pixels, each weighted by its class.
-    - `ohem`: the same over the hard pixels only, those whose own class has a probability below 0.7, and in any case
-      the `min_kept` hardest (online hard example mining, Shrivastava et al. 2016, 1604.03540, as
-      segmentation codebases apply it to pixels). The choice is each process's own.
-    - `dice`: cross entropy plus 1 - Dice, with squared terms below the line, as Milletari et al. 2016, 1606.04797;
-      the mean over the classes among this process's labels, without class weights.
+    - `ohem`: the same over the hard pixels alone, those whose own class has a probability below 0.7, or the hardest
+      sixteenth where they are fewer: online hard example mining (Shrivastava et al. 2016, 1604.03540), with
+      BiSeNet's limits. Each process picks from its own batch.
+    - `dice`: cross entropy, plus the mean of 1 - Dice over the classes among the labels of this process's batch,
+      without class weights (Milletari et al. 2016, 1606.04797).
 
     Args:
         ignore_index: the label that does not count.
         class_weights: one number a class; None for 1 each.
-        min_kept: for `ohem`, at least this many pixels of a process's batch count.
     """
 
     class_weights: Tensor | None
@@ -53,50 +52,54 @@ class SegmentationLoss(nn.Module):
         *,
         ignore_index: int,
         class_weights: Tensor | None = None,
-        min_kept: int = _MIN_KEPT,
     ) -> None:
         super().__init__()
         self.kind = kind
         self.ignore_index = ignore_index
-        self.min_kept = min_kept
         self.register_buffer("class_weights", class_weights, persistent=False)
 
     def forward(self, logits: Tensor, labels: Tensor) -> LossSum:
-        """Of logits (N, C, h, w), resized to the labels' size in float32, and labels (N, H, W)."""
+        """Of logits (N, C, h, w), resized to the labels' size in float32, and labels (N, H, W) in int64."""
         logits = resize(logits.float(), (labels.shape[-2], labels.shape[-1]))
-        labels = labels.long()
+        losses = F.cross_entropy(logits, labels, ignore_index=self.ignore_index, reduction="none")
         labelled = labels != self.ignore_index
-        losses = F.cross_entropy(
-            logits, labels, weight=self.class_weights, ignore_index=self.ignore_index, reduction="none"
-        )
-        if self.class_weights is None:
-            weights = labelled.float()
-        else:
-            weights = self.class_weights[labels.where(labelled, 0)] * labelled
+        weights = labelled.float()
+        if self.class_weights is not None:
+            weights = weights * self.class_weights[labels.masked_fill(~labelled, 0)]
         if self.kind == "ohem":
-            kept = self._hard(logits.detach(), labels, labelled)
-            losses, weights = losses * kept, weights * kept
-        total, weight = losses.sum(), weights.sum()
+            weights = weights * _hard(losses.detach(), labelled)
+        total, weight = (losses * weights).sum(), weights.sum()
         if self.kind == "dice":
-            # as a share of the same denominator, so that the mean over all processes gives each its part
-            total = total + weight * dice_loss(logits, labels, labelled)
+            total = total + weight * dice_loss(logits, labels, labelled)  # stays whole when divided by the weight
         return LossSum(total, weight)
 
-    def _hard(self, logits: Tensor, labels: Tensor, labelled: Tensor) -> Tensor:
-        own = logits.softmax(dim=1).gather(1, labels.where(labelled, 0)[:, None])[:, 0]
-        own = own.masked_fill(~labelled, math.inf)
-        count = min(self.min_kept, own.numel())
-        threshold = own.flatten().kthvalue(count).values.clamp(min=_THRESHOLD) if count else _THRESHOLD
-        return (own <= threshold) & labelled
+
+def _hard(losses: Tensor, labelled: Tensor) -> Tensor:
+    """Which pixels OHEM keeps."""
+    hard = (losses > _HARD) & labelled
+    least = math.ceil(int(labelled.sum()) / _LEAST_HARD)
+    if least <= int(hard.sum()):
+        return hard
+    hardest = losses[labelled].topk(least).values[-1]
+    return (losses >= hardest) & labelled
 
 
 def dice_loss(logits: Tensor, labels: Tensor, labelled: Tensor) -> Tensor:
-    """1 - Dice, as a mean over the classes that the labels hold; logits (N, C, H, W), the others (N, H, W)."""
+    """1 - Dice, with squares below the line, as a mean over the classes that the labels hold; 0 for none.
+
+    Args:
+        logits: (N, C, H, W), float32.
+        labels: (N, H, W), int64.
+        labelled: (N, H, W), whether a pixel counts.
+    """
     shares = logits.softmax(dim=1) * labelled[:, None]
-    truth = F.one_hot(labels.where(labelled, 0), logits.shape[1]).movedim(-1, 1) * labelled[:, None]
-    pixels = truth.sum(dim=(0, 2, 3))
-    overlap = (shares * truth).sum(dim=(0, 2, 3))
-    dice = 2 * overlap / (shares.square().sum(dim=(0, 2, 3)) + pixels).clamp(min=1e-6)
+    index = labels.masked_fill(~labelled, 0)
+    own = shares.gather(1, index[:, None])[:, 0]
+    # one sum a row first: float32 cannot count a large batch one by one
+    rows = own.new_zeros(*labels.shape[:2], logits.shape[1])
+    overlap = rows.scatter_add(2, index, own).sum(dim=(0, 1))
+    pixels = rows.scatter_add(2, index, labelled.to(rows.dtype)).sum(dim=(0, 1))
+    dice = 2 * overlap / (shares.square().sum(dim=(0, 2, 3)) + pixels).clamp(min=1)
     present = pixels > 0
     return ((1 - dice) * present).sum() / present.sum().clamp(min=1)
 

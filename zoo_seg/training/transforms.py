@@ -125,7 +125,11 @@ class RandomScaleCrop(v2.Transform):  # type: ignore[misc]
 
     def _mixed(self, mask: Tensor) -> bool:
         """More than one class, and none with `cat_max_ratio` of the labelled pixels or more."""
-        counts = torch.bincount(mask[mask != self.ignore_index])
+        if self.ignore_index < 0:
+            counts = torch.bincount(mask[mask != self.ignore_index])
+        else:
+            counts = torch.bincount(mask.flatten(), minlength=self.ignore_index + 1)
+            counts[self.ignore_index] = 0
         return int((counts > 0).sum()) > 1 and int(counts.max()) < self.cat_max_ratio * int(counts.sum())
 
 
@@ -145,15 +149,20 @@ def resized_image(image: Tensor, size: tuple[int, int], box: Box) -> Tensor:
     y, x = torch.meshgrid(centres[0], centres[1], indexing="ij")
     grid = torch.stack([x, y], dim=-1)
     values = F.grid_sample(source[None], grid[None], mode="bilinear", padding_mode="border", align_corners=False)
-    return values[0].add_(0.5).to(torch.uint8)
+    return _uint8(values[0].add_(0.5))
 
 
 def resized_mask(mask: Tensor, size: tuple[int, int], box: Box) -> Tensor:
     """A box of the mask resized to `size`: (H, W) to (height, width), the nearest pixel by OpenCV's rule."""
-    for axis, (old, new, start, length) in enumerate(zip(mask.shape, size, box[:2], box[2:], strict=True)):
-        place = torch.arange(start, start + length, dtype=torch.float64) * (1 / (new / old))
-        mask = mask.index_select(axis, place.long().clamp_(max=old - 1))
-    return mask
+    rows, columns = (
+        (torch.arange(start, start + length, dtype=torch.float64) * (1 / (new / old))).long().clamp_(max=old - 1)
+        for old, new, start, length in zip(mask.shape, size, box[:2], box[2:], strict=True)
+    )
+    return mask.index_select(0, rows).gather(1, columns.expand(len(rows), -1))
+
+
+def _uint8(values: Tensor) -> Tensor:
+    return values.to(torch.int16).to(torch.uint8)  # three times as fast as in one step
 
 
 class PadTo(v2.Transform):  # type: ignore[misc]
@@ -216,16 +225,16 @@ class PhotometricDistortion(v2.Transform):  # type: ignore[misc]
             values = adjust_hue(values, _below(2 * self.hue) - self.hue)
         if not contrast_first and _coin():
             values = adjust_contrast(values, _uniform(*self.contrast))
-        return tv_tensors.Image(values.to(torch.uint8)), mask
+        return tv_tensors.Image(_uint8(values)), mask
 
 
 def adjust_brightness(values: Tensor, shift: float) -> Tensor:
     """Adds `shift`; whole numbers from 0 to 255 as float (3, H, W), as the three below."""
-    return (values + shift).clamp_(0, 255).trunc_()
+    return (values + shift).clamp_(0, 255).floor_()
 
 
 def adjust_contrast(values: Tensor, factor: float) -> Tensor:
-    return (values * factor).clamp_(0, 255).trunc_()
+    return (values * factor).clamp_(0, 255).floor_()
 
 
 def adjust_saturation(values: Tensor, factor: float) -> Tensor:
@@ -239,10 +248,11 @@ def adjust_hue(values: Tensor, steps: int) -> Tensor:
     """Turns the hue of HSV by `steps` of 2 degrees (180 are the circle), from red towards green."""
     red, green, blue = values
     largest, chroma = _largest_and_chroma(values)
-    # in sixths of the circle: red is 0, green 2 and blue 4
-    hue = torch.where(largest == green, blue - red, (red - green).add_(chroma, alpha=2)).add_(chroma, alpha=2)
-    hue = torch.where(largest == red, green - blue, hue).div_(chroma.clamp(min=1)).add_(steps / 30)
-    hue.remainder_(6)
+    # in sixths of the circle: red is 0, green 2 and blue 4; chosen by factors of 0 and 1, as torch.where is slow
+    not_red, not_green = (largest - red).sign_(), (largest - green).sign_()
+    hue = torch.lerp((blue - red).add_(chroma, alpha=2), (red - green).add_(chroma, alpha=4), not_green)
+    hue = torch.lerp(green - blue, hue, not_red).div_(chroma.clamp(min=1)).add_(steps / 30)
+    hue.sub_(torch.floor(hue / 6).mul_(6))
     # a channel is at its largest for a third of the circle and at its smallest for another, with ramps between
     result = torch.empty_like(values)
     torch.sub(hue, 3, out=result[0]).abs_().sub_(1)
