@@ -120,9 +120,9 @@ def draw_voc(
 
 def draw_ade20k(root: Path, train: int = 4, val: int = 2, size: Size = (48, 64), *, seed: int = 0) -> Path:
     """As `ADEChallengeData2016/`."""
-    for place, (split, count) in enumerate({"training": train, "validation": val}.items()):
+    for place, (split, short, count) in enumerate([("training", "train", train), ("validation", "val", val)]):
         for number, (picture, ids) in enumerate(scenes(count, size, 150, 2 * seed + place), start=1):
-            name = f"ADE_{split.removesuffix('ing').removesuffix('ation')}_{number:08}"
+            name = f"ADE_{short}_{number:08}"
             save(picture, root / "images" / split / f"{name}.jpg")
             save(index_picture(np.where(ids == IGNORED, 0, ids + 1)), root / "annotations" / split / f"{name}.png")
     return root

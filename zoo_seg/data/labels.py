@@ -96,8 +96,9 @@ class StoredValues:
 
     @property
     def strays(self) -> list[Stored]:
-        """The values that are no class."""
-        return [value for value, meaning in self.meanings.items() if meaning == STRAY]
+        """The values that are no class, in ascending order."""
+        values = (value for value, meaning in self.meanings.items() if meaning == STRAY)
+        return sorted(values, key=lambda value: value if isinstance(value, tuple) else (value,))
 
     def add(self, value: Stored, meaning: int, pixels: int) -> None:
         if value not in self.pixels and meaning == STRAY and len(self.pixels) >= _MOST:
@@ -262,10 +263,10 @@ class Labels:
             return "These are a palette's colours turned into grey: save the indices (mode P), or the colours (RGB)"
         if present == {255}:
             return "Black and white: store 1 in the place of 255 (or set 'ignore_index' to 255 if it is to be ignored)"
-        if indices == [255]:
-            return "255 often stands for ignored pixels: if so, set 'ignore_index' to 255"
         if indices == [count] and 0 not in stored.pixels:
             return f"The ids seem to start at 1: subtract 1, so that {self.classes[0]!r} is 0"
+        if indices in ([255], [count]):
+            return f"If {indices[0]} stands for ignored pixels, set 'ignore_index' to {indices[0]}"
         return None
 
     @cached_property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +23,8 @@ _PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 _MASKS = (".png", ".bmp", ".tif", ".tiff", ".gif", ".jpg", ".jpeg")
 """In order of preference; JPEG is found so that reading it tells why it is refused."""
 _ORDER = ("train", "trainaug", "trainval", "val", "test")
-_SHOWN = 5
+SHOWN = 5
+"""Files that a message names."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,11 @@ class SegmentationData:
     def num_classes(self) -> int:
         return len(self.labels.classes)
 
+    @property
+    def expected(self) -> str:
+        """Where pictures and masks have to lie."""
+        return _LAYOUTS[self.layout].expected
+
     @cached_property
     def splits(self) -> tuple[str, ...]:
         """The parts that have masks, such as train and val."""
@@ -87,16 +93,18 @@ class SegmentationData:
         """
         listing = self.listing(split)
         if listing.same_name:
-            raise DataError(f"{_some(listing.same_name[0])} differ in their suffix only; rename or remove all but one")
+            raise DataError(
+                f"{name_some(listing.same_name[0])} differ in their suffix only; rename or remove all but one"
+            )
         if listing.without_mask:
             count = len(listing.without_mask)
             raise DataError(
                 f"{self.root}: {count} of {count + len(listing.samples)} pictures of {split!r} have no mask "
-                f"({_some(listing.without_mask)}); {_LAYOUTS[self.layout].expected}"
-                + (f"; masks without picture: {_some(listing.without_picture)}" if listing.without_picture else "")
+                f"({name_some(listing.without_mask)}); {self.expected}"
+                + (f"; masks without picture: {name_some(listing.without_picture)}" if listing.without_picture else "")
             )
         if not listing.samples:
-            raise DataError(f"{self.root}: the split {split!r} is empty; {_LAYOUTS[self.layout].expected}")
+            raise DataError(f"{self.root}: the split {split!r} is empty; {self.expected}")
         return listing.samples
 
     def listing(self, split: str) -> Listing:
@@ -136,7 +144,7 @@ def open_data(root: str | Path, layout: Layout | Literal["auto"] = "auto") -> Se
     kinds: Iterable[Layout] = _LAYOUTS if layout == "auto" else (layout,)
     found = _recognise(root, kinds)
     if len(found) > 1:
-        raise DataError(f"{root} holds several data sets: {_some([path for path, _ in found])}; name one of them")
+        raise DataError(f"{root} holds several data sets: {name_some([path for path, _ in found])}; name one of them")
     if not found:
         raise DataError(_not_recognised(root, kinds))
     root, layout = found[0]
@@ -165,7 +173,7 @@ def _not_recognised(root: Path, kinds: Iterable[Layout]) -> str:
         return f"{root} is a part of the data set {around}; name that folder"
     there = sorted(each.name + ("/" if each.is_dir() else "") for each in root.iterdir())
     wanted = "".join(f"\n  {name}: {_LAYOUTS[name].expected}" for name in kinds)
-    return f"{root} is no data set (it holds {_some(there) if there else 'nothing'}); looked for{wanted}"
+    return f"{root} is no data set (it holds {name_some(there) if there else 'nothing'}); looked for{wanted}"
 
 
 def _recognise_around(root: Path, kinds: Iterable[Layout]) -> Iterator[tuple[Path, Layout]]:
@@ -182,9 +190,10 @@ def _by_use(split: str) -> tuple[int, str]:
     return (_ORDER.index(split) if split in _ORDER else len(_ORDER), split)
 
 
-def _some(items: Iterable[object]) -> str:
-    shown = [str(item) for item in items]
-    return ", ".join(shown[:_SHOWN]) + (f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else "")
+def name_some(items: Sequence[object], count: int | None = None) -> str:
+    """The first few, and how many more there are (of `count`, where not all are at hand)."""
+    more = (len(items) if count is None else count) - len(items[:SHOWN])
+    return ", ".join(map(str, items[:SHOWN])) + (f" and {more} more" if more else "")
 
 
 def _folders(folder: Path) -> set[str]:

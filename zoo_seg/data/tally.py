@@ -1,0 +1,214 @@
+"""What was seen of each picture, added up over a split."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+
+from zoo_seg.data.labels import IGNORED, STRAY, Rule, Stored, StoredValues
+from zoo_seg.data.layouts import SHOWN, Listing, Sample, SegmentationData, name_some
+from zoo_seg.data.report import Size, SplitReport, ValueCount
+
+_MOST_STRAYS = 1000
+"""Different ones of a split that are counted each: a photograph in the place of a mask has any number."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What reading one picture and its mask showed."""
+
+    size: Size | None = None
+    """The picture's, None where it cannot be read."""
+    digest: bytes | None = None
+    """Of the picture's file."""
+    stored: StoredValues | None = None
+    """None where the mask cannot be read."""
+    unreadable: tuple[str, ...] = ()
+    mismatch: str | None = None
+    """The picture and the mask differ in size."""
+
+
+@dataclass
+class Some:
+    """How many there are, and the first of them."""
+
+    count: int = 0
+    first: list[str] = field(default_factory=list)
+
+    def add(self, text: str) -> None:
+        self.count += 1
+        if len(self.first) < SHOWN:
+            self.first.append(text)
+
+    def __str__(self) -> str:
+        return name_some(self.first, self.count)
+
+
+@dataclass
+class _Value:
+    pixels: int = 0
+    masks: Some = field(default_factory=Some)
+
+
+class Tally:
+    """A split, seen picture by picture; its memory does not grow with the number of pictures."""
+
+    def __init__(self, data: SegmentationData, split: str, listing: Listing) -> None:
+        self.data, self.split, self.listing = data, split, listing
+        self.smallest: Size | None = None
+        self.largest: Size | None = None
+        self.unreadable, self.mismatches, self.blank = Some(), Some(), Some()
+        self.values: dict[tuple[Stored, int], _Value] = {}
+        self.pixels = self.masks = self.strays = 0
+        self.strange: dict[tuple[Rule, type], tuple[StoredValues, Some]] = {}
+        """Masks with strays, together where one explanation may hold for them."""
+
+    def add(self, sample: Sample, seen: Seen) -> None:
+        for message in seen.unreadable:
+            self.unreadable.add(message)
+        if seen.mismatch:
+            self.mismatches.add(seen.mismatch)
+        if seen.size:
+            self.smallest = min(self.smallest or seen.size, seen.size, key=_area)
+            self.largest = max(self.largest or seen.size, seen.size, key=_area)
+        if seen.stored:
+            self._add_mask(sample.mask.relative_to(self.data.root).as_posix(), seen.stored)
+
+    def _add_mask(self, mask: str, stored: StoredValues) -> None:
+        self.masks += 1
+        self.pixels += _area(stored.size)
+        for value, pixels in stored.pixels.items():
+            self._add_value(value, stored.meanings[value], pixels, mask)
+        if all(meaning == IGNORED for meaning in stored.meanings.values()):
+            self.blank.add(mask)
+        strays = stored.strays
+        if strays:
+            both, masks = self.strange.setdefault(
+                (stored.rule, type(strays[0])), (StoredValues(stored.size, stored.rule), Some())
+            )
+            masks.add(mask)
+            for value, pixels in stored.pixels.items():
+                both.add(value, stored.meanings[value], pixels)
+
+    def _add_value(self, value: Stored, meaning: int, pixels: int, mask: str) -> None:
+        key = value, meaning
+        if key not in self.values:
+            self.strays += meaning == STRAY
+            if meaning == STRAY and self.strays > _MOST_STRAYS:
+                return
+        counted = self.values.setdefault(key, _Value())
+        counted.pixels += pixels
+        counted.masks.add(mask)
+
+    # --- what it comes to -----------------------------------------------------------------------
+
+    def report(self) -> SplitReport:
+        def order(item: tuple[tuple[Stored, int], _Value]) -> tuple[int, int]:
+            (_, meaning), counted = item
+            last = self.data.num_classes
+            return {IGNORED: last, STRAY: last + 1}.get(meaning, meaning), -counted.pixels
+
+        names = {IGNORED: "ignored", STRAY: "stray", **dict(enumerate(self.data.classes))}
+        values = tuple(
+            ValueCount(
+                str(value),
+                names[meaning],
+                counted.pixels,
+                counted.pixels / self.pixels,
+                counted.masks.count,
+                tuple(counted.masks.first) if meaning == STRAY else (),
+            )
+            for (value, meaning), counted in sorted(self.values.items(), key=order)
+        )
+        return SplitReport(self.split, len(self.listing.samples), self.smallest, self.largest, values, self.absent())
+
+    def absent(self) -> tuple[str, ...]:
+        present = {meaning for _, meaning in self.values}
+        return tuple(name for index, name in enumerate(self.data.classes) if index not in present)
+
+    def errors(self) -> list[str]:
+        """Why training would fail."""
+        listing, found = self.listing, []
+        if listing.same_name:
+            names = [" and ".join(path.name for path in paths) for paths in listing.same_name]
+            found.append(
+                f"{_many(len(names), 'mask')} for several pictures each: {name_some(names)}; rename or remove one"
+            )
+        if not listing.samples and not listing.without_mask:
+            found.append(f"no picture; expected {self.data.expected}")
+        if listing.without_mask:
+            total = len(listing.samples) + len(listing.without_mask)
+            text = f"{len(listing.without_mask)} of {total} pictures have no mask: {self._paths(listing.without_mask)}"
+            if not listing.samples:
+                text += f"; expected {self.data.expected}"
+            found.append(text)
+        if self.unreadable.count:
+            found.append(f"{_many(self.unreadable.count, 'unreadable file')}: {self.unreadable}")
+        if self.mismatches.count:
+            found.append(f"{_many(self.mismatches.count, 'mask')} of another size than the picture: {self.mismatches}")
+        for stored, masks in self.strange.values():
+            found.append(f"in {masks.count} of {self.masks} masks ({masks}) {self.data.labels.explain(stored)}")
+        if self.masks and self.blank.count == self.masks and self.split != "test":
+            found.append("every pixel of every mask is ignored")
+        return [f"{self.split}: {message}" for message in found]
+
+    def warnings(self) -> list[str]:
+        """What is odd, but no hindrance."""
+        listing, found = self.listing, []
+        if listing.without_picture:
+            found.append(
+                f"{_many(len(listing.without_picture), 'mask')} without picture: {self._paths(listing.without_picture)}"
+            )
+        if 0 < self.blank.count < self.masks or (self.blank.count and self.split == "test"):
+            found.append(f"{self.blank.count} of {self.masks} masks are ignored in every pixel: {self.blank}")
+        absent = self.absent()
+        if absent and self.masks:
+            found.append(f"{len(absent)} of {self.data.num_classes} classes never appear: {name_some(absent)}")
+        return [f"{self.split}: {message}" for message in found]
+
+    def _paths(self, paths: tuple[Path, ...]) -> str:
+        return name_some([path.relative_to(self.data.root).as_posix() for path in paths])
+
+
+class Twins:
+    """Pictures that are the same file, byte by byte, in several splits: what was trained on is measured."""
+
+    def __init__(self, splits: Iterable[str]) -> None:
+        self.splits = tuple(splits)
+        self.users: dict[bytes, int] = {}
+        """A picture's digest -> its splits, one bit each."""
+        self.pairs = {
+            pair: Some() for pair in combinations(range(len(self.splits)), 2) if not self._meant_to_overlap(pair)
+        }
+
+    def _meant_to_overlap(self, pair: tuple[int, int]) -> bool:
+        names = {self.splits[index] for index in pair}
+        return names == {"trainval", "val"} or all(name.startswith("train") for name in names)
+
+    def add(self, digest: bytes, name: str, splits: Iterable[str]) -> None:
+        before = self.users.get(digest, 0)
+        now = before
+        for split in splits:
+            now |= 1 << self.splits.index(split)
+        self.users[digest] = now
+        for (first, second), some in self.pairs.items():
+            both = 1 << first | 1 << second
+            if now & both == both != before & both:
+                some.add(name)
+
+    def warnings(self) -> list[str]:
+        return [
+            f"{self.splits[first]} and {self.splits[second]} share {_many(some.count, 'picture')}: {some}"
+            for (first, second), some in self.pairs.items()
+            if some.count
+        ]
+
+
+def _area(size: Size) -> int:
+    return size[0] * size[1]
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count} {what}{'s' if count != 1 else ''}"
