@@ -5,31 +5,22 @@ from __future__ import annotations
 import argparse
 import glob
 import json
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 from tqdm import tqdm
 
+from zoo_seg.cli.network import check_looks, device_of, load_network
 from zoo_seg.errors import ImageError, OptionError
-from zoo_seg.factory import create_model
-from zoo_seg.inference.predictor import choose_device
-from zoo_seg.inference.protocol import Protocol
 from zoo_seg.inference.segmentation import Segmentation
-from zoo_seg.manifest import get_weights
 from zoo_seg.model import SegmentationModel
 
 _SETTINGS = "zoo_seg_predict.json"
 """Written beside the results: what made them, so that a second run goes on with its own work only."""
-
-
-_LARGEST_SCALE = 8
-"""Beyond it memory runs out; whoever writes more means percent."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
         report.kept = sum(job.is_done() for job in jobs)
         jobs = [job for job in jobs if not job.is_done()]
     if jobs:
-        model = _load(arguments)
+        model = load_network(arguments)
         out.mkdir(parents=True, exist_ok=True)
         (out / _SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         _predict(model, jobs, arguments, report)
@@ -89,14 +80,7 @@ def _check_options(arguments: argparse.Namespace) -> None:
         raise OptionError(f"--out {out} is a file; expected a folder")
     if not 0 <= arguments.alpha <= 1:
         raise OptionError(f"--alpha is {arguments.alpha}; expected a number from 0 to 1")
-    crop, stride = arguments.crop, arguments.stride
-    if arguments.mode == "slide":  # a crop that is not given follows from the weights, and fits
-        crop = crop or stride or (1, 1)
-    Protocol.of(arguments.mode, crop, stride, arguments.scales, arguments.flip, "ssseg")
-    if max(arguments.scales) > _LARGEST_SCALE:
-        raise OptionError(f"--scales are factors of the test size, such as 0.5 1 1.5; found {max(arguments.scales):g}")
-    if arguments.device is not None:
-        choose_device(arguments.device)
+    check_looks(arguments.mode, arguments.scales, arguments.flip, arguments)
 
 
 # --- which pictures -----------------------------------------------------------------------------
@@ -198,21 +182,7 @@ def _refuse_other_results(out: Path, settings: dict[str, Any], jobs: Sequence[_J
         raise OptionError(f"{out} holds results made with {what}; choose another --out, or add --overwrite")
 
 
-def _load(arguments: argparse.Namespace) -> SegmentationModel:
-    name, weights = arguments.model, arguments.weights
-    if name is None:
-        model, dot, tag = weights.partition(".")
-        if not dot or os.sep in weights or Path(weights).is_file() or tag in ("pth", "pt", "safetensors"):
-            raise OptionError(
-                f"--weights {weights} needs a --model (see 'zoo-seg list'), or be an id such as 'model.tag'"
-            )
-        record = get_weights(model, tag)
-        return create_model(record.model, record)
-    return create_model(name, weights)
-
-
 def _predict(model: SegmentationModel, jobs: list[_Job], arguments: argparse.Namespace, report: _Report) -> None:
-    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     results = model.stream(
         [job.picture for job in jobs],
         mode=arguments.mode,
@@ -222,7 +192,7 @@ def _predict(model: SegmentationModel, jobs: list[_Job], arguments: argparse.Nam
         flip=arguments.flip,
         resize=arguments.resize,
         batch_size=arguments.batch_size,
-        device=device,
+        device=device_of(arguments),
         dtype=arguments.dtype,
         compile=arguments.compile,
         on_error="yield",

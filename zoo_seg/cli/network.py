@@ -1,0 +1,51 @@
+"""What the verbs that run a network share: which one, on which device, and how it looks at a picture."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from zoo_seg.errors import OptionError
+from zoo_seg.factory import create_model
+from zoo_seg.inference.predictor import choose_device
+from zoo_seg.inference.protocol import Mode, Protocol
+from zoo_seg.manifest import get_weights
+from zoo_seg.model import SegmentationModel
+
+_LARGEST_SCALE = 8
+"""Beyond it memory runs out; whoever writes more means percent."""
+
+
+def load_network(arguments: argparse.Namespace) -> SegmentationModel:
+    """The network of `--model` and `--weights`."""
+    name, weights = arguments.model, arguments.weights
+    if name is None:
+        model, dot, tag = weights.partition(".")
+        if not dot or os.sep in weights or Path(weights).is_file() or tag in ("pth", "pt", "safetensors"):
+            raise OptionError(
+                f"--weights {weights} needs a --model (see 'zoo-seg list'), or be an id such as 'model.tag'"
+            )
+        record = get_weights(model, tag)
+        return create_model(record.model, record)
+    return create_model(name, weights)
+
+
+def device_of(arguments: argparse.Namespace) -> str:
+    """`--device`, else the GPU where there is one."""
+    return arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def check_looks(mode: Mode, scales: Sequence[float], flip: bool, arguments: argparse.Namespace) -> None:
+    """Refuse a protocol, `--crop`, `--stride` or `--device` that cannot be had before anything is fetched or loaded."""
+    crop, stride = arguments.crop, arguments.stride
+    if mode == "slide":  # a crop that is not given follows from the weights, and fits
+        crop = crop or stride or (1, 1)
+    Protocol.of(mode, crop, stride, scales, flip, "ssseg")
+    if max(scales) > _LARGEST_SCALE:
+        raise OptionError(f"--scales are factors of the test size, such as 0.5 1 1.5; found {max(scales):g}")
+    if arguments.device is not None:
+        choose_device(arguments.device)
