@@ -75,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_info(verbs)
     _add_download(verbs)
     _add_verify(verbs)
+    _add_check_data(verbs)
     _add_predict(verbs)
     return parser
 
@@ -157,6 +158,28 @@ def _whole(text: str) -> int:
 
 def _resize(text: str) -> int | str | None:
     return {"published": "published", "none": None}[text] if text in ("published", "none") else _whole(text)
+
+
+def _add_check_data(verbs: Any) -> None:
+    parser = _verb(
+        verbs,
+        "check-data",
+        "read a whole data set and report what training would stumble over",
+        "Read every picture and mask of a data set: your own (images/train/NAME.jpg, masks/train/NAME.png, the same below "
+        "val/, and dataset.json with the classes), or VOC, ADE20K and Cityscapes as distributed. Prints what the masks "
+        "hold, and which files are missing, broken or do not fit. Exit code 1 when training would fail.",
+        "  zoo-seg check-data my_data/\n  zoo-seg check-data VOCdevkit/VOC2012 --split train --split val",
+    )
+    parser.add_argument("data", type=_path, metavar="DIR", help="the folder of the data set")
+    parser.add_argument(
+        "--layout",
+        choices=["auto", "folder", "voc", "ade20k", "cityscapes"],
+        default="auto",
+        help="how the files lie in it (default: found out)",
+    )
+    parser.add_argument("--split", action="append", metavar="NAME", help="check this part only; may be repeated")
+    parser.add_argument("--workers", type=_whole, metavar="N", help="threads that read (default: two a processor)")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
 
 
 def _add_predict(verbs: Any) -> None:

@@ -41,7 +41,7 @@ def check_data(
     Args:
         data: what `open_data` returned.
         splits: which parts; all by default.
-        workers: threads that read; by default one a processor.
+        workers: threads that read; by default two for each processor, as they also wait for the disk.
         progress: show a bar where there is a terminal.
         cache: remember in the cache folder that all was well; as long as no file's size or time changes,
             the next check reads none.
@@ -55,14 +55,15 @@ def check_data(
     memory = _Memory(data, listings) if cache else None
     report = memory.recall() if memory else None
     if report is None:
-        report = _check(data, listings, workers or _processors(), progress)
+        report = _check(data, listings, workers or _workers(), progress)
         if memory and not report.errors:
             memory.keep(report)
     return report
 
 
-def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _workers() -> int:
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(2 * processors, 32)
 
 
 def _check(data: SegmentationData, listings: Mapping[str, Listing], workers: int, progress: bool) -> Report:

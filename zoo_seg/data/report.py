@@ -18,7 +18,8 @@ class ValueCount:
     value: str
     """An index such as `38`, or a colour such as `(128, 0, 0)`."""
     meaning: str
-    """The class, `ignored` or `stray`."""
+    """The name of the class, `ignored` or `stray`."""
+    class_id: int | None
     pixels: int
     share: float
     """Of all pixels of the split's masks, 0..1."""

@@ -115,6 +115,7 @@ class Tally:
             ValueCount(
                 str(value),
                 names[meaning],
+                meaning if meaning >= 0 else None,
                 counted.pixels,
                 counted.pixels / self.pixels,
                 counted.masks.count,
