@@ -69,8 +69,9 @@ class ToPair(v2.Transform):  # type: ignore[misc]
     """Names the two parts for v2, which would take a plain mask for something to leave alone."""
 
     def forward(self, image: Tensor, mask: Tensor) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
-        if mask.dtype == torch.uint16:  # torch cannot index it
-            mask = mask.to(torch.int32)
+        """Of a uint8 picture (3, H, W) and a mask (H, W) of any integer type."""
+        if mask.dtype != torch.uint8:
+            mask = mask.to(torch.int64)  # torch cannot index uint16
         return tv_tensors.Image(image), tv_tensors.Mask(mask)
 
 
@@ -195,7 +196,7 @@ class PhotometricDistortion(v2.Transform):  # type: ignore[misc]
     Args:
         brightness: largest shift, of 255.
         contrast, saturation: ranges of the factors.
-        hue: largest turn in steps of 2 degrees.
+        hue: largest turn in steps of 2 degrees; 0 for none.
     """
 
     def __init__(
@@ -221,7 +222,7 @@ class PhotometricDistortion(v2.Transform):  # type: ignore[misc]
             values = adjust_contrast(values, _uniform(*self.contrast))
         if _coin():
             values = adjust_saturation(values, _uniform(*self.saturation))
-        if _coin():
+        if self.hue and _coin():
             values = adjust_hue(values, _below(2 * self.hue) - self.hue)
         if not contrast_first and _coin():
             values = adjust_contrast(values, _uniform(*self.contrast))
