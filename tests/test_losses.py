@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from zoo_seg.training.losses import LossSum, SegmentationLoss, balanced_class_weights
+
+IGNORE = 255
+CLASSES = 5
+WEIGHTS = torch.tensor([0.5, 1.0, 2.0, 0.0, 4.0])
+KINDS = ("cross_entropy", "ohem", "dice")
+
+
+def batch(pictures: int = 4, size: tuple[int, int] = (24, 32), classes: int = CLASSES) -> tuple[Tensor, Tensor]:
+    """Logits at a quarter of the size, and labels of which a fifth is ignored, more in the later pictures."""
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(pictures, classes, size[0] // 4, size[1] // 4, generator=generator) * 3
+    labels = torch.randint(0, classes, (pictures, *size), generator=generator)
+    for index in range(pictures):
+        labels[index, :, : index * size[1] // (2 * pictures)] = IGNORE
+    return logits.requires_grad_(), labels
+
+
+def full(logits: Tensor, labels: Tensor) -> Tensor:
+    return F.interpolate(logits, size=labels.shape[1:], mode="bilinear", align_corners=False)
+
+
+def mean(sums: LossSum) -> Tensor:
+    return sums.total / sums.weight
+
+
+# --- cross entropy ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("weights", [None, WEIGHTS], ids=["alike", "weighted"])
+@pytest.mark.parametrize("ignore_index", [IGNORE, -100, 0])
+def test_cross_entropy_is_torchs_weighted_mean(weights: Tensor | None, ignore_index: int) -> None:
+    logits, labels = batch()
+    labels[labels == IGNORE] = ignore_index
+    found = mean(SegmentationLoss(ignore_index=ignore_index, class_weights=weights)(logits, labels))
+    expected = F.cross_entropy(full(logits, labels), labels, weight=weights, ignore_index=ignore_index)
+    torch.testing.assert_close(found, expected)
+    ours, theirs = (torch.autograd.grad(each, logits, retain_graph=True)[0] for each in (found, expected))
+    torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("weights", [None, WEIGHTS], ids=["alike", "weighted"])
+def test_two_processes_equal_one(weights: Tensor | None) -> None:
+    """Each divides by everyone's weights, and the mean of their gradients is taken, as DDP does."""
+    logits, labels = batch()
+    loss = SegmentationLoss(ignore_index=IGNORE, class_weights=weights)
+    whole = torch.autograd.grad(mean(loss(logits, labels)), logits)[0]
+    parts = [loss(logits[half], labels[half]) for half in (slice(0, 1), slice(1, 4))]
+    shared = sum(part.weight for part in parts) / len(parts)
+    halves = [torch.autograd.grad(part.total / shared, logits)[0] for part in parts]
+    torch.testing.assert_close(sum(halves) / len(parts), whole)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_worked_on_in_float32(kind: str, dtype: torch.dtype) -> None:
+    logits, labels = batch()
+    loss = SegmentationLoss(kind, ignore_index=IGNORE)
+    half = (logits.detach() * 100).to(dtype)
+    found, expected = loss(half, labels), loss(half.float(), labels)
+    assert found.total.dtype == found.weight.dtype == torch.float32
+    torch.testing.assert_close(found, expected)
+
+
+# --- OHEM ---------------------------------------------------------------------------------------
+
+
+def test_ohem_keeps_the_pixels_below_the_threshold() -> None:
+    logits, labels = batch()
+    losses = F.cross_entropy(full(logits, labels), labels, ignore_index=IGNORE, reduction="none")
+    own = full(logits, labels).softmax(1).gather(1, labels.where(labels != IGNORE, 0)[:, None])[:, 0]
+    hard = (own < 0.7) & (labels != IGNORE)
+    assert 0.2 < hard.float().mean() < 0.9
+    found = SegmentationLoss("ohem", ignore_index=IGNORE)(logits, labels)
+    torch.testing.assert_close(mean(found), losses[hard].mean())
+    assert int(found.weight) == int(hard.sum())
+    weighted = SegmentationLoss("ohem", ignore_index=IGNORE, class_weights=WEIGHTS)(logits, labels)
+    weights = WEIGHTS[labels[hard]]
+    torch.testing.assert_close(mean(weighted), (losses[hard] * weights).sum() / weights.sum())
+
+
+def test_ohem_keeps_the_hardest_sixteenth_of_an_easy_batch() -> None:
+    _, labels = batch(size=(16, 16))
+    right = F.one_hot(labels.where(labels != IGNORE, 0), CLASSES).movedim(-1, 1).float()
+    surer = torch.linspace(5, 10, labels.numel()).view(labels.shape)
+    logits = right * surer[:, None]
+    labelled = int((labels != IGNORE).sum())
+    losses = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none")
+    hardest = losses[labels != IGNORE].sort(descending=True).values[: math.ceil(labelled / 16)]
+    assert losses.max() < -math.log(0.7)
+    found = SegmentationLoss("ohem", ignore_index=IGNORE)(logits, labels)
+    assert int(found.weight) == len(hardest)
+    torch.testing.assert_close(mean(found), hardest.mean())
+
+
+# --- Dice ---------------------------------------------------------------------------------------
+
+
+def dice_by_hand(logits: Tensor, labels: Tensor) -> Tensor:
+    shares = full(logits, labels).softmax(1).movedim(1, -1)[labels != IGNORE]
+    truth = labels[labels != IGNORE]
+    scores = []
+    for each in truth.unique().tolist():
+        p, g = shares[:, each], (truth == each).float()
+        scores.append(1 - 2 * (p * g).sum() / (p.square().sum() + g.square().sum()))
+    return torch.stack(scores).mean()
+
+
+@pytest.mark.parametrize("weights", [None, WEIGHTS], ids=["alike", "weighted"])
+def test_dice_is_added_once_and_leaves_absent_classes_out(weights: Tensor | None) -> None:
+    logits, labels = batch()
+    labels[labels == 2] = 1
+    options = {"ignore_index": IGNORE, "class_weights": weights}
+    added = mean(SegmentationLoss("dice", **options)(logits, labels)) - mean(
+        SegmentationLoss(**options)(logits, labels)
+    )
+    torch.testing.assert_close(added, dice_by_hand(logits, labels))
+    ours, theirs = (
+        torch.autograd.grad(each, logits, retain_graph=True)[0] for each in (added, dice_by_hand(logits, labels))
+    )
+    torch.testing.assert_close(ours, theirs, atol=1e-7, rtol=1e-4)
+
+
+def test_dice_is_0_for_a_perfect_answer_and_near_1_for_a_wrong_one() -> None:
+    _, labels = batch(size=(16, 16))
+    right = F.one_hot(labels.where(labels != IGNORE, 0), CLASSES).movedim(-1, 1).float() * 100
+    for logits, expected in ((right, 0.0), (right.roll(1, dims=1), 1.0)):
+        options = {"ignore_index": IGNORE}
+        added = [float(mean(SegmentationLoss(kind, **options)(logits, labels))) for kind in ("dice", "cross_entropy")]
+        assert added[0] - added[1] == pytest.approx(expected, abs=1e-4)
+
+
+# --- all ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("weights", [None, WEIGHTS], ids=["alike", "weighted"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_batch_without_labels_gives_0_and_gradients(kind: str, weights: Tensor | None) -> None:
+    logits, labels = batch()
+    found = SegmentationLoss(kind, ignore_index=IGNORE, class_weights=weights)(logits, torch.full_like(labels, IGNORE))
+    assert (found.total.item(), found.weight.item()) == (0, 0)
+    (gradient,) = torch.autograd.grad(found.total, logits)
+    assert (gradient == 0).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_step_along_the_gradient_lowers_the_loss(kind: str) -> None:
+    logits, labels = batch()
+    loss = SegmentationLoss(kind, ignore_index=IGNORE)
+    before = mean(loss(logits, labels))
+    (gradient,) = torch.autograd.grad(before, logits)
+    assert mean(loss(logits - gradient, labels)) < before
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_class_and_one_pixel(kind: str) -> None:
+    found = SegmentationLoss(kind, ignore_index=IGNORE)(torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1, dtype=torch.long))
+    assert (float(found.total), float(found.weight)) == (0, 1)
+
+
+def test_the_weights_move_with_the_loss_and_stay_out_of_its_state() -> None:
+    loss = SegmentationLoss(ignore_index=IGNORE, class_weights=WEIGHTS)
+    assert loss.to("meta").class_weights.device.type == "meta" and not loss.state_dict()
+
+
+# --- class weights ------------------------------------------------------------------------------
+
+
+def test_balanced_weights_follow_enets_rule() -> None:
+    pixels = [900, 90, 10]
+    weights = balanced_class_weights(pixels)
+    rule = torch.tensor([1 / math.log(1.02 + each / 1000) for each in pixels])
+    torch.testing.assert_close(weights / weights[0], rule / rule[0])
+    assert weights.dtype == torch.float32
+    assert float((weights * torch.tensor(pixels)).sum() / 1000) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("pixels", [[5, 0, 3], [0, 0, 0], [7], [10**13, 1, 0]])
+def test_balanced_weights_are_finite_and_rise_with_rarity(pixels: list[int]) -> None:
+    weights = balanced_class_weights(pixels)
+    assert weights.shape == (len(pixels),) and weights.isfinite().all() and (weights > 0).all()
+    ranked = [weight for _, weight in sorted(zip(pixels, weights.tolist(), strict=True))]
+    assert ranked == sorted(ranked, reverse=True)
+    if not any(pixels):
+        assert weights.tolist() == [1, 1, 1]
