@@ -38,8 +38,8 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; return its exit code: 0 done, 1 the work failed, 2 wrong usage."""
     arguments = _parser().parse_args(argv)
-    verb = importlib.import_module(f"zoo_seg.cli.{arguments.verb.replace('-', '_')}")
-    try:
+    try:  # the import as well: it names the extra that is missing
+        verb = importlib.import_module(f"zoo_seg.cli.{arguments.verb.replace('-', '_')}")
         code: int = verb.run(arguments)
         sys.stdout.flush()
         return code
@@ -77,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_verify(verbs)
     _add_check_data(verbs)
     _add_predict(verbs)
+    _add_evaluate(verbs)
     return parser
 
 
@@ -223,3 +224,60 @@ def _add_predict(verbs: Any) -> None:
     parser.add_argument("--legend", action="store_true", help="class names and areas beside the overlay")
     parser.add_argument("--no-overlay", action="store_true", help="write the masks only")
     parser.add_argument("--overwrite", action="store_true", help="do everything again")
+
+
+def _add_evaluate(verbs: Any) -> None:
+    parser = _verb(
+        verbs,
+        "evaluate",
+        "measure weights on a data set, beside their published number",
+        "Predict a split of a data set under the protocol that the weights' number was reported for, compare with the "
+        "labels and print the scores of every class, and the reported and the measured mIoU. --out receives "
+        "evaluation.json and the chart iou.png. The exit code is 1 when the whole split gives a number that is "
+        "further from the reported one than the tolerance.",
+        "  zoo-seg evaluate --model pspnet_resnet50_os8 --weights voc --data VOCdevkit/VOC2012\n"
+        "  zoo-seg evaluate --weights semanticfpn_resnet50.ade20k_mmseg --data ADEChallengeData2016 \\\n"
+        "      --scales 0.5 0.75 1 1.25 1.5 1.75 --flip --dtype bfloat16",
+    )
+    parser.add_argument("--data", required=True, type=_path, metavar="DIR", help="the data set's folder")
+    parser.add_argument(
+        "--dataset",
+        "--layout",
+        choices=["auto", "folder", "voc", "ade20k", "cityscapes"],
+        default="auto",
+        metavar="LAYOUT",
+        help="how the data lies in its folder: folder, voc, ade20k, cityscapes, or auto (default)",
+    )
+    parser.add_argument("--split", default="val", metavar="NAME", help="the part to measure (default val)")
+    parser.add_argument("--model", metavar="NAME", help="a model name; not needed where --weights is an id")
+    parser.add_argument(
+        "--weights",
+        required=True,
+        metavar="W",
+        help="a tag (ade20k), an id (model.tag), a path, or an https:// or hf:// link",
+    )
+    parser.add_argument("--out", type=_path, metavar="DIR", help="where to write (default evaluation/<id>_<protocol>)")
+    parser.add_argument(
+        "--tolerance", type=float, default=0.1, metavar="T", help="percent points of mIoU (default 0.1)"
+    )
+    parser.add_argument("--mode", choices=["whole", "slide"], help="mode, scales and flip: default as published")
+    parser.add_argument("--scales", nargs="+", type=float, metavar="S", help="average over these scales")
+    parser.add_argument("--flip", action=argparse.BooleanOptionalAction, help="average with the mirrored picture")
+    parser.add_argument(
+        "--crop", nargs=2, type=_whole, metavar=("H", "W"), help="the window (default: the training crop)"
+    )
+    parser.add_argument("--stride", nargs=2, type=_whole, metavar=("H", "W"), help="default: two thirds of the window")
+    parser.add_argument(
+        "--resize",
+        type=_resize,
+        default="published",
+        metavar="SIZE",
+        help="'published' (the weights' test size), 'none', or pixels for the shorter side",
+    )
+    parser.add_argument("--batch-size", type=_whole, default=1, metavar="N", help="pictures of one size at a time")
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: cuda where there is one)")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="to compute in")
+    parser.add_argument("--compile", action="store_true", help="torch.compile; pays with many pictures of one size")
+    parser.add_argument(
+        "--limit", type=_whole, metavar="N", help="measure the first N pictures only, without a verdict"
+    )

@@ -39,7 +39,7 @@ class Measurement:
     """Every picture of the split was measured."""
     protocol: Protocol
     options: dict[str, Any]
-    """Further options of `predict`: `resize`, `crop`, `stride`, `batch_size`, where they were given."""
+    """Further options of `predict`: `resize`, `crop`, `stride`, `batch_size`, where they were given, and `compile`."""
     device: str
     dtype: str
     seconds: float
@@ -113,7 +113,7 @@ def measure(
         pictures=len(chosen),
         is_whole=len(chosen) == len(everything),
         protocol=Protocol(mode, tuple(scales), flip),
-        options=options,
+        options={**options, "compile": compile},
         device=str(predictor.device),
         dtype=str(predictor.dtype).removeprefix("torch."),
         seconds=time.perf_counter() - started,
