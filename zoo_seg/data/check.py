@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from PIL import Image
@@ -74,20 +74,33 @@ def _check(data: SegmentationData, listings: Mapping[str, Listing], workers: int
         for sample in listing.samples:
             users.setdefault(sample, []).append(split)
     # disable=None: a bar on a terminal only
-    with tqdm(desc="checking", total=len(users), unit=" pictures", disable=None if progress else True) as bar:
+    with tqdm(
+        desc="checking", total=len(users), unit=" pictures", leave=False, disable=None if progress else True
+    ) as bar:
         for sample, seen in _in_parallel(lambda sample: _look(sample, data), users, workers):
             for split in users[sample]:
                 tallies[split].add(sample, seen)
             if seen.digest:
                 twins.add(seen.digest, sample.name, users[sample])
             bar.update()
+    warnings = [message for tally in tallies.values() for message in tally.warnings()]
+    if set(listings) >= set(data.splits):
+        warnings += _warn_of_parts(data)
     return Report(
         str(data.root),
         data.layout,
         tuple(tally.report() for tally in tallies.values()),
         tuple(message for tally in tallies.values() for message in tally.errors()),
-        (*(message for tally in tallies.values() for message in tally.warnings()), *twins.warnings()),
+        (*warnings, *twins.warnings()),
     )
+
+
+def _warn_of_parts(data: SegmentationData) -> list[str]:
+    missing = [split for split in ("train", "val") if split not in data.splits]
+    return [
+        *(f"{half}; left out" for half in data.halves if not half.startswith("test ")),
+        *(f"there is no split {split!r}; finetune needs train and val" for split in missing),
+    ]
 
 
 def _in_parallel(
@@ -116,18 +129,18 @@ def _look(sample: Sample, data: SegmentationData) -> Seen:
         size = height, width
         digest = hashlib.blake2b(sample.picture.read_bytes(), digest_size=16).digest()
     except ImageError as error:
-        unreadable.append(_relative(error, data.root))
+        unreadable.append(_reason(sample.picture, error, data.root))
     try:
         stored = data.labels.count(sample.mask)
     except DataError as error:
-        unreadable.append(_relative(error, data.root))
+        unreadable.append(_reason(sample.mask, error, data.root))
     if size and stored and size != stored.size:
         mismatch = _mismatch(sample, size, stored.size, data.root)
     return Seen(size, digest, stored, tuple(unreadable), mismatch)
 
 
-def _relative(error: Exception, root: Path) -> str:
-    return str(error).removeprefix(f"{root}{os.sep}")
+def _reason(path: Path, error: Exception, root: Path) -> tuple[str, str]:
+    return path.relative_to(root).as_posix(), str(error).removeprefix(f"{path}: ")
 
 
 def _mismatch(sample: Sample, picture: Size, mask: Size, root: Path) -> str:
@@ -184,7 +197,7 @@ def _key(data: SegmentationData, listings: Mapping[str, Listing]) -> str:
     """Changes with the rules, the classes, and every file's path, size and time."""
     digest = hashlib.sha256(repr((_RULES, str(data.root), data.labels)).encode())
     for split, listing in listings.items():
-        digest.update(repr((split, listing.without_mask, listing.without_picture, listing.same_name)).encode())
+        digest.update(repr((split, data.halves, replace(listing, samples=()))).encode())
         for sample in listing.samples:
             for path in (sample.picture, sample.mask):
                 status = path.stat()

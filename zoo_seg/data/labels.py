@@ -18,7 +18,7 @@ Colour = tuple[int, int, int]
 """RGB, 0..255."""
 Stored = int | Colour
 """What a mask stores in a pixel: an index, or a colour."""
-Ids = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
+Ids = npt.NDArray[np.uint8 | np.uint16]
 """Class ids (H, W), `ignore_index` where ignored: uint8, or uint16 where 8 bits are too few."""
 Rule = Literal["identity", "minus_one", "cityscapes"]
 """What a stored index means: itself; ADE20K's class + 1, with 0 for ignored; Cityscapes' labelIds (in files
@@ -32,13 +32,11 @@ _EXACT = {"PNG", "BMP", "TIFF", "PPM", "GIF"}
 _BLOCK = 1 << 20
 """Pixels worked on at a time: bounds the memory of a huge mask, and fits a processor's cache."""
 _LARGEST = 65535
-_MOST = 70_000
-"""Different values of one mask that are kept: all of 16 bits; of colours there may be more."""
+MOST_STRAYS = 1000
+"""Different ones that are counted each: a photograph in the place of a mask holds any number."""
 _SHOWN = 8
 _MANY = 40
 """Strays beyond which no table of classes explains them."""
-_PACK = np.array([1 << 16, 1 << 8, 1], np.uint32)
-"""Makes one number of a colour."""
 _TRAIN_IDS = "_labelTrainIds"
 _CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 """The labelId of each class; the others up to 33 are ignored (cityscapesScripts, helpers/labels.py)."""
@@ -69,12 +67,9 @@ def mistake_in(
     if not all(0 <= channel <= 255 for colour in (*palette, ignore_color or (0, 0, 0)) for channel in colour):
         return "palette", "a colour is outside 0..255"
     if not count <= ignore_index <= _LARGEST:
-        inside = f"class {classes[ignore_index]!r} has" if 0 <= ignore_index < count else "no mask can store"
+        taken = f"is class {classes[ignore_index]!r}" if 0 <= ignore_index < count else "cannot be stored in a mask"
         free = 255 if count <= 255 else _LARGEST
-        return (
-            "ignore_index",
-            f"{inside} the value {ignore_index}; expected a free one up to {_LARGEST}, such as {free}",
-        )
+        return "ignore_index", f"{ignore_index} {taken}; expected a value from {count} to {_LARGEST}, such as {free}"
     if ignore_color in palette:
         return "ignore_color", f"it is the colour of class {classes[palette.index(ignore_color)]!r}"
     return None
@@ -91,21 +86,18 @@ class StoredValues:
     """Stored value -> number of pixels."""
     meanings: dict[Stored, int] = field(default_factory=dict)
     """Stored value -> class id, IGNORED or STRAY."""
-    unlisted: int = 0
-    """Pixels of further strays, where there are very many (a photograph in the place of a mask)."""
-
-    @property
-    def strays(self) -> list[Stored]:
-        """The values that are no class, in ascending order."""
-        values = (value for value, meaning in self.meanings.items() if meaning == STRAY)
-        return sorted(values, key=lambda value: value if isinstance(value, tuple) else (value,))
+    strays: list[Stored] = field(default_factory=list)
+    """The values that are no class; the first of them where there are very many."""
 
     def add(self, value: Stored, meaning: int, pixels: int) -> None:
-        if value not in self.pixels and meaning == STRAY and len(self.pixels) >= _MOST:
-            self.unlisted += pixels
-            return
+        """Count a value, unless it is one stray too many."""
+        if value not in self.pixels:
+            if meaning == STRAY:
+                if len(self.strays) == MOST_STRAYS:
+                    return
+                self.strays.append(value)
+            self.meanings[value] = meaning
         self.pixels[value] = self.pixels.get(value, 0) + pixels
-        self.meanings[value] = meaning
 
 
 @dataclass(frozen=True)
@@ -154,12 +146,12 @@ class Labels:
 
     def explain(self, stored: StoredValues) -> str:
         """Which values are no class, what is allowed, and what probably went wrong."""
-        strays = stored.strays
+        strays = sorted(stored.strays, key=lambda value: value if isinstance(value, tuple) else (value,))
         shown = ", ".join(map(str, strays[:_SHOWN])) + (", ..." if len(strays) > _SHOWN else "")
         what = "colour" if isinstance(strays[0], tuple) else "value"
-        text = f"the {what}{'s' if len(strays) > 1 else ''} {shown} {'are' if len(strays) > 1 else 'is'} no class"
+        found = f"the {what}s {shown} are no classes" if len(strays) > 1 else f"the {what} {shown} is no class"
         cause = self._cause(stored)
-        return f"{text}; allowed are {self._allowed(what, stored.rule)}" + (f". {cause}" if cause else "")
+        return f"{found}; allowed are {self._allowed(what, stored.rule)}" + (f". {cause}" if cause else "")
 
     # --- reading --------------------------------------------------------------------------------
 
@@ -168,7 +160,7 @@ class Labels:
         if pixels.ndim == 3:
             self._refuse_shared_colours(path)
         rule: Rule = "identity" if path.stem.endswith(_TRAIN_IDS) and self.rule == "cityscapes" else self.rule
-        ids = np.empty(pixels.shape[:2], np.uint8 if self.ignore_index <= 255 else np.uint16)
+        ids = np.empty(pixels.shape[:2], self._type)
         stored = StoredValues((pixels.shape[0], pixels.shape[1]), rule)
         rows = max(_BLOCK // pixels.shape[1], 1)
         for top in range(0, len(pixels), rows):
@@ -183,23 +175,36 @@ class Labels:
         meanings = self._meanings[stored.rule]
         counts = np.bincount(pixels.ravel())
         present = np.flatnonzero(counts)
-        for value, count, meaning in zip(
-            present.tolist(), counts[present].tolist(), meanings[present].tolist(), strict=True
+        for value, meaning, count in zip(
+            present.tolist(), meanings[present].tolist(), counts[present].tolist(), strict=True
         ):
             stored.add(value, meaning, count)
-        ids[:] = np.where(meanings < 0, self.ignore_index, meanings).astype(ids.dtype).take(pixels)
+        self._ids(meanings).take(pixels, out=ids)
 
     def _read_colours(self, pixels: Ids, ids: Ids, stored: StoredValues) -> None:
         codes, meanings = self._colours
-        found = pixels.astype(np.uint32) @ _PACK
+        found = _pack(pixels)
         places = np.minimum(codes.searchsorted(found), len(codes) - 1)
+        self._ids(meanings).take(places, out=ids)
         known = codes[places] == found
-        ids[:] = np.where(known, np.where(meanings < 0, self.ignore_index, meanings)[places], self.ignore_index)
-        for place, count in enumerate(np.bincount(places[known], minlength=len(codes)).tolist()):
+        if not known.all():
+            values, counts = np.unique(found[~known], return_counts=True)
+            for code, count in zip(values.tolist(), counts.tolist(), strict=True):
+                stored.add(_unpack(code), STRAY, count)
+            places = places[known]
+        counts = np.bincount(places.ravel(), minlength=len(codes))
+        for code, meaning, count in zip(codes.tolist(), meanings.tolist(), counts.tolist(), strict=True):
             if count:
-                stored.add(_unpack(int(codes[place])), int(meanings[place]), count)
-        for code, count in zip(*(each.tolist() for each in np.unique(found[~known], return_counts=True)), strict=True):
-            stored.add(_unpack(code), STRAY, count)
+                stored.add(_unpack(code), meaning, count)
+
+    def _ids(self, meanings: npt.NDArray[np.int32]) -> Ids:
+        """A table of what becomes of each meaning; strays are refused elsewhere."""
+        ids: Ids = np.where(meanings < 0, self.ignore_index, meanings).astype(self._type)
+        return ids
+
+    @property
+    def _type(self) -> type[np.uint8] | type[np.uint16]:
+        return np.uint8 if self.ignore_index <= 255 else np.uint16
 
     @cached_property
     def _meanings(self) -> dict[Rule, npt.NDArray[np.int32]]:
@@ -216,7 +221,7 @@ class Labels:
     def _colours(self) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.int32]]:
         """The known colours, packed and ascending, and what each means."""
         colours = [*self.palette] + ([self.ignore_color] if self.ignore_color else [])
-        codes = np.array(colours, np.uint32) @ _PACK
+        codes = _pack(np.array(colours, np.uint8))
         meanings = np.array([*range(len(self.palette)), IGNORED][: len(colours)], np.int32)
         order = codes.argsort()
         return codes[order], meanings[order]
@@ -244,36 +249,51 @@ class Labels:
 
     def _cause(self, stored: StoredValues) -> str | None:
         strays, count = stored.strays, len(self.classes)
-        indices = [value for value in strays if isinstance(value, int)]
+        if all(isinstance(value, tuple) and value in self._ids_as_grey for value in stored.pixels):
+            return "These are class ids in red, green and blue alike: store them in one channel (mode L), not in RGB"
         if len(strays) > _MANY:
             return (
                 "So many different ones: a picture in the place of a mask, or a mask that was a JPEG once or was "
                 "resized with interpolation (resize masks with 'nearest')"
             )
-        if not indices:
-            if all(isinstance(value, tuple) and len(set(value)) == 1 for value in strays):
-                return "Red, green and blue are equal: save class ids as a picture of one channel (mode L), not RGB"
-            return "Colours are looked up in the palette: correct it, or name the ignored colour as 'ignore_color'"
+        if isinstance(strays[0], tuple):
+            if len(strays) == 1:
+                return f"If {strays[0]} stands for ignored pixels, set 'ignore_color' to {list(strays[0])}"
+            return "Correct the palette or the masks"
         if stored.rule == "minus_one":
             return "Perhaps 1 was subtracted already: ADE20K's masks are read as distributed, 0 for unlabelled"
         if stored.rule == "cityscapes":
             return f"Train ids are read from files called '*{_TRAIN_IDS}.png'"
-        present = {value for value in stored.pixels if isinstance(value, int) and value not in (0, self.ignore_index)}
+        present = {value for value in stored.pixels if value not in (0, self.ignore_index)}
         if present <= self._greys and len(present) > 1:
-            return "These are a palette's colours turned into grey: save the indices (mode P), or the colours (RGB)"
+            return "These are a palette's colours turned into grey: store the indices (mode P), or the colours (RGB)"
         if present == {255}:
             return "Black and white: store 1 in the place of 255 (or set 'ignore_index' to 255 if it is to be ignored)"
-        if indices == [count] and 0 not in stored.pixels:
+        if strays == [count] and 0 not in stored.pixels:
             return f"The ids seem to start at 1: subtract 1, so that {self.classes[0]!r} is 0"
-        if indices in ([255], [count]):
-            return f"If {indices[0]} stands for ignored pixels, set 'ignore_index' to {indices[0]}"
+        if strays in ([255], [count]):
+            return f"If {strays[0]} stands for ignored pixels, set 'ignore_index' to {strays[0]}"
         return None
 
     @cached_property
-    def _greys(self) -> set[int]:
+    def _ids_as_grey(self) -> set[Colour]:
+        return {(index, index, index) for index in (*range(len(self.classes)), self.ignore_index)}
+
+    @cached_property
+    def _greys(self) -> set[Stored]:
         """What becomes of the palette's colours, and of VOC's, when a tool reads a mask as grey."""
-        colours = np.array([*self.palette, *voc_palette(256)[: len(self.classes)]])
+        voc = voc_palette(256)
+        colours = np.array([*self.palette, *voc[: len(self.classes)], voc[255]])
         return set(np.rint(colours @ (0.299, 0.587, 0.114)).astype(int).tolist())
+
+
+def _pack(colours: Ids) -> npt.NDArray[np.uint32]:
+    """One number for each colour (..., 3)."""
+    packed = colours[..., 0].astype(np.uint32)
+    for channel in (1, 2):
+        packed <<= np.uint32(8)
+        packed |= colours[..., channel]
+    return packed
 
 
 def _unpack(code: int) -> Colour:
@@ -286,8 +306,8 @@ def _read_pixels(path: Path) -> Ids:
         with path.open("rb") as file, Image.open(file) as image:
             if image.format not in _EXACT:
                 raise DataError(
-                    f"{path}: a mask in {image.format}, which changes values to save space; expected a PNG made from "
-                    "the original annotation (a converted JPEG keeps the damage)"
+                    f"{path}: {image.format} alters the values it stores, so that classes blur; expected a PNG made "
+                    "from the original annotation (converting this file keeps the damage)"
                 )
             image.load()
             return _pixels(image, path)

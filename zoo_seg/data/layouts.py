@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -42,8 +42,9 @@ class Listing:
     """What lies in a split, sound or not; each in sorted order."""
 
     samples: tuple[Sample, ...]
+    missing: tuple[Path, ...] = ()
+    """Pictures that a list of VOC's names."""
     without_mask: tuple[Path, ...] = ()
-    """Pictures; of VOC's lists also those that are not there."""
     without_picture: tuple[Path, ...] = ()
     """Masks: nothing reads them."""
     same_name: tuple[tuple[Path, ...], ...] = ()
@@ -81,31 +82,51 @@ class SegmentationData:
 
     @cached_property
     def splits(self) -> tuple[str, ...]:
-        """The parts that have masks, such as train and val."""
-        return tuple(sorted(_LAYOUTS[self.layout].splits(self.root), key=_by_use))
+        """The parts that have pictures and masks, such as train and val."""
+        pictures, masks = _LAYOUTS[self.layout].parts(self.root)
+        return tuple(sorted(pictures & masks, key=_by_use))
+
+    @cached_property
+    def halves(self) -> tuple[str, ...]:
+        """What the other parts lack, in words: a test split without masks, or folders that differ in their name."""
+        pictures, masks = _LAYOUTS[self.layout].parts(self.root)
+        return (
+            *(f"{split} has pictures, but no masks" for split in sorted(pictures - masks)),
+            *(f"{split} has masks, but no pictures" for split in sorted(masks - pictures)),
+        )
 
     def samples(self, split: str) -> tuple[Sample, ...]:
         """The pictures of a split with their masks, in an order that is the same everywhere.
 
         Raises:
             OptionError: there is no such split.
-            DataError: it is empty, or a picture has no mask.
+            DataError: it is empty or incomplete.
         """
         listing = self.listing(split)
-        if listing.same_name:
-            raise DataError(
-                f"{name_some(listing.same_name[0])} differ in their suffix only; rename or remove all but one"
-            )
-        if listing.without_mask:
-            count = len(listing.without_mask)
-            raise DataError(
-                f"{self.root}: {count} of {count + len(listing.samples)} pictures of {split!r} have no mask "
-                f"({name_some(listing.without_mask)}); {self.expected}"
-                + (f"; masks without picture: {name_some(listing.without_picture)}" if listing.without_picture else "")
-            )
-        if not listing.samples:
-            raise DataError(f"{self.root}: the split {split!r} is empty; {self.expected}")
+        faults = self.faults(listing)
+        if faults:
+            raise DataError(f"{self.root}: {split}: {faults[0]}")
         return listing.samples
+
+    def faults(self, listing: Listing) -> list[str]:
+        """Why a split cannot be used, as far as its files' names tell."""
+        faults = []
+        if listing.missing:
+            faults.append(f"{len(listing.missing)} listed, but not there: {self.name_files(listing.missing)}")
+        if listing.without_mask:
+            count, others = len(listing.without_mask), listing.without_picture
+            fault = f"{count} of {count + len(listing.samples)} pictures have no mask: {self.name_files(listing.without_mask)}"
+            fault += f"; masks without picture: {self.name_files(others)}" if others else ""
+            faults.append(f"{fault}; expected {self.expected}")
+        if listing.same_name:
+            faults.append(f"pictures that share a mask: {self.name_files(listing.same_name[0])}; keep one of them")
+        if not (listing.samples or faults):
+            faults.append(f"no picture; expected {self.expected}")
+        return faults
+
+    def name_files(self, paths: Sequence[Path]) -> str:
+        """The first few, relative to the root, and how many more there are."""
+        return name_some([path.relative_to(self.root).as_posix() for path in paths])
 
     def listing(self, split: str) -> Listing:
         """What lies in a split, incomplete or not.
@@ -117,7 +138,8 @@ class SegmentationData:
         split = kind.aliases.get(split, split)
         if split not in self.splits:
             raise OptionError(
-                f"{self.root} has no split {split!r} with masks; it has {', '.join(self.splits)} ({kind.expected})"
+                f"{self.root} has no split {split!r} with pictures and masks; it has {', '.join(self.splits)}"
+                + (f" ({'; '.join(self.halves)})" if self.halves else "")
             )
         return kind.listing(self.root, split)
 
@@ -150,7 +172,8 @@ def open_data(root: str | Path, layout: Layout | Literal["auto"] = "auto") -> Se
     root, layout = found[0]
     data = SegmentationData(root, layout, _LAYOUTS[layout].labels(root))
     if not data.splits:
-        raise DataError(f"{root}: no part of it has both pictures and masks; {_LAYOUTS[layout].expected}")
+        lacking = "".join(f"; {half}" for half in data.halves)
+        raise DataError(f"{root}: no part has both pictures and masks{lacking}; expected {data.expected}")
     return data
 
 
@@ -221,9 +244,9 @@ def _pair(pictures: dict[str, list[Path]], masks: dict[str, list[Path]]) -> List
 
     return Listing(
         tuple(Sample(paths[0], preferred(masks[name]), name) for name, paths in pictures.items() if name in masks),
-        tuple(paths[0] for name, paths in pictures.items() if name not in masks),
-        tuple(paths[0] for name, paths in masks.items() if name not in pictures),
-        tuple(tuple(paths) for paths in pictures.values() if len(paths) > 1),
+        without_mask=tuple(paths[0] for name, paths in pictures.items() if name not in masks),
+        without_picture=tuple(paths[0] for name, paths in masks.items() if name not in pictures),
+        same_name=tuple(tuple(paths) for paths in pictures.values() if len(paths) > 1),
     )
 
 
@@ -237,7 +260,8 @@ class _Kind:
     expected: str
     lies_in: Callable[[Path], bool]
     labels: Callable[[Path], Labels]
-    splits: Callable[[Path], set[str]]
+    parts: Callable[[Path], tuple[set[str], set[str]]]
+    """Names of the splits that have pictures, and of those that have masks."""
     listing: Callable[[Path, str], Listing]
     aliases: dict[str, str]
 
@@ -295,8 +319,9 @@ def _voc_lists(root: Path) -> Path:
     return root / "ImageSets" / "Segmentation"
 
 
-def _voc_splits(root: Path) -> set[str]:
-    return {path.stem for path in _voc_lists(root).glob("*.txt")} - {"test"}  # its masks were never published
+def _voc_parts(root: Path) -> tuple[set[str], set[str]]:
+    lists = {path.stem for path in _voc_lists(root).glob("*.txt")}
+    return lists, lists - {"test"}  # its masks were never published
 
 
 def _voc_listing(root: Path, split: str) -> Listing:
@@ -305,24 +330,25 @@ def _voc_listing(root: Path, split: str) -> Listing:
     masks = _walk(root / "SegmentationClassAug", "", _MASKS) | _walk(root / "SegmentationClass", "", _MASKS)
     lines = (_voc_lists(root) / f"{split}.txt").read_text(encoding="utf-8").splitlines()
     names = dict.fromkeys(line.split()[0] for line in lines if line.strip())
-    missing = [root / "JPEGImages" / f"{name}.jpg" for name in names if name not in pictures]
+    missing = tuple(root / "JPEGImages" / f"{name}.jpg" for name in names if name not in pictures)
     listing = _pair(
         {name: pictures[name] for name in names if name in pictures},
         {name: masks[name] for name in names if name in masks},
     )
-    return Listing(listing.samples, tuple(sorted([*listing.without_mask, *missing])), (), listing.same_name)
+    return replace(listing, missing=missing)
 
 
 _ADE20K_FOLDERS = {"train": "training", "val": "validation"}
 
 
-def _ade20k_splits(root: Path) -> set[str]:
-    there = _folders(root / "images") & _folders(root / "annotations")
-    return {split for split, folder in _ADE20K_FOLDERS.items() if folder in there}
+def _ade20k_parts(root: Path) -> tuple[set[str], set[str]]:
+    names = {folder: split for split, folder in _ADE20K_FOLDERS.items()}
+    pictures, masks = ({names.get(each, each) for each in _folders(root / kind)} for kind in ("images", "annotations"))
+    return pictures, masks
 
 
 def _ade20k_listing(root: Path, split: str) -> Listing:
-    folder = _ADE20K_FOLDERS[split]
+    folder = _ADE20K_FOLDERS.get(split, split)
     return _pair(_walk(root / "images" / folder, "", _PICTURES), _walk(root / "annotations" / folder, "", _MASKS))
 
 
@@ -337,7 +363,7 @@ _LAYOUTS: dict[Layout, _Kind] = {
         "images/train/NAME.jpg with masks/train/NAME.png, the same below val/, and dataset.json with the classes",
         lambda root: (root / DESCRIPTION).is_file() or ((root / "images").is_dir() and (root / "masks").is_dir()),
         _folder_labels,
-        lambda root: _folders(root / "images") & _folders(root / "masks"),
+        lambda root: (_folders(root / "images"), _folders(root / "masks")),
         _folder_listing,
         {},
     ),
@@ -346,7 +372,7 @@ _LAYOUTS: dict[Layout, _Kind] = {
         "ImageSets/Segmentation/train.txt and val.txt",
         lambda root: (root / "JPEGImages").is_dir() and _voc_lists(root).is_dir(),
         _published("voc", "identity", (224, 224, 192)),
-        _voc_splits,
+        _voc_parts,
         _voc_listing,
         {},
     ),
@@ -354,7 +380,7 @@ _LAYOUTS: dict[Layout, _Kind] = {
         "images/training/NAME.jpg with annotations/training/NAME.png, the same below validation/",
         lambda root: (root / "images").is_dir() and (root / "annotations").is_dir(),
         _published("ade20k", "minus_one", (0, 0, 0)),
-        _ade20k_splits,
+        _ade20k_parts,
         _ade20k_listing,
         {folder: split for split, folder in _ADE20K_FOLDERS.items()},
     ),
@@ -363,7 +389,7 @@ _LAYOUTS: dict[Layout, _Kind] = {
         "_labelTrainIds.png), the same below val/",
         lambda root: (root / "leftImg8bit").is_dir() and (root / "gtFine").is_dir(),
         _published("cityscapes", "cityscapes", (0, 0, 0)),
-        lambda root: _folders(root / "leftImg8bit") & _folders(root / "gtFine"),
+        lambda root: (_folders(root / "leftImg8bit"), _folders(root / "gtFine")),
         _cityscapes_listing,
         {},
     ),

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import combinations
-from pathlib import Path
 
-from zoo_seg.data.labels import IGNORED, STRAY, Rule, Stored, StoredValues
+from zoo_seg.data.labels import IGNORED, MOST_STRAYS, STRAY, Rule, Stored, StoredValues
 from zoo_seg.data.layouts import SHOWN, Listing, Sample, SegmentationData, name_some
 from zoo_seg.data.report import Size, SplitReport, ValueCount
 
-_MOST_STRAYS = 1000
-"""Different ones of a split that are counted each: a photograph in the place of a mask has any number."""
+_MOST_REASONS = 10
+"""Different ones why files cannot be read that are told apart."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,8 @@ class Seen:
     """Of the picture's file."""
     stored: StoredValues | None = None
     """None where the mask cannot be read."""
-    unreadable: tuple[str, ...] = ()
+    unreadable: tuple[tuple[str, str], ...] = ()
+    """(file, reason)"""
     mismatch: str | None = None
     """The picture and the mask differ in size."""
 
@@ -59,15 +59,19 @@ class Tally:
         self.data, self.split, self.listing = data, split, listing
         self.smallest: Size | None = None
         self.largest: Size | None = None
-        self.unreadable, self.mismatches, self.blank = Some(), Some(), Some()
+        self.mismatches, self.blank = Some(), Some()
+        self.unreadable: dict[str, Some] = {}
+        """By reason."""
         self.values: dict[tuple[Stored, int], _Value] = {}
         self.pixels = self.masks = self.strays = 0
         self.strange: dict[tuple[Rule, type], tuple[StoredValues, Some]] = {}
         """Masks with strays, together where one explanation may hold for them."""
 
     def add(self, sample: Sample, seen: Seen) -> None:
-        for message in seen.unreadable:
-            self.unreadable.add(message)
+        for file, reason in seen.unreadable:
+            if reason not in self.unreadable and len(self.unreadable) >= _MOST_REASONS:
+                reason = "other reasons"
+            self.unreadable.setdefault(reason, Some()).add(file)
         if seen.mismatch:
             self.mismatches.add(seen.mismatch)
         if seen.size:
@@ -96,7 +100,7 @@ class Tally:
         key = value, meaning
         if key not in self.values:
             self.strays += meaning == STRAY
-            if meaning == STRAY and self.strays > _MOST_STRAYS:
+            if meaning == STRAY and self.strays > MOST_STRAYS:
                 return
         counted = self.values.setdefault(key, _Value())
         counted.pixels += pixels
@@ -108,7 +112,8 @@ class Tally:
         def order(item: tuple[tuple[Stored, int], _Value]) -> tuple[int, int]:
             (_, meaning), counted = item
             last = self.data.num_classes
-            return {IGNORED: last, STRAY: last + 1}.get(meaning, meaning), -counted.pixels
+            group = {IGNORED: last, STRAY: last + 1}.get(meaning, meaning)
+            return group, -counted.pixels if meaning == STRAY else 0
 
         names = {IGNORED: "ignored", STRAY: "stray", **dict(enumerate(self.data.classes))}
         values = tuple(
@@ -131,46 +136,47 @@ class Tally:
 
     def errors(self) -> list[str]:
         """Why training would fail."""
-        listing, found = self.listing, []
-        if listing.same_name:
-            names = [" and ".join(path.name for path in paths) for paths in listing.same_name]
-            found.append(
-                f"{_many(len(names), 'mask')} for several pictures each: {name_some(names)}; rename or remove one"
-            )
-        if not listing.samples and not listing.without_mask:
-            found.append(f"no picture; expected {self.data.expected}")
-        if listing.without_mask:
-            total = len(listing.samples) + len(listing.without_mask)
-            text = f"{len(listing.without_mask)} of {total} pictures have no mask: {self._paths(listing.without_mask)}"
-            if not listing.samples:
-                text += f"; expected {self.data.expected}"
-            found.append(text)
-        if self.unreadable.count:
-            found.append(f"{_many(self.unreadable.count, 'unreadable file')}: {self.unreadable}")
+        found = self.data.faults(self.listing)
+        for reason, files in self.unreadable.items():
+            found.append(f"{_many(files.count, 'file')} cannot be used: {reason}: {files}")
         if self.mismatches.count:
             found.append(f"{_many(self.mismatches.count, 'mask')} of another size than the picture: {self.mismatches}")
         for stored, masks in self.strange.values():
-            found.append(f"in {masks.count} of {self.masks} masks ({masks}) {self.data.labels.explain(stored)}")
+            found.append(f"{self.data.labels.explain(stored)}. In {masks.count} of {self.masks} masks: {masks}")
         if self.masks and self.blank.count == self.masks and self.split != "test":
             found.append("every pixel of every mask is ignored")
+        elif (
+            self.masks
+            and not self.strange
+            and len(self.absent()) == self.data.num_classes - 1
+            and self._is_for_training
+        ):
+            found.append(self._one_class())
         return [f"{self.split}: {message}" for message in found]
+
+    @property
+    def _is_for_training(self) -> bool:
+        return self.split.startswith("train")
+
+    def _one_class(self) -> str:
+        (present,) = set(self.data.classes) - set(self.absent())
+        text = f"all pixels that are not ignored are {present!r}: there is nothing to learn"
+        if self.data.ignore_index == 255 and any(value == 255 for value, _ in self.values):
+            text += "; if 255 stands for a class (black and white masks), store its id, such as 1, in the place of 255"
+        return text
 
     def warnings(self) -> list[str]:
         """What is odd, but no hindrance."""
         listing, found = self.listing, []
-        if listing.without_picture:
-            found.append(
-                f"{_many(len(listing.without_picture), 'mask')} without picture: {self._paths(listing.without_picture)}"
-            )
+        if listing.without_picture and not listing.without_mask:
+            masks = self.data.name_files(listing.without_picture)
+            found.append(f"{_many(len(listing.without_picture), 'mask')} without picture, not used: {masks}")
         if 0 < self.blank.count < self.masks or (self.blank.count and self.split == "test"):
             found.append(f"{self.blank.count} of {self.masks} masks are ignored in every pixel: {self.blank}")
         absent = self.absent()
-        if absent and self.masks:
+        if 0 < len(absent) < self.data.num_classes - self._is_for_training and not self.strange:
             found.append(f"{len(absent)} of {self.data.num_classes} classes never appear: {name_some(absent)}")
         return [f"{self.split}: {message}" for message in found]
-
-    def _paths(self, paths: tuple[Path, ...]) -> str:
-        return name_some([path.relative_to(self.data.root).as_posix() for path in paths])
 
 
 class Twins:
