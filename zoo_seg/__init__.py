@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from zoo_seg.errors import ZooSegError
 from zoo_seg.manifest import Weights, get_weights, list_models, list_weights
+from zoo_seg.version import __version__
 from zoo_seg.zoo import (
     fcn_r50_os8,
     fcn_r50_os16,
@@ -41,13 +42,13 @@ from zoo_seg.zoo import (
 )
 
 if TYPE_CHECKING:
+    from zoo_seg import evaluation as evaluation
     from zoo_seg import inference as inference
-    from zoo_seg.factory import build_model, create_model
+    from zoo_seg.factory import build_model, create_model, from_pretrained
     from zoo_seg.inference.predictor import Predictor
     from zoo_seg.inference.segmentation import Segmentation
     from zoo_seg.model import SegmentationModel
-
-__version__ = "0.1.0"
+    from zoo_seg.training.finetune import finetune
 
 __all__ = [
     "Predictor",
@@ -58,6 +59,7 @@ __all__ = [
     "__version__",
     "build_model",
     "create_model",
+    "evaluation",
     "fcn_r50_os8",
     "fcn_r50_os16",
     "fcn_r101_os8",
@@ -66,6 +68,8 @@ __all__ = [
     "fcn_resnet50_os16",
     "fcn_resnet101_os8",
     "fcn_resnet101_os16",
+    "finetune",
+    "from_pretrained",
     "get_weights",
     "inference",
     "list_models",
@@ -95,6 +99,9 @@ _LAZY = {
     "SegmentationModel": "zoo_seg.model",
     "build_model": "zoo_seg.factory",
     "create_model": "zoo_seg.factory",
+    "evaluation": "zoo_seg",
+    "finetune": "zoo_seg.training.finetune",
+    "from_pretrained": "zoo_seg.factory",
     "inference": "zoo_seg",
 }
 
@@ -104,8 +111,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}; see zoo_seg.list_models()")
     import importlib
 
-    if name == "inference":
-        return importlib.import_module("zoo_seg.inference")
+    if _LAZY[name] == "zoo_seg":  # a package of its own
+        return importlib.import_module(f"zoo_seg.{name}")
     value = getattr(importlib.import_module(_LAZY[name]), name)
     globals()[name] = value
     return value

@@ -5,16 +5,17 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from zoo_seg.errors import OptionError
+from zoo_seg.errors import CheckpointError, OptionError
 from zoo_seg.manifest import Architecture, Preprocess, Weights, get_architecture
 from zoo_seg.model import SegmentationModel
 from zoo_seg.networks.network import SegmentationNetwork, build_network
-from zoo_seg.weights.load import Checkpoint, classifier_names, fill, load_checkpoint
+from zoo_seg.weights.load import Checkpoint, classifier_names, fill, load_checkpoint, open_folder
 
 _log = logging.getLogger("zoo_seg")
 
@@ -37,7 +38,8 @@ def create_model(
     Args:
         name: a model name or alias, see `list_models()`.
         pretrained: a tag (`"ade20k"`, `"ade20k_mmseg"`), a path (.pth, .safetensors), an `https://`,
-            `file://` or `hf://org/repo[@revision][/file]` link, or a record; None for random values.
+            `file://` or `hf://org/repo[@revision][/file]` link, a folder that `finetune` wrote, or a record; None
+            for random values.
         num_classes: other than the weights': both classifiers start anew, everything else is kept.
             None takes the weights' number, 21 without weights.
         in_chans: channels of the picture; other than 3 adapts the first convolution.
@@ -55,10 +57,28 @@ def create_model(
     _check_positive(num_classes=num_classes, in_chans=in_chans)
     if pretrained is None:
         classes = num_classes or NUM_CLASSES
-        return _assemble(_build(architecture, classes, in_chans), classes, None)
+        return _assemble(_build(architecture, classes, in_chans), architecture, classes, None)
     checkpoint = load_checkpoint(canonical, pretrained, progress=progress)
-    network = _load(architecture, checkpoint, num_classes, in_chans)
-    return _assemble(network, num_classes or checkpoint.num_classes, checkpoint).eval()
+    return _restore(architecture, checkpoint, num_classes, in_chans)
+
+
+def from_pretrained(name: str | os.PathLike[str], *, num_classes: int | None = None) -> SegmentationModel:
+    """The network in a folder that `finetune` or `save_pretrained` wrote, in `eval()`.
+
+    Args:
+        name: the folder.
+        num_classes: other than the folder's: both classifiers start anew, everything else is kept.
+
+    Raises:
+        CheckpointError: the folder holds no such network.
+        ManifestError: its `config.json` is broken.
+    """
+    _check_positive(num_classes=num_classes)
+    if not Path(name).is_dir():
+        raise CheckpointError(f"there is no folder {os.fspath(name)!r}; expected one that finetune wrote")
+    checkpoint = open_folder(Path(name))
+    assert checkpoint.config is not None
+    return _restore(checkpoint.config.architecture, checkpoint, num_classes, checkpoint.config.in_chans)
 
 
 def build_model(
@@ -100,8 +120,13 @@ def build_model(
         backbone_pretrained=backbone_pretrained,
         **head_options,
     )
-    names, colours = _class_names(num_classes), _palette(num_classes)
-    return SegmentationModel(network, classes=classes or names, palette=palette or colours, preprocess=IMAGENET)
+    return SegmentationModel(
+        network,
+        classes=classes or _class_names(num_classes),
+        palette=palette or voc_palette(num_classes),
+        preprocess=IMAGENET,
+        architecture=Architecture(family, backbone, output_stride, head_options.get("channels")),
+    )
 
 
 def _check_positive(**numbers: int | None) -> None:
@@ -111,6 +136,8 @@ def _check_positive(**numbers: int | None) -> None:
 
 
 def _build(architecture: Architecture, num_classes: int, in_chans: int, **head_options: Any) -> SegmentationNetwork:
+    if architecture.channels is not None:
+        head_options.setdefault("channels", architecture.channels)
     return build_network(
         architecture.family,
         architecture.backbone,
@@ -121,9 +148,9 @@ def _build(architecture: Architecture, num_classes: int, in_chans: int, **head_o
     )
 
 
-def _load(
+def _restore(
     architecture: Architecture, checkpoint: Checkpoint, num_classes: int | None, in_chans: int
-) -> SegmentationNetwork:
+) -> SegmentationModel:
     """The checkpoint's network: built without values, which then are the file's own."""
     found = checkpoint.num_classes
     anew = num_classes is not None and num_classes != found
@@ -136,24 +163,26 @@ def _load(
             if isinstance(module, nn.Conv2d) and module.weight.is_meta:
                 module.to_empty(device="cpu").reset_parameters()
         _log.warning("num_classes=%d instead of %d: %s start from random values", num_classes, found, ", ".join(names))
-    return network
+    return _assemble(network, architecture, num_classes or found, checkpoint).eval()
 
 
-def _assemble(network: SegmentationNetwork, num_classes: int, checkpoint: Checkpoint | None) -> SegmentationModel:
-    """The network with its names, colours and rules: the record's, where one fits."""
+def _assemble(
+    network: SegmentationNetwork, architecture: Architecture, num_classes: int, checkpoint: Checkpoint | None
+) -> SegmentationModel:
+    """The network with its names, colours and rules: those of its record or config, where there is one."""
     weights = checkpoint.weights if checkpoint else None
-    known = weights is not None and weights.num_classes == num_classes
-    if weights is not None:
-        protocol = weights.protocol
-    else:
-        protocol = "mmseg" if checkpoint is not None and checkpoint.layout == "mmseg" else "ssseg"
+    facts = weights or (checkpoint.config if checkpoint else None)
+    known = facts is not None and len(facts.classes) == num_classes
+    layout: Literal["ssseg", "mmseg"] = "mmseg" if checkpoint and checkpoint.layout == "mmseg" else "ssseg"
     return SegmentationModel(
         network,
-        classes=weights.classes if weights and known else _class_names(num_classes),
-        palette=weights.palette if weights and known else _palette(num_classes),
-        preprocess=weights.preprocess if weights else IMAGENET,
-        protocol=protocol,
+        classes=facts.classes if facts and known else _class_names(num_classes),
+        palette=facts.palette if facts and known else voc_palette(num_classes),
+        preprocess=facts.preprocess if facts else IMAGENET,
+        protocol=facts.protocol if facts else layout,
         weights=weights,
+        architecture=architecture,
+        recipe=facts.recipe if facts else None,
     )
 
 
@@ -161,7 +190,7 @@ def _class_names(num_classes: int) -> tuple[str, ...]:
     return tuple(f"class_{i}" for i in range(num_classes))
 
 
-def _palette(num_classes: int) -> tuple[tuple[int, int, int], ...]:
+def voc_palette(num_classes: int) -> tuple[tuple[int, int, int], ...]:
     """VOC's colours for any number of classes: the bits of the class id, spread over red, green and blue."""
 
     def colour(index: int) -> tuple[int, int, int]:

@@ -198,11 +198,14 @@ class Source:
 
 @dataclass(frozen=True)
 class Architecture:
-    """What a model name stands for: a family, a timm backbone, and the backbone's output stride."""
+    """What a model name stands for: a family on a timm backbone."""
 
     family: str
     backbone: str
-    output_stride: int
+    output_stride: int | None
+    """Of the backbone's last map; None is the backbone's own."""
+    channels: int | None = None
+    """Width of the head; None is the family's own."""
     paper: str | None = None
 
 

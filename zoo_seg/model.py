@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -14,8 +16,11 @@ from zoo_seg.errors import OptionError
 from zoo_seg.inference.picture import Picture
 from zoo_seg.inference.predictor import Predictor
 from zoo_seg.inference.segmentation import Segmentation
-from zoo_seg.manifest import Preprocess, Weights
+from zoo_seg.manifest import Architecture, Metric, Preprocess, Recipe, Weights
 from zoo_seg.networks.network import SegmentationNetwork
+from zoo_seg.version import __version__
+from zoo_seg.weights.card import model_card
+from zoo_seg.weights.folder import SCHEMA_VERSION, Config, write_folder
 
 
 class SegmentationModel(SegmentationNetwork):
@@ -28,6 +33,8 @@ class SegmentationModel(SegmentationNetwork):
         weights: the published record the values came from, or None.
         preprocess: how a picture becomes the network's input.
         protocol: whose order of operations `predict` follows, `"ssseg"` or `"mmseg"`.
+        architecture: how the network is built again; None for one that was put together by hand.
+        recipe: how the values were trained, where it is known.
     """
 
     def __init__(
@@ -39,6 +46,8 @@ class SegmentationModel(SegmentationNetwork):
         preprocess: Preprocess,
         protocol: Literal["ssseg", "mmseg"] = "ssseg",
         weights: Weights | None = None,
+        architecture: Architecture | None = None,
+        recipe: Recipe | None = None,
     ) -> None:
         super().__init__(network.backbone, network.head, network.aux_head)
         if len(classes) != len(palette):
@@ -48,6 +57,8 @@ class SegmentationModel(SegmentationNetwork):
         self.preprocess = preprocess
         self.protocol: Literal["ssseg", "mmseg"] = protocol
         self.weights = weights
+        self.architecture = architecture
+        self.recipe = recipe
         self._predictor: tuple[object, Predictor] | None = None
 
     @property
@@ -126,8 +137,8 @@ class SegmentationModel(SegmentationNetwork):
 
         The options are those of `predict` and `on_error=`, see `Predictor.stream`.
         """
-        if mode == "slide" and crop is None and self.weights is not None:
-            crop = self.weights.recipe.crop
+        if mode == "slide" and crop is None and self.recipe is not None:
+            crop = self.recipe.crop
         predictor = self.predictor(device=device, dtype=dtype, compile=compile)
         return predictor.stream(images, mode=mode, crop=crop, **options)
 
@@ -154,6 +165,45 @@ class SegmentationModel(SegmentationNetwork):
             )
             self._predictor = state, predictor
         return self._predictor[1]
+
+    def save_pretrained(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        ignore_index: int = 255,
+        metrics: Sequence[Metric] = (),
+        started_from: str | None = None,
+    ) -> None:
+        """Write `model.safetensors`, `config.json` and a model card, for `from_pretrained` and `--weights`.
+
+        Args:
+            folder: made where it does not exist; the files in it are replaced, each in one step.
+            ignore_index: the label that training and measuring left out.
+            metrics: what was measured; empty stands for those of the weights' record.
+            started_from: the weights that training started from.
+
+        Raises:
+            OptionError: the network was put together by hand, so nothing could build it again.
+            OSError: the folder cannot be written.
+        """
+        if self.architecture is None:
+            raise OptionError("this network has no architecture to save; make it with build_model or create_model")
+        config = Config(
+            schema_version=SCHEMA_VERSION,
+            library=f"zoo_seg {__version__}",
+            architecture=self.architecture,
+            in_chans=self.in_chans,
+            classes=self.classes,
+            palette=self.palette,
+            ignore_index=ignore_index,
+            preprocess=self.preprocess,
+            protocol=self.protocol,
+            metrics=tuple(metrics) or (self.weights.metrics if self.weights else ()),
+            recipe=self.recipe,
+            started_from=started_from or (self.weights.id if self.weights else None),
+            data_licence=self.weights.licence.data if self.weights else None,
+        )
+        write_folder(Path(folder), config, self.state_dict(), model_card(config))
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy or a pickle carries the network, not what was prepared from it."""

@@ -12,10 +12,12 @@ import os
 import sys
 import textwrap
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from dataclasses import fields
+from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 import zoo_seg
 from zoo_seg.errors import OptionError, UnknownNameError, ZooSegError
+from zoo_seg.training.settings import Settings
 
 _EPILOG = """\
 environment:
@@ -78,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_check_data(verbs)
     _add_predict(verbs)
     _add_evaluate(verbs)
+    _add_finetune(verbs)
     return parser
 
 
@@ -144,6 +147,80 @@ def _add_verify(verbs: Any) -> None:
     )
 
 
+def _add_check_data(verbs: Any) -> None:
+    parser = _verb(
+        verbs,
+        "check-data",
+        "read a whole data set and report what training would stumble over",
+        "Read every picture and mask of a data set: your own (images/train/NAME.jpg, masks/train/NAME.png, the same "
+        "below val/, and dataset.json with the classes), or VOC, ADE20K and Cityscapes as distributed. Prints what the "
+        "masks hold, and which files are missing, broken or do not fit. Exit code 1 when training would fail.",
+        "  zoo-seg check-data my_data/\n  zoo-seg check-data VOCdevkit/VOC2012 --split train --split val",
+    )
+    parser.add_argument("data", type=_path, metavar="DIR", help="the folder of the data set")
+    parser.add_argument(
+        "--layout",
+        choices=["auto", "folder", "voc", "ade20k", "cityscapes"],
+        default="auto",
+        help="how the files lie in it (default: found out)",
+    )
+    parser.add_argument("--split", action="append", metavar="NAME", help="check this part only; may be repeated")
+    parser.add_argument("--workers", type=_whole, metavar="N", help="threads that read (default: two a processor)")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+
+
+def _add_finetune(verbs: Any) -> None:
+    parser = _verb(
+        verbs,
+        "finetune",
+        "train a network on your own data",
+        "Train on the train split of a data set and measure on its val split after every epoch. --out receives the "
+        "best network (use it with --weights DIR), the log, a curve, and what --resume goes on from. Several "
+        "processes: torchrun --nproc_per_node N -m zoo_seg finetune ...",
+        "  zoo-seg finetune --data my_data/ --model pspnet_resnet50_os8 --weights ade20k --out runs/mine\n"
+        "  zoo-seg finetune --data my_data/ --model semanticfpn --backbone mobilenetv4_conv_small --out runs/small \\\n"
+        "      --epochs 100 --optimizer adamw --lr 0.002 --crop-size 360 480",
+    )
+    parser.add_argument("--data", required=True, type=_path, metavar="DIR", help="see 'zoo-seg check-data --help'")
+    parser.add_argument("--out", required=True, type=_path, metavar="DIR", help="where to write")
+    parser.add_argument("--model", metavar="NAME", help="a model name, or a family (fcn, pspnet, semanticfpn)")
+    parser.add_argument("--weights", metavar="W", help="what to start from: a tag, a path, a link, or a run's folder")
+    parser.add_argument("--backbone", metavar="NAME", help="a timm model in place of the model's own, not pretrained")
+    parser.add_argument("--backbone-pretrained", action="store_true", help="fetch timm's ImageNet weights for it")
+    parser.add_argument("--channels", type=_whole, metavar="N", help="width of the head of a network without weights")
+    parser.add_argument(
+        "--layout",
+        choices=["auto", "folder", "voc", "ade20k", "cityscapes"],
+        default="auto",
+        help="how the data lies in its folder",
+    )
+    parser.add_argument("--resume", action="store_true", help="go on with an interrupted run, to the very same end")
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: the fastest that is there)")
+    parser.add_argument("--workers", type=int, default=2, metavar="N", help="processes that read pictures (default 2)")
+    hints = get_type_hints(Settings)
+    for each in fields(Settings):
+        _add_setting(parser, each.name, hints[each.name], each.default, each.metadata["help"])
+
+
+def _add_setting(parser: argparse.ArgumentParser, name: str, kind: Any, default: Any, text: str) -> None:
+    """An option for a field of `Settings`, by its type."""
+    flag = "--" + name.replace("_", "-")
+    if default is not None and kind is not bool:
+        shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
+        text = f"{text} (default {shown})"
+    if kind is bool:
+        parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=default, help=text)
+    elif get_origin(kind) is Literal:
+        parser.add_argument(flag, choices=get_args(kind), default=default, help=text)
+    elif get_origin(kind) is tuple:
+        metavar = ("H", "W") if name == "crop_size" else ("FROM", "TO")
+        parser.add_argument(flag, nargs=2, type=get_args(kind)[0], metavar=metavar, default=default, help=text)
+    else:
+        number = next((each for each in get_args(kind) if each is not type(None)), kind)
+        metavar_ = "N" if number is int else "X"
+        parser.add_argument(flag, type=number, metavar=metavar_, default=default, help=text)
+
+
 def _path(text: str) -> str:
     """Refuses what an unset variable of a script leaves, which Path would take for the current folder."""
     if not text:
@@ -159,28 +236,6 @@ def _whole(text: str) -> int:
 
 def _resize(text: str) -> int | str | None:
     return {"published": "published", "none": None}[text] if text in ("published", "none") else _whole(text)
-
-
-def _add_check_data(verbs: Any) -> None:
-    parser = _verb(
-        verbs,
-        "check-data",
-        "read a whole data set and report what training would stumble over",
-        "Read every picture and mask of a data set: your own (images/train/NAME.jpg, masks/train/NAME.png, the same below "
-        "val/, and dataset.json with the classes), or VOC, ADE20K and Cityscapes as distributed. Prints what the masks "
-        "hold, and which files are missing, broken or do not fit. Exit code 1 when training would fail.",
-        "  zoo-seg check-data my_data/\n  zoo-seg check-data VOCdevkit/VOC2012 --split train --split val",
-    )
-    parser.add_argument("data", type=_path, metavar="DIR", help="the folder of the data set")
-    parser.add_argument(
-        "--layout",
-        choices=["auto", "folder", "voc", "ade20k", "cityscapes"],
-        default="auto",
-        help="how the files lie in it (default: found out)",
-    )
-    parser.add_argument("--split", action="append", metavar="NAME", help="check this part only; may be repeated")
-    parser.add_argument("--workers", type=_whole, metavar="N", help="threads that read (default: two a processor)")
-    parser.add_argument("--json", action="store_true", help="print the report as JSON")
 
 
 def _add_predict(verbs: Any) -> None:

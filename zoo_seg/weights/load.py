@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from safetensors.torch import save_file
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from zoo_seg.weights import cache
 from zoo_seg.weights.checkpoint import open_checkpoint
 from zoo_seg.weights.convert import Layout, convert
 from zoo_seg.weights.files import exclusive, replacing
+from zoo_seg.weights.folder import WEIGHTS, Config, read_config
 
 _log = logging.getLogger("zoo_seg")
 
@@ -41,6 +43,8 @@ class Checkpoint:
     """Whose names the file had."""
     weights: Weights | None = None
     """The published record, where the file was reached through one."""
+    config: Config | None = None
+    """What stands beside the file, where it is a folder."""
 
     @property
     def num_classes(self) -> int:
@@ -68,8 +72,8 @@ def load_checkpoint(model: str, pretrained: str | os.PathLike[str] | Weights, *,
 
     Args:
         model: a canonical model name, for tags.
-        pretrained: a tag (`"ade20k"`, `"ade20k_mmseg"`), a path, an `https://`, `file://` or
-            `hf://org/repo[@revision][/file]` link, or a record.
+        pretrained: a tag (`"ade20k"`, `"ade20k_mmseg"`), a file, a folder that `finetune` or `save_pretrained`
+            wrote, an `https://`, `file://` or `hf://org/repo[@revision][/file]` link, or a record.
 
     Raises:
         UnknownNameError: neither a tag of this model nor a file.
@@ -84,6 +88,8 @@ def load_checkpoint(model: str, pretrained: str | os.PathLike[str] | Weights, *,
         return _open(linked.path) if name.startswith("file://") else _from_cache(linked)
     if Path(name).is_file():
         return _open(Path(name))
+    if Path(name).is_dir():
+        return open_folder(Path(name))
     if isinstance(pretrained, os.PathLike) or os.sep in name or Path(name).suffix in (".pth", ".pt", ".safetensors"):
         raise CheckpointError(f"there is no file {name!r}; expected a .pth or .safetensors file, a link or a tag")
     return _from_record(get_weights(model, name), progress)
@@ -117,10 +123,31 @@ def _from_cache(file: cache.CachedFile) -> Checkpoint:
     return checkpoint
 
 
+def open_folder(folder: Path) -> Checkpoint:
+    """The network in a folder that `finetune` or `save_pretrained` wrote, with its config.
+
+    Raises:
+        CheckpointError: it is not such a folder, or its two files do not belong together.
+    """
+    config = read_config(folder)
+    checkpoint = replace(_open(folder / WEIGHTS), config=config)
+    if checkpoint.num_classes != len(config.classes):
+        raise CheckpointError(
+            f"{checkpoint.path} has {checkpoint.num_classes} classes, the config beside it {len(config.classes)}; "
+            "expected two files of one network"
+        )
+    return checkpoint
+
+
 def _open(path: Path) -> Checkpoint:
     tensors, _ = open_checkpoint(path)
     renamed, layout = convert(tensors)
-    return Checkpoint(path, renamed, layout)
+    return Checkpoint(path, {name: _full(tensor) for name, tensor in renamed.items()}, layout)
+
+
+def _full(tensor: Tensor) -> Tensor:
+    """Half precision is for small files; networks are built in float32."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def _read_copy(copy: Path) -> Checkpoint | None:

@@ -1,0 +1,76 @@
+"""Training samples whose order and draws depend on the seed alone, not on workers, processes or interruptions."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from zoo_seg.data.layouts import SegmentationData
+from zoo_seg.errors import DataError
+from zoo_seg.inference.picture import read_picture
+
+Transform = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def seed_of(*parts: object) -> int:
+    """A seed below 2**63 that these parts have and near ones do not share."""
+    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+class TrainingSamples(Dataset[tuple[Tensor, Tensor, int]]):
+    """Pictures and labels of a split, transformed with draws that (seed, epoch, index) decides.
+
+    An item is addressed by (epoch, index): float picture (3, h, w), int64 labels (h, w), and the index.
+    """
+
+    def __init__(self, data: SegmentationData, split: str, transform: Transform, seed: int = 0) -> None:
+        self.samples = data.samples(split)
+        self.labels, self.transform, self.seed = data.labels, transform, seed
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, address: tuple[int, int]) -> tuple[Tensor, Tensor, int]:
+        epoch, index = address
+        sample = self.samples[index]
+        picture, labels = read_picture(sample.picture), self.labels.read(sample.mask)
+        if picture.shape[:2] != labels.shape:
+            raise DataError(
+                f"{sample.mask} is {labels.shape[0]}x{labels.shape[1]} and its picture {picture.shape[0]}x"
+                f"{picture.shape[1]} (height x width); expected the same size. 'zoo-seg check-data' lists all of them"
+            )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_of(self.seed, epoch, index))
+            image, target = self.transform(
+                torch.from_numpy(picture).permute(2, 0, 1), torch.from_numpy(labels.astype("int32", copy=False))
+            )
+        return image, target, index
+
+
+class EpochBatches(Sampler[list[tuple[int, int]]]):
+    """The batches of one epoch for one process: its share of each step's pictures; the last, smaller step is left out.
+
+    With P processes, process r takes the r-th of P equal parts of every step, so that all of them together do
+    what one process does.
+    """
+
+    def __init__(self, size: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+        self.size, self.batch_size, self.seed = size, batch_size, seed
+        self.rank, self.world_size = rank, world_size
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return self.size // self.batch_size
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        generator = torch.Generator().manual_seed(seed_of(self.seed, self.epoch))
+        order = torch.randperm(self.size, generator=generator).tolist()
+        share = self.batch_size // self.world_size
+        for step in range(len(self)):
+            start = step * self.batch_size + self.rank * share
+            yield [(self.epoch, index) for index in order[start : start + share]]
