@@ -73,8 +73,8 @@ def measure(
             returns the score of all; torch.distributed must be initialised.
 
     Raises:
-        DataError: the classes do not match; or a picture or a label cannot be read, or their sizes differ:
-            none is passed over, since the score would be another data set's.
+        DataError: the classes do not match; a picture or a label cannot be read, or their sizes differ (none is
+            passed over, since the score would be another data set's); or every pixel is ignored.
         OptionError: an option is not allowed.
         OutOfMemoryError: one picture alone is too much for the device.
     """
@@ -105,6 +105,10 @@ def measure(
             metric.update(_mask(sample, result, label), label)
             bar.update()
     found = metric.compute()
+    if found["aAcc"] != found["aAcc"]:  # NaN: 0 of 0 pixels
+        raise DataError(
+            f"{data.root}: no pixel of the {len(chosen)} pictures of {split!r} has a label; all are ignored"
+        )
     return Measurement(
         scores={name: value for name, value in found.items() if isinstance(value, float)},
         per_class={name: value for name, value in found.items() if not isinstance(value, float)},

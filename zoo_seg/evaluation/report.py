@@ -100,7 +100,7 @@ def as_json(
             for index, label in enumerate(measurement.classes)
         ],
         "reported": asdict(comparison.reported) if comparison else None,
-        "difference": _number(comparison.difference) if comparison else None,
+        "difference": comparison.difference if comparison else None,
         "tolerance": comparison.tolerance if comparison else None,
         "verdict": ("reproduced" if comparison.is_within else "not reproduced") if comparison and judged else None,
     }
