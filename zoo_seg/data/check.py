@@ -40,7 +40,7 @@ def check_data(
 
     Args:
         data: what `open_data` returned.
-        splits: which parts; all by default.
+        splits: which parts; by default all, and train and val must be among them.
         workers: threads that read; by default two for each processor, as they also wait for the disk.
         progress: show a bar where there is a terminal.
         cache: remember in the cache folder that all was well; as long as no file's size or time changes,
@@ -52,10 +52,11 @@ def check_data(
     if workers is not None and workers < 1:
         raise OptionError(f"workers is {workers}, expected at least 1")
     listings = {split: data.listing(split) for split in dict.fromkeys(splits or data.splits)}
-    memory = _Memory(data, listings) if cache else None
+    memory = _Memory(data, splits, listings) if cache else None
     report = memory.recall() if memory else None
     if report is None:
         report = _check(data, listings, workers or _workers(), progress)
+        report = report if splits else _with_parts(report, data)
         if memory and not report.errors:
             memory.keep(report)
     return report
@@ -83,24 +84,25 @@ def _check(data: SegmentationData, listings: Mapping[str, Listing], workers: int
             if seen.digest:
                 twins.add(seen.digest, sample.name, users[sample])
             bar.update()
-    warnings = [message for tally in tallies.values() for message in tally.warnings()]
-    if set(listings) >= set(data.splits):
-        warnings += _warn_of_parts(data)
     return Report(
         str(data.root),
         data.layout,
         tuple(tally.report() for tally in tallies.values()),
         tuple(message for tally in tallies.values() for message in tally.errors()),
-        (*warnings, *twins.warnings()),
+        (*(message for tally in tallies.values() for message in tally.warnings()), *twins.warnings()),
     )
 
 
-def _warn_of_parts(data: SegmentationData) -> list[str]:
-    missing = [split for split in ("train", "val") if split not in data.splits]
-    return [
-        *(f"{half}; left out" for half in data.halves if not half.startswith("test ")),
-        *(f"there is no split {split!r}; finetune needs train and val" for split in missing),
-    ]
+def _with_parts(report: Report, data: SegmentationData) -> Report:
+    """Of a data set as a whole: which parts it lacks."""
+    return replace(
+        report,
+        errors=(
+            *report.errors,
+            *(f"there is no split {part!r}" for part in ("train", "val") if part not in data.splits),
+        ),
+        warnings=(*report.warnings, *(f"{half}: left out" for half in data.halves if not half.startswith("test "))),
+    )
 
 
 def _in_parallel(
@@ -170,8 +172,8 @@ class _Remembered:
 class _Memory:
     """One file in the cache folder for a data set and its splits."""
 
-    def __init__(self, data: SegmentationData, listings: Mapping[str, Listing]) -> None:
-        place = repr((str(data.root.resolve()), data.layout, list(listings)))
+    def __init__(self, data: SegmentationData, splits: Sequence[str] | None, listings: Mapping[str, Listing]) -> None:
+        place = repr((str(data.root.resolve()), data.layout, splits))
         self.path = settings.home() / "checked" / f"{hashlib.sha256(place.encode()).hexdigest()[:16]}.json"
         self.key = _key(data, listings)
 

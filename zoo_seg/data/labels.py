@@ -249,7 +249,7 @@ class Labels:
 
     def _cause(self, stored: StoredValues) -> str | None:
         strays, count = stored.strays, len(self.classes)
-        if all(isinstance(value, tuple) and value in self._ids_as_grey for value in stored.pixels):
+        if set(stored.pixels) <= self._ids_as_grey and strays != [(self.ignore_index,) * 3]:
             return "These are class ids in red, green and blue alike: store them in one channel (mode L), not in RGB"
         if len(strays) > _MANY:
             return (
@@ -276,7 +276,7 @@ class Labels:
         return None
 
     @cached_property
-    def _ids_as_grey(self) -> set[Colour]:
+    def _ids_as_grey(self) -> set[Stored]:
         return {(index, index, index) for index in (*range(len(self.classes)), self.ignore_index)}
 
     @cached_property

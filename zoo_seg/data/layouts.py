@@ -114,9 +114,10 @@ class SegmentationData:
         if listing.missing:
             faults.append(f"{len(listing.missing)} listed, but not there: {self.name_files(listing.missing)}")
         if listing.without_mask:
-            count, others = len(listing.without_mask), listing.without_picture
-            fault = f"{count} of {count + len(listing.samples)} pictures have no mask: {self.name_files(listing.without_mask)}"
-            fault += f"; masks without picture: {self.name_files(others)}" if others else ""
+            count, masks = len(listing.without_mask), listing.without_picture
+            fault = f"{count} of {count + len(listing.samples)} pictures have no mask: "
+            fault += self.name_files(listing.without_mask)
+            fault += f"; masks without picture: {self.name_files(masks)}" if masks else ""
             faults.append(f"{fault}; expected {self.expected}")
         if listing.same_name:
             faults.append(f"pictures that share a mask: {self.name_files(listing.same_name[0])}; keep one of them")
