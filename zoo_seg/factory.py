@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from zoo_seg.data.labels import voc_palette
 from zoo_seg.errors import CheckpointError, OptionError
 from zoo_seg.manifest import Architecture, Preprocess, Weights, get_architecture
 from zoo_seg.model import SegmentationModel
@@ -188,15 +189,3 @@ def _assemble(
 
 def _class_names(num_classes: int) -> tuple[str, ...]:
     return tuple(f"class_{i}" for i in range(num_classes))
-
-
-def voc_palette(num_classes: int) -> tuple[tuple[int, int, int], ...]:
-    """VOC's colours for any number of classes: the bits of the class id, spread over red, green and blue."""
-
-    def colour(index: int) -> tuple[int, int, int]:
-        channels = [0, 0, 0]
-        for bit in range(24):
-            channels[bit % 3] |= (index >> bit & 1) << (7 - bit // 3)
-        return channels[0], channels[1], channels[2]
-
-    return tuple(colour(i) for i in range(num_classes))

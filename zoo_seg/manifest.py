@@ -48,7 +48,7 @@ class File:
     def __post_init__(self) -> None:
         for url in (self.url, *self.mirrors):
             _check(
-                bool(re.match(r"(https|hf|file)://.", url)),
+                bool(re.match(r"(https|hf|file|package)://.", url)),
                 f"found {url!r}, expected an https://, hf:// or file:// link",
             )
         _check(_safe_name(self.name), f"the link ends in {self.name!r}, expected a plain file name")
@@ -67,6 +67,11 @@ class File:
     def names(self) -> tuple[str, ...]:
         """The published name, then the other names under which mirrors carry the same file."""
         return tuple(dict.fromkeys(url.rsplit("/", 1)[-1] for url in (self.url, *self.mirrors)))
+
+    @property
+    def packaged(self) -> Path | None:
+        """Where the file lies inside this package; None where it must be fetched."""
+        return Path(__file__).parent / "packaged" / self.name if self.url.startswith("package://") else None
 
 
 def _safe_name(name: str) -> bool:

@@ -91,6 +91,16 @@ def semanticfpn_resnet101(
     return _create("semanticfpn_resnet101", pretrained, num_classes, in_chans, progress)
 
 
+def semanticfpn_mobilenetv4_small(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """Semantic FPN, 48 channels wide, on MobileNetV4-Conv-Small; `pretrained="camvid"` comes with the package.
+
+    The arguments are those of `create_model`.
+    """
+    return _create("semanticfpn_mobilenetv4_small", pretrained, num_classes, in_chans, progress)
+
+
 # Aliases, one object under two names.
 fcn_r50_os8 = fcn_resnet50_os8
 fcn_r50_os16 = fcn_resnet50_os16
@@ -100,6 +110,7 @@ pspnet_r50_os8 = pspnet_resnet50_os8
 pspnet_r50_os16 = pspnet_resnet50_os16
 pspnet_r101_os8 = pspnet_resnet101_os8
 pspnet_r101_os16 = pspnet_resnet101_os16
+semantic_fpn_mobilenetv4_small = semanticfpn_mobilenetv4_small
 semanticfpn_r50 = semanticfpn_resnet50
 semantic_fpn_resnet50 = semanticfpn_resnet50
 semantic_fpn_r50 = semanticfpn_resnet50

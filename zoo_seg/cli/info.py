@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from zoo_seg import settings
 from zoo_seg.cli.text import megabytes, print_json
-from zoo_seg.manifest import Weights, get_architecture, get_weights, list_weights
+from zoo_seg.manifest import Architecture, Weights, get_architecture, get_weights, list_weights
 
 _WIDTH = 18
 
@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     print(f"{name}\n")
     _row("family", architecture.family)
-    _row("backbone", f"{architecture.backbone} (timm), output stride {architecture.output_stride}")
+    _row("backbone", f"{architecture.backbone} (timm){_stride(architecture)}")
     _row("paper", architecture.paper)
     for record in records:
         number = "no mIoU known" if record.miou is None else f"mIoU {record.miou} %"
@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _print_record(record: Weights) -> None:
     _, architecture = get_architecture(record.model)
     print(f"{record.id}\n")
-    _row("network", f"{architecture.family} on {architecture.backbone}, output stride {architecture.output_stride}")
+    _row("network", f"{architecture.family} on {architecture.backbone}{_stride(architecture)}")
     _row("paper", architecture.paper)
     _row("parameters", f"{record.parameters / 1e6:.2f} M")
     for metric in record.metrics:
@@ -69,6 +69,9 @@ def _print_record(record: Weights) -> None:
         _row("sha256", file.sha256 or "not published; recorded at the first download")
         if file.sha256_prefix_claimed:
             _row("", f"the publisher's file name claims {file.sha256_prefix_claimed}... (not enforced)")
+        if file.packaged:
+            _row("link", "comes with the package; nothing is fetched")
+            continue
         for url in (file.url, *file.mirrors):
             _row("link" if url == file.url else "mirror", url)
         _row("hosts asked", ", ".join(dict.fromkeys(_hosts(file.url, *file.mirrors))))
@@ -80,6 +83,10 @@ def _print_record(record: Weights) -> None:
     _row("config", record.provenance.config_url)
     _row("training log", record.provenance.log_url)
     _row(f"{record.num_classes} classes", ", ".join(f"{i} {name}" for i, name in enumerate(record.classes)))
+
+
+def _stride(architecture: Architecture) -> str:
+    return f", output stride {architecture.output_stride}" if architecture.output_stride else ""
 
 
 def _hosts(*urls: str) -> list[str]:

@@ -245,17 +245,18 @@ def _add_predict(verbs: Any) -> None:
         "write the class maps of pictures",
         "Write <stem>_mask.png (a palette PNG of class ids) and <stem>_overlay.png for each picture, under the "
         "picture's folder below --out. What is there already is kept; a broken picture is named and passed over.",
+        "  zoo-seg predict street.jpg\n"
         "  zoo-seg predict street.jpg --model pspnet_resnet50_os8 --weights ade20k --out out/\n"
         "  zoo-seg predict pictures/ 'more/*.png' --weights fcn_resnet101_os8.cityscapes --out out/ --dtype bfloat16",
     )
     parser.add_argument("paths", nargs="+", type=_path, metavar="PATH", help="pictures, whole folders or globs")
-    parser.add_argument("--out", required=True, type=_path, metavar="DIR", help="where to write")
-    parser.add_argument("--model", metavar="NAME", help="a model name; not needed where --weights is an id")
+    parser.add_argument("--out", default="out", type=_path, metavar="DIR", help="where to write (default out)")
+    parser.add_argument("--model", metavar="NAME", help="a model name; not needed where --weights is an id or a folder")
     parser.add_argument(
         "--weights",
-        required=True,
         metavar="W",
-        help="a tag (ade20k), an id (model.tag), a path, or an https:// or hf:// link",
+        help="a tag (ade20k), an id (model.tag), a path, a folder that finetune wrote, or an https:// or hf:// link "
+        "(default: the model's first; without --model the small network for street scenes that comes with the package)",
     )
     parser.add_argument("--mode", choices=["whole", "slide"], default="whole", help="the whole picture, or windows")
     parser.add_argument(
@@ -304,12 +305,12 @@ def _add_evaluate(verbs: Any) -> None:
         help="how the data lies in its folder: folder, voc, ade20k, cityscapes, or auto (default)",
     )
     parser.add_argument("--split", default="val", metavar="NAME", help="the part to measure (default val)")
-    parser.add_argument("--model", metavar="NAME", help="a model name; not needed where --weights is an id")
+    parser.add_argument("--model", metavar="NAME", help="a model name; not needed where --weights is an id or a folder")
     parser.add_argument(
         "--weights",
-        required=True,
         metavar="W",
-        help="a tag (ade20k), an id (model.tag), a path, or an https:// or hf:// link",
+        help="a tag (ade20k), an id (model.tag), a path, a folder that finetune wrote, or an https:// or hf:// link "
+        "(default: the model's first)",
     )
     parser.add_argument("--out", type=_path, metavar="DIR", help="where to write (default evaluation/<id>_<protocol>)")
     parser.add_argument(

@@ -10,19 +10,35 @@ from pathlib import Path
 import torch
 
 from zoo_seg.errors import OptionError
-from zoo_seg.factory import create_model
+from zoo_seg.factory import create_model, from_pretrained
 from zoo_seg.inference.predictor import choose_device
 from zoo_seg.inference.protocol import Mode, Protocol
-from zoo_seg.manifest import get_weights
+from zoo_seg.manifest import get_architecture, get_weights, list_weights
 from zoo_seg.model import SegmentationModel
 
 _LARGEST_SCALE = 8
 """Beyond it memory runs out; whoever writes more means percent."""
 
 
+PACKAGED = "semanticfpn_mobilenetv4_small.camvid_zoo"
+"""The weights that come with the package: used where nobody names others."""
+
+
 def load_network(arguments: argparse.Namespace) -> SegmentationModel:
-    """The network of `--model` and `--weights`."""
+    """The network of `--model` and `--weights`: a run's folder, an id, or a model with what its factory takes.
+
+    Without weights a model's first ones are taken, and without both those that come with the package.
+    """
     name, weights = arguments.model, arguments.weights
+    if weights is None:
+        weights = (
+            PACKAGED if name is None else next((each.id for each in list_weights(get_architecture(name)[0])), None)
+        )
+        if weights is None:
+            raise OptionError(f"{name} has no published weights; add --weights with a path or a link")
+        name = None
+    if Path(weights).is_dir():
+        return from_pretrained(weights) if name is None else create_model(name, weights)
     if name is None:
         model, dot, tag = weights.partition(".")
         if not dot or os.sep in weights or Path(weights).is_file() or tag in ("pth", "pt", "safetensors"):

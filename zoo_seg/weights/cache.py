@@ -118,7 +118,7 @@ def _write_json(path: Path, record: Record) -> None:
 
 
 def fetch(weights: Weights, *, progress: bool = True) -> CachedFile:
-    """The file of a record: from the cache, or downloaded into it.
+    """The file of a record: from this package or the cache, or downloaded into it.
 
     The sources are `ZOO_SEG_MIRROR`, the published link, its mirrors, and then the same for the record's next file.
 
@@ -127,7 +127,7 @@ def fetch(weights: Weights, *, progress: bool = True) -> CachedFile:
         OfflineError: the file is not here and the network is switched off.
         DownloadError: no source gave the file, or the cache cannot be written.
     """
-    if found := _cached(weights):
+    if found := _packaged(weights) or _cached(weights):
         return found
     with _writing(_folder(weights)) as alone:
         if found := _cached(weights):  # another process was faster
@@ -143,7 +143,7 @@ def export(weights: Weights, folder: Path, *, progress: bool = True) -> Path:
     """
     with _writing(folder) as alone:
         sums = _read_sums(folder)
-        cached = _cached(weights)
+        cached = _packaged(weights) or _cached(weights)
         for file in weights.files:
             known = file.sha256 or (cached and cached.sha256) or sums.get(file.name)
             path = folder / file.name
@@ -159,6 +159,21 @@ def export(weights: Weights, folder: Path, *, progress: bool = True) -> Path:
                 path, sha256 = got.path, got.sha256
         _write_sums(folder, {**sums, path.name: sha256})
         return path
+
+
+def _packaged(weights: Weights) -> CachedFile | None:
+    """The file that came with the package, hashed each time: it is small, and no record can stand beside it."""
+    for file in weights.files:
+        if file.packaged is None:
+            continue
+        sha256 = hash_file(file.packaged) if file.packaged.is_file() else "no file"
+        if file.sha256 not in (None, sha256):
+            raise HashMismatchError(
+                f"{file.packaged} came with the package and should have the sha256 {file.sha256}, but has {sha256}; "
+                "install zoo_seg again: pip install --force-reinstall --no-deps zoo_seg"
+            )
+        return CachedFile(file.packaged, sha256)
+    return None
 
 
 def _cached(weights: Weights) -> CachedFile | None:
