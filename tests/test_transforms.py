@@ -239,12 +239,12 @@ def test_tiny_pictures_are_padded_around(size: tuple[int, int]) -> None:
         assert (x[:, y == IGNORE] == 0).all()
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64, "uint16"])
-def test_masks_of_every_integer_type(dtype: torch.dtype | str) -> None:
-    values = random_mask(40, 40).to(torch.int64)
-    if dtype != torch.uint8:
-        values = values + 300
-    mask = torch.from_numpy(values.numpy().astype("uint16")) if dtype == "uint16" else values.to(dtype)
+@pytest.mark.parametrize("name", ["uint8", "uint16", "int16", "int32", "int64"])
+def test_masks_of_every_integer_type(name: str) -> None:
+    if not hasattr(torch, name):
+        pytest.skip(f"torch {torch.__version__} has no {name}")
+    values = random_mask(40, 40).to(torch.int64) + (0 if name == "uint8" else 300)
+    mask = torch.from_numpy(values.numpy().astype(name))
     torch.manual_seed(0)
     _, y = standard((64, 64), scale=(0.7, 0.7), ignore_index=65535)(random_picture(40, 40), mask)
     assert y.dtype == torch.int64

@@ -108,11 +108,11 @@ class RandomScaleCrop(v2.Transform):  # type: ignore[misc]
         labels = mask.as_subclass(Tensor)
         size = self._size(labels.shape[0], labels.shape[1], _uniform(*self.scale))
         height, width = (min(pair) for pair in zip(self.crop, size, strict=True))
-        alike = (height, width) == size  # one box fits only
-        for _ in range(1 if alike or self.cat_max_ratio >= 1 else _TRIES):
+        tries = 1 if (height, width) == size or self.cat_max_ratio >= 1 else _TRIES
+        for left in reversed(range(tries)):
             box = _below(size[0] - height + 1), _below(size[1] - width + 1), height, width
             part = resized_mask(labels, size, box)
-            if self._mixed(part):
+            if left == 0 or self._mixed(part):
                 break
         return tv_tensors.Image(resized_image(image.as_subclass(Tensor), size, box)), tv_tensors.Mask(part)
 
@@ -176,6 +176,8 @@ class PadTo(v2.Transform):  # type: ignore[misc]
 
     def forward(self, image: Tensor, mask: Tensor) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
         height, width = (max(new - old, 0) for old, new in zip(mask.shape, self.size, strict=True))
+        if height == width == 0:
+            return tv_tensors.Image(image), tv_tensors.Mask(mask)
         padding = width // 2, width - width // 2, height // 2, height - height // 2
         return (
             tv_tensors.Image(F.pad(image.as_subclass(Tensor), padding)),
