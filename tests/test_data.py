@@ -63,7 +63,10 @@ IDS = mask([0, 1, 20], [255, 3, 0])
         pytest.param(Image.fromarray(IDS.astype(np.uint16)), VOC, IDS, id="16 bits"),
         pytest.param(Image.fromarray(mask([0, 1]) > 0), own(2), mask([0, 1]), id="1 bit"),
         pytest.param(
-            Image.merge("LA", [index_picture(IDS), index_picture(IDS)]), own(21), IDS, id="grey with transparency"
+            Image.merge("LA", [index_picture(IDS), index_picture(IDS * 0 + 200)]),
+            own(21),
+            IDS,
+            id="grey with transparency",
         ),
         pytest.param(
             index_picture(mask([0, 299, 65535])), own(300, 65535), mask([0, 299, 65535]), id="more than 256 classes"
@@ -169,8 +172,8 @@ def test_strays_are_named_with_their_cause(image: Image.Image, labels: Labels, m
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("mask.jpg", None, "JPEG alters the values"),
-        ("mask.png", None, "JPEG alters the values"),  # what a file is counts, not what it is called
+        ("mask.jpg", None, "JPEG can alter the values"),
+        ("mask.png", None, "JPEG can alter the values"),  # what a file is counts, not what it is called
         ("mask.png", b"no picture", "not a picture"),
         ("mask.png", b"", "not a picture"),
         ("none.png", None, "no such file"),
@@ -335,6 +338,15 @@ def test_careless_folders_are_told_what_is_expected(
         open_data(tmp_path / "data" / where)
 
 
+def test_further_folders_do_not_confuse(tmp_path: Path) -> None:
+    for name in ("annotations", "JPEGImages", "raw"):
+        (draw_folder(tmp_path) / name).mkdir()
+    assert open_data(tmp_path).layout == "folder"
+    draw_ade20k(tmp_path)  # into the same images/
+    assert open_data(tmp_path).layout == "folder"
+    assert open_data(tmp_path, "ade20k").splits == ("train", "val")
+
+
 def test_two_data_sets_in_one_folder_are_not_chosen_from(tmp_path: Path) -> None:
     for name in ("first", "second"):
         draw_folder(tmp_path / name, train=1, val=1)
@@ -437,7 +449,7 @@ FAULTS: dict[str, tuple[Callable[[Path], None], list[str]]] = {
     "no split": (without("masks/val"), [r"there is no split 'val'"]),
     "JPEG masks": (
         each_mask(lambda ids: ids, ".jpg"),
-        [r"train: 4 files cannot be used: JPEG alters .*: masks/train/000.jpg, ", r"val: 2 files "],
+        [r"train: 4 files cannot be used: JPEG can alter .*: masks/train/000.jpg, ", r"val: 2 files "],
     ),
     "strays": (
         each_mask(lambda ids: ids + np.uint8(2)),

@@ -12,6 +12,7 @@ from zoo_seg.cli.text import table
 from zoo_seg.data import SegmentationData, open_data
 from zoo_seg.data.check import check_data
 from zoo_seg.data.report import Report, Size, SplitReport, ValueCount
+from zoo_seg.data.wording import many
 
 _MOST_ROWS = 20
 """Of strays; the message above sums up the others."""
@@ -85,9 +86,5 @@ def _wide(size: Size | None) -> str:
 
 def _verdict(report: Report) -> str:
     if report.errors:
-        return f"{_many(report.errors, 'error')}: training would fail"
-    return f"training can begin ({_many(report.warnings, 'warning')})" if report.warnings else "all is well"
-
-
-def _many(items: Sequence[str], what: str) -> str:
-    return f"{len(items)} {what}{'s' if len(items) > 1 else ''}"
+        return f"{many(len(report.errors), 'error')}: training would fail"
+    return f"training can begin ({many(len(report.warnings), 'warning')})" if report.warnings else "all is well"

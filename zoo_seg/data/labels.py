@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -157,8 +158,12 @@ class Labels:
 
     def _read(self, path: Path) -> tuple[Ids, StoredValues]:
         pixels = _read_pixels(path)
-        if pixels.ndim == 3:
-            self._refuse_shared_colours(path)
+        if pixels.ndim == 3 and self._shared_colour:
+            names = [self.classes[index] for index, colour in enumerate(self.palette) if colour == self._shared_colour]
+            raise DataError(
+                f"{path}: an RGB mask, but the classes {', '.join(names)} share the colour {self._shared_colour}; "
+                "give each a colour of its own, or store class ids"
+            )
         rule: Rule = "identity" if path.stem.endswith(_TRAIN_IDS) and self.rule == "cityscapes" else self.rule
         ids = np.empty(pixels.shape[:2], self._type)
         stored = StoredValues((pixels.shape[0], pixels.shape[1]), rule)
@@ -209,13 +214,13 @@ class Labels:
     @cached_property
     def _meanings(self) -> dict[Rule, npt.NDArray[np.int32]]:
         """What each index from 0 to 65535 means, by rule."""
-        count = len(self.classes)
-        identity, minus_one, cityscapes = (np.full(_LARGEST + 1, STRAY, np.int32) for _ in range(3))
-        identity[:count], identity[self.ignore_index] = range(count), IGNORED
-        minus_one[1 : count + 1], minus_one[0] = range(count), IGNORED
-        if self.rule == "cityscapes":
-            cityscapes[: _CITYSCAPES_LAST_ID + 1], cityscapes[list(_CITYSCAPES_IDS)] = IGNORED, range(count)
-        return {"identity": identity, "minus_one": minus_one, "cityscapes": cityscapes}
+        ids = np.arange(len(self.classes))
+        identity, minus_one, cityscapes = tables = np.full((3, _LARGEST + 1), STRAY, np.int32)
+        identity[ids], identity[self.ignore_index] = ids, IGNORED
+        minus_one[ids + 1], minus_one[0] = ids, IGNORED
+        cityscapes[: _CITYSCAPES_LAST_ID + 1] = IGNORED
+        cityscapes[list(_CITYSCAPES_IDS)] = range(len(_CITYSCAPES_IDS))
+        return dict(zip(get_args(Rule), tables, strict=True))
 
     @cached_property
     def _colours(self) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.int32]]:
@@ -226,14 +231,10 @@ class Labels:
         order = codes.argsort()
         return codes[order], meanings[order]
 
-    def _refuse_shared_colours(self, path: Path) -> None:
-        for index, colour in enumerate(self.palette):
-            first = self.palette.index(colour)
-            if first < index:
-                raise DataError(
-                    f"{path}: an RGB mask, but {self.classes[first]!r} and {self.classes[index]!r} share the colour "
-                    f"{colour}; give every class a colour of its own, or store class ids"
-                )
+    @cached_property
+    def _shared_colour(self) -> Colour | None:
+        """A colour that stands for two classes (ADE20K has some), so that RGB masks cannot be read."""
+        return next((colour for colour, count in Counter(self.palette).items() if count > 1), None)
 
     # --- what went wrong ------------------------------------------------------------------------
 
@@ -306,7 +307,7 @@ def _read_pixels(path: Path) -> Ids:
         with path.open("rb") as file, Image.open(file) as image:
             if image.format not in _EXACT:
                 raise DataError(
-                    f"{path}: {image.format} alters the values it stores, so that classes blur; expected a PNG made "
+                    f"{path}: {image.format} can alter the values it stores; expected a PNG made "
                     "from the original annotation (converting this file keeps the damage)"
                 )
             image.load()

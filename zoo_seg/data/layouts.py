@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from zoo_seg.data.labels import Colour, Labels, Rule, mistake_in, voc_palette
+from zoo_seg.data.wording import name_some
 from zoo_seg.decode import Mistake, decode, read_json
 from zoo_seg.errors import DataError, ManifestError, OptionError
 from zoo_seg.manifest import load_manifest
@@ -23,8 +24,6 @@ _PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 _MASKS = (".png", ".bmp", ".tif", ".tiff", ".gif", ".jpg", ".jpeg")
 """In order of preference; JPEG is found so that reading it tells why it is refused."""
 _ORDER = ("train", "trainaug", "trainval", "val", "test")
-SHOWN = 5
-"""Files that a message names."""
 
 
 @dataclass(frozen=True)
@@ -182,7 +181,8 @@ def _recognise(root: Path, kinds: Iterable[Layout]) -> list[tuple[Path, Layout]]
     """The folder itself, else the folders within it (VOCdevkit/VOC2012)."""
 
     def fitting(folders: Iterable[Path]) -> list[tuple[Path, Layout]]:
-        return [(folder, kind) for folder in folders for kind in kinds if _LAYOUTS[kind].lies_in(folder)]
+        first = ((folder, next((kind for kind in kinds if _LAYOUTS[kind].lies_in(folder)), None)) for folder in folders)
+        return [(folder, kind) for folder, kind in first if kind]
 
     return (
         fitting([root])
@@ -214,12 +214,6 @@ def _by_use(split: str) -> tuple[int, str]:
     return (_ORDER.index(split) if split in _ORDER else len(_ORDER), split)
 
 
-def name_some(items: Sequence[object], count: int | None = None) -> str:
-    """The first few, and how many more there are (of `count`, where not all are at hand)."""
-    more = (len(items) if count is None else count) - len(items[:SHOWN])
-    return ", ".join(map(str, items[:SHOWN])) + (f" and {more} more" if more else "")
-
-
 def _folders(folder: Path) -> set[str]:
     if not folder.is_dir():
         return set()
@@ -231,11 +225,12 @@ def _walk(folder: Path, ending: str, suffixes: tuple[str, ...]) -> dict[str, lis
     found = defaultdict(list)
     for where, folders, files in os.walk(folder, followlinks=True):
         folders[:] = [each for each in folders if not each.startswith(".")]
+        inside = Path(where).relative_to(folder).as_posix()
+        prefix = "" if inside == "." else f"{inside}/"
         for file in files:
             stem, suffix = os.path.splitext(file)  # noqa: PTH122  (called for every file of a data set)
             if suffix.lower() in suffixes and stem.endswith(ending) and not file.startswith("."):
-                path = Path(where, file)
-                found[(path.relative_to(folder).parent / stem.removesuffix(ending)).as_posix()].append(path)
+                found[prefix + stem.removesuffix(ending)].append(Path(where, file))
     return {name: sorted(found[name]) for name in sorted(found)}
 
 
@@ -379,7 +374,7 @@ _LAYOUTS: dict[Layout, _Kind] = {
     ),
     "ade20k": _Kind(
         "images/training/NAME.jpg with annotations/training/NAME.png, the same below validation/",
-        lambda root: (root / "images").is_dir() and (root / "annotations").is_dir(),
+        lambda root: any((root / "annotations" / folder).is_dir() for folder in _ADE20K_FOLDERS.values()),
         _published("ade20k", "minus_one", (0, 0, 0)),
         _ade20k_parts,
         _ade20k_listing,

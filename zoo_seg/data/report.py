@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from zoo_seg.data.layouts import SHOWN, Layout
+from zoo_seg.data.layouts import Layout
+from zoo_seg.data.wording import SHOWN
 from zoo_seg.errors import DataError
 
 Size = tuple[int, int]

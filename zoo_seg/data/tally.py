@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from itertools import combinations
 
 from zoo_seg.data.labels import IGNORED, MOST_STRAYS, STRAY, Rule, Stored, StoredValues
-from zoo_seg.data.layouts import SHOWN, Listing, Sample, SegmentationData, name_some
+from zoo_seg.data.layouts import Listing, Sample, SegmentationData
 from zoo_seg.data.report import Size, SplitReport, ValueCount
+from zoo_seg.data.wording import SHOWN, many, name_some
 
 _MOST_REASONS = 10
 """Different ones why files cannot be read that are told apart."""
@@ -138,19 +139,14 @@ class Tally:
         """Why training would fail."""
         found = self.data.faults(self.listing)
         for reason, files in self.unreadable.items():
-            found.append(f"{_many(files.count, 'file')} cannot be used: {reason}: {files}")
+            found.append(f"{many(files.count, 'file')} cannot be used: {reason}: {files}")
         if self.mismatches.count:
-            found.append(f"{_many(self.mismatches.count, 'mask')} of another size than the picture: {self.mismatches}")
+            found.append(f"{many(self.mismatches.count, 'mask')} of another size than the picture: {self.mismatches}")
         for stored, masks in self.strange.values():
             found.append(f"{self.data.labels.explain(stored)}. In {masks.count} of {self.masks} masks: {masks}")
         if self.masks and self.blank.count == self.masks and self.split != "test":
             found.append("every pixel of every mask is ignored")
-        elif (
-            self.masks
-            and not self.strange
-            and len(self.absent()) == self.data.num_classes - 1
-            and self._is_for_training
-        ):
+        elif self._is_for_training and not self.strange and len(self.absent()) == self.data.num_classes - 1:
             found.append(self._one_class())
         return [f"{self.split}: {message}" for message in found]
 
@@ -170,7 +166,7 @@ class Tally:
         listing, found = self.listing, []
         if listing.without_picture and not listing.without_mask:
             masks = self.data.name_files(listing.without_picture)
-            found.append(f"{_many(len(listing.without_picture), 'mask')} without picture, not used: {masks}")
+            found.append(f"{many(len(listing.without_picture), 'mask')} without picture, not used: {masks}")
         if 0 < self.blank.count < self.masks or (self.blank.count and self.split == "test"):
             found.append(f"{self.blank.count} of {self.masks} masks are ignored in every pixel: {self.blank}")
         absent = self.absent()
@@ -207,7 +203,7 @@ class Twins:
 
     def warnings(self) -> list[str]:
         return [
-            f"{self.splits[first]} and {self.splits[second]} share {_many(some.count, 'picture')}: {some}"
+            f"{self.splits[first]} and {self.splits[second]} share {many(some.count, 'picture')}: {some}"
             for (first, second), some in self.pairs.items()
             if some.count
         ]
@@ -215,7 +211,3 @@ class Twins:
 
 def _area(size: Size) -> int:
     return size[0] * size[1]
-
-
-def _many(count: int, what: str) -> str:
-    return f"{count} {what}{'s' if count != 1 else ''}"
