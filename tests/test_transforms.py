@@ -162,7 +162,7 @@ def test_picture_and_mask_stay_aligned(crop: tuple[int, int]) -> None:
         apart = (colours[0] - 25 * y).abs()
         assert (apart[inside] < 1).float().mean() > 0.7, "all but the blocks' borders"
         torch.testing.assert_close(x[:, ~inside], torch.zeros_like(x[:, ~inside]))
-        assert (x.dtype, y.dtype, x.shape, y.shape) == (torch.float32, torch.int64, (3, *crop), crop)
+        assert (x.dtype, y.dtype, x.shape, y.shape) == (torch.float32, torch.uint8, (3, *crop), crop)
         assert type(x) is type(y) is Tensor
 
 
@@ -239,16 +239,17 @@ def test_tiny_pictures_are_padded_around(size: tuple[int, int]) -> None:
         assert (x[:, y == IGNORE] == 0).all()
 
 
+@pytest.mark.parametrize("ignore_index", [255, 65535, -100])
 @pytest.mark.parametrize("name", ["uint8", "uint16", "int16", "int32", "int64"])
-def test_masks_of_every_integer_type(name: str) -> None:
+def test_masks_of_every_integer_type(name: str, ignore_index: int) -> None:
     if not hasattr(torch, name):
         pytest.skip(f"torch {torch.__version__} has no {name}")
     values = random_mask(40, 40).to(torch.int64) + (0 if name == "uint8" else 300)
     mask = torch.from_numpy(values.numpy().astype(name))
     torch.manual_seed(0)
-    _, y = standard((64, 64), scale=(0.7, 0.7), ignore_index=65535)(random_picture(40, 40), mask)
-    assert y.dtype == torch.int64
-    assert set(y.unique().tolist()) == {*values.unique().tolist(), 65535}
+    _, y = standard((64, 64), scale=(0.7, 0.7), ignore_index=ignore_index)(random_picture(40, 40), mask)
+    assert y.dtype == (torch.uint8 if name == "uint8" and ignore_index == 255 else torch.int64)
+    assert set(y.unique().tolist()) == {*values.unique().tolist(), ignore_index}
 
 
 # --- colours ------------------------------------------------------------------------------------

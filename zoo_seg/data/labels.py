@@ -184,7 +184,7 @@ class Labels:
             present.tolist(), meanings[present].tolist(), counts[present].tolist(), strict=True
         ):
             stored.add(value, meaning, count)
-        self._ids(meanings).take(pixels, out=ids)
+        self._tables[stored.rule].take(pixels, out=ids, mode="clip")  # all are in the table; mode "raise" copies
 
     def _read_colours(self, pixels: Ids, ids: Ids, stored: StoredValues) -> None:
         codes, meanings = self._colours
@@ -221,6 +221,11 @@ class Labels:
         cityscapes[: _CITYSCAPES_LAST_ID + 1] = IGNORED
         cityscapes[list(_CITYSCAPES_IDS)] = range(len(_CITYSCAPES_IDS))
         return dict(zip(get_args(Rule), tables, strict=True))
+
+    @cached_property
+    def _tables(self) -> dict[Rule, Ids]:
+        """What becomes of each index from 0 to 65535, by rule."""
+        return {rule: self._ids(meanings) for rule, meanings in self._meanings.items()}
 
     @cached_property
     def _colours(self) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.int32]]:

@@ -59,7 +59,8 @@ class SegmentationLoss(nn.Module):
         self.register_buffer("class_weights", class_weights, persistent=False)
 
     def forward(self, logits: Tensor, labels: Tensor) -> LossSum:
-        """Of logits (N, C, h, w), resized to the labels' size in float32, and labels (N, H, W) in int64."""
+        """Of logits (N, C, h, w), resized to the labels' size in float32, and labels (N, H, W) of any integer type."""
+        labels = labels.long()
         logits = resize(logits.float(), (labels.shape[-2], labels.shape[-1]))
         losses = F.cross_entropy(logits, labels, ignore_index=self.ignore_index, reduction="none")
         labelled = labels != self.ignore_index

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from zoo_seg.data.layouts import SegmentationData
 from zoo_seg.errors import DataError
+from zoo_seg.inference.memory import keep_large_blocks
 from zoo_seg.inference.picture import read_picture
 
 Transform = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -25,7 +27,8 @@ def seed_of(*parts: object) -> int:
 class TrainingSamples(Dataset[tuple[Tensor, Tensor, int]]):
     """Pictures and labels of a split, transformed with draws that (seed, epoch, index) decides.
 
-    An item is addressed by (epoch, index): float picture (3, h, w), int64 labels (h, w), and the index.
+    An item is addressed by (epoch, index): float picture (3, h, w), labels (h, w) in uint8 (int64 where the ignored
+    value is beyond 255), and the index.
     """
 
     def __init__(self, data: SegmentationData, split: str, transform: Transform, seed: int = 0) -> None:
@@ -36,32 +39,35 @@ class TrainingSamples(Dataset[tuple[Tensor, Tensor, int]]):
         return len(self.samples)
 
     def __getitem__(self, address: tuple[int, int]) -> tuple[Tensor, Tensor, int]:
+        keep_large_blocks()  # each step of the transform needs some: a third of the time
         epoch, index = address
         sample = self.samples[index]
         picture, labels = read_picture(sample.picture), self.labels.read(sample.mask)
+        if labels.dtype != np.uint8:
+            labels = labels.astype(np.int32)  # torch before 2.3 has no uint16
         if picture.shape[:2] != labels.shape:
             raise DataError(
                 f"{sample.mask} is {labels.shape[0]}x{labels.shape[1]} and its picture {picture.shape[0]}x"
                 f"{picture.shape[1]} (height x width); expected the same size. 'zoo-seg check-data' lists all of them"
             )
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_of(self.seed, epoch, index))
-            image, target = self.transform(
-                torch.from_numpy(picture).permute(2, 0, 1), torch.from_numpy(labels.astype("int32", copy=False))
-            )
+            torch.default_generator.manual_seed(seed_of(self.seed, epoch, index))  # torch's own seeds every device
+            image, target = self.transform(torch.from_numpy(picture).permute(2, 0, 1), torch.from_numpy(labels))
         return image, target, index
 
 
 class EpochBatches(Sampler[list[tuple[int, int]]]):
     """The batches of one epoch for one process: its share of each step's pictures; the last, smaller step is left out.
 
-    With P processes, process r takes the r-th of P equal parts of every step, so that all of them together do
-    what one process does.
+    A step is worked on in `parts`, one after another. With P processes, process r takes the r-th of P equal shares of
+    every part, so that all of them together do what one process does.
     """
 
-    def __init__(self, size: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self, size: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1, parts: int = 1
+    ) -> None:
         self.size, self.batch_size, self.seed = size, batch_size, seed
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.parts = rank, world_size, parts
         self.epoch = 0
 
     def __len__(self) -> int:
@@ -69,8 +75,7 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         generator = torch.Generator().manual_seed(seed_of(self.seed, self.epoch))
-        order = torch.randperm(self.size, generator=generator).tolist()
-        share = self.batch_size // self.world_size
-        for step in range(len(self)):
-            start = step * self.batch_size + self.rank * share
-            yield [(self.epoch, index) for index in order[start : start + share]]
+        order = torch.randperm(self.size, generator=generator)[: len(self) * self.batch_size]
+        shares = order.reshape(len(self), self.parts, self.world_size, -1)[:, :, self.rank].flatten(1)
+        for share in shares.tolist():
+            yield [(self.epoch, index) for index in share]

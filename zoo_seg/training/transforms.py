@@ -50,14 +50,16 @@ def published_transforms(
         photometric: whether to distort brightness, contrast, saturation and hue.
 
     Returns:
-        A transform of (uint8 (3, H, W), integer mask (H, W)) into (float32 (3, *crop), int64 (*crop)).
+        A transform of (uint8 (3, H, W), integer mask (H, W)) into (float32 (3, *crop), mask (*crop)). The mask is
+        int64, but a uint8 one stays so where it can hold `ignore_index`: a worker sends 8 bits much faster than 64.
     """
+    mask_type = None if 0 <= ignore_index <= 255 else torch.int64
     steps = [
         ToPair(),
         RandomScaleCrop(crop, base=base, scale=scale, cat_max_ratio=cat_max_ratio, ignore_index=ignore_index),
         v2.RandomHorizontalFlip(flip),
         *([PhotometricDistortion()] if photometric else []),
-        v2.ToDtype({tv_tensors.Image: torch.float32, tv_tensors.Mask: torch.int64}),
+        v2.ToDtype({tv_tensors.Image: torch.float32, tv_tensors.Mask: mask_type}),
         v2.Normalize(list(mean), list(std), inplace=True),
         PadTo(crop, ignore_index=ignore_index),
         v2.ToPureTensor(),
