@@ -29,3 +29,8 @@ def mirror() -> str | None:
 def manifests() -> list[Path]:
     """`ZOO_SEG_MANIFEST`: further manifests, separated as in `PATH`."""
     return [Path(part).expanduser() for part in os.environ.get("ZOO_SEG_MANIFEST", "").split(os.pathsep) if part]
+
+
+def max_pixels() -> str | None:
+    """`ZOO_SEG_MAX_PIXELS`: the most pixels that a picture file may announce; without it Pillow's limit holds."""
+    return os.environ.get("ZOO_SEG_MAX_PIXELS") or None

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image, UnidentifiedImageError
 
-from zoo_seg.errors import ImageError
+from zoo_seg import settings
+from zoo_seg.errors import ImageError, OptionError
+
+if TYPE_CHECKING:  # reading files needs no torch
+    import torch
 
 RGB = npt.NDArray[np.uint8]
 """A picture: RGB, 0..255, (H, W, 3), contiguous."""
 
-Picture = str | os.PathLike[str] | Image.Image | npt.NDArray[np.uint8] | torch.Tensor
+Picture: TypeAlias = "str | os.PathLike[str] | Image.Image | npt.NDArray[np.uint8] | torch.Tensor"
 """What `read_picture` takes."""
 
 _UPRIGHT = {
@@ -30,6 +35,8 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _ORIENTATION = 0x0112
+_RUN_BY_PROGRAMS = ("EPS", "WMF")
+"""Formats that Pillow hands to another program (Ghostscript, Windows), whatever the file is called."""
 _BY_WAY_OF = {"P": "RGBA", "PA": "RGBA", "RGBa": "RGBA", "La": "LA"}
 """Modes which Pillow does not turn into RGB in one step, or not without a warning."""
 
@@ -39,26 +46,29 @@ def read_picture(image: Picture) -> RGB:
 
     Files and PIL pictures are turned upright (EXIF orientation) and lose their transparency: the
     colours beneath it are kept, as `cv2.imread` does. Of an animation the first frame counts (of an
-    opened PIL picture the current one). 16 bits become 8 by dropping the lower ones.
+    opened PIL picture the current one). 16 bits become 8 by dropping the lower ones. Colour profiles
+    are ignored, as they were when the published weights were trained.
+
+    A file that announces more pixels than Pillow's limit (179 million), or than `ZOO_SEG_MAX_PIXELS`
+    where that is set, is refused before it is decoded.
 
     Args:
         image: a path; a PIL picture of any mode; an RGB uint8 array (H, W, 3) or a grey one (H, W);
             or an RGB uint8 tensor (3, H, W) on any device.
 
     Raises:
-        ImageError: there is no such file, it is no picture or damaged, the picture is empty, or the
-            array has another shape or type; the message says what was found and expected.
+        ImageError: there is no such file, it is no picture or damaged, the picture is empty or too
+            large, or the array has another shape or type; the message says what was found and expected.
+        OptionError: `ZOO_SEG_MAX_PIXELS` is not a number.
     """
     if isinstance(image, (str, os.PathLike)):
-        path = Path(image)
-        with _named_errors(str(path)), path.open("rb") as file, Image.open(file) as opened:
-            return _from_pil(opened, str(path))
+        return _from_file(Path(image))
     if isinstance(image, Image.Image):
         with _named_errors("the PIL picture"):
             return _from_pil(image, "the PIL picture")
     if isinstance(image, np.ndarray):
         return _from_array(image)
-    if isinstance(image, torch.Tensor):
+    if isinstance(image, getattr(sys.modules.get("torch"), "Tensor", ())):  # no torch, no tensors
         return _from_tensor(image)
     raise ImageError(
         f"found {type(image).__name__}, expected a path, a PIL picture, an RGB uint8 array (H, W, 3) "
@@ -69,23 +79,50 @@ def read_picture(image: Picture) -> RGB:
 # --- files and PIL ------------------------------------------------------------------------------
 
 
+def _from_file(path: Path) -> RGB:
+    limit = _limit()
+    with _named_errors(str(path)), path.open("rb") as file, Image.open(file) as opened:
+        pixels = opened.width * opened.height
+        if limit is not None and pixels > limit:
+            raise Image.DecompressionBombError(f"Image size ({pixels} pixels) exceeds limit of {limit} pixels.")
+        if opened.format in _RUN_BY_PROGRAMS:
+            raise ImageError(f"{path}: {opened.format} holds drawing commands, which are not run; save it as a PNG")
+        return _from_pil(opened, str(path))
+
+
+def _limit() -> int | None:
+    """`ZOO_SEG_MAX_PIXELS`, which Pillow is told as well; None leaves it to Pillow's own limit."""
+    text = settings.max_pixels()
+    if text is None:
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise OptionError(f"ZOO_SEG_MAX_PIXELS is {text!r}; expected a number of pixels, such as 500000000")
+    Image.MAX_IMAGE_PIXELS = int(text)  # the same for all threads
+    return int(text)
+
+
 @contextmanager
 def _named_errors(name: str) -> Iterator[None]:
     """Every failure to read becomes an ImageError that names the picture."""
     try:
         yield
-    except (ImageError, MemoryError):
+    except ImageError:
         raise
     except FileNotFoundError:
         hint = "download the link first" if ":/" in name else "check the path"
         raise ImageError(f"{name}: there is no such file; {hint}") from None
+    except PermissionError as error:
+        raise ImageError(f"{name}: cannot be read ({error.strerror}); check the file's permissions") from None
     except UnidentifiedImageError:
         raise ImageError(f"{name}: not a picture that Pillow can read; expected a JPEG, PNG or similar file") from None
     except Image.DecompressionBombError as error:
         raise ImageError(
-            f"{name}: {error} If you trust the file, set PIL.Image.MAX_IMAGE_PIXELS = None, open it with "
-            "PIL.Image.open and pass that picture, or pass an array"
+            f"{name}: {error} If you trust the file, set the environment variable ZOO_SEG_MAX_PIXELS to so many or more; in "
+            "Python you can also set PIL.Image.MAX_IMAGE_PIXELS = None, open it with PIL.Image.open and pass that "
+            "picture, or pass an array"
         ) from None
+    except MemoryError:
+        raise ImageError(f"{name}: there is too little memory to read it; make it smaller") from None
     except Exception as error:  # Pillow's decoders raise almost anything on damaged data
         reason = getattr(error, "strerror", None) or error
         raise ImageError(f"{name}: cannot be read ({reason}); expected a complete picture file") from None
