@@ -117,9 +117,9 @@ def _named_errors(name: str) -> Iterator[None]:
         raise ImageError(f"{name}: not a picture that Pillow can read; expected a JPEG, PNG or similar file") from None
     except Image.DecompressionBombError as error:
         raise ImageError(
-            f"{name}: {error} If you trust the file, set the environment variable ZOO_SEG_MAX_PIXELS to so many or more; in "
-            "Python you can also set PIL.Image.MAX_IMAGE_PIXELS = None, open it with PIL.Image.open and pass that "
-            "picture, or pass an array"
+            f"{name}: {error} If you trust the file, set the environment variable ZOO_SEG_MAX_PIXELS to so many or "
+            "more; in Python you can also set PIL.Image.MAX_IMAGE_PIXELS = None, open it with PIL.Image.open and pass "
+            "that picture, or pass an array"
         ) from None
     except MemoryError:
         raise ImageError(f"{name}: there is too little memory to read it; make it smaller") from None
