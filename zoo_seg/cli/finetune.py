@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import fields
 from pathlib import Path
 
-from zoo_seg.errors import TrainingError
-from zoo_seg.training.finetune import finetune
+from zoo_seg.model import SegmentationModel
+from zoo_seg.training.finetune import finetune, is_main_process
+from zoo_seg.training.run import LOG
 from zoo_seg.training.settings import Settings
 
 
@@ -30,6 +32,16 @@ def run(arguments: argparse.Namespace) -> int:
             **options,
         )
     except KeyboardInterrupt:
-        raise TrainingError(f"interrupted; the same command with --resume goes on in {arguments.out}") from None
-    print(f"{Path(arguments.out)}: {len(model.classes)} classes; use it with --weights {arguments.out}")
+        if not (Path(arguments.out) / LOG).is_file():  # nothing was begun
+            raise
+        print(f"\nzoo-seg: interrupted; the same command with --resume goes on in {arguments.out}", file=sys.stderr)
+        return 130
+    if is_main_process():
+        _print(model, arguments.out)
     return 0
+
+
+def _print(model: SegmentationModel, out: str) -> None:
+    (metric,) = model.metrics
+    print(f"{out}: mIoU {metric.value:.2f} % on {metric.split}, {len(model.classes)} classes")
+    print(f"zoo-seg predict PICTURE --weights {out}")

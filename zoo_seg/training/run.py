@@ -1,9 +1,11 @@
-"""The folder of a training run: its log, and the state from which it goes on."""
+"""The folder of a training run: whether it may be written to, and the state from which it goes on."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,9 @@ import torch
 from zoo_seg.errors import CheckpointError, OptionError, TrainingError
 from zoo_seg.training.settings import Settings
 from zoo_seg.weights.files import replacing
+from zoo_seg.weights.folder import CARD, CONFIG, WEIGHTS
 
-STATE, LOG = "state.pt", "log.jsonl"
+STATE, LOG, CURVE, SAMPLES = "state.pt", "log.jsonl", "curve.png", "samples.png"
 
 
 class Run:
@@ -22,26 +25,43 @@ class Run:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def begin(self) -> None:
-        """Refuse a folder that holds a run, before it is overwritten.
+    def check(self, resume: bool) -> None:
+        """Refuse a folder that cannot be meant, before anything is done for it; else make it.
 
         Raises:
-            OptionError: there is one, or the path is a file.
+            OptionError: it holds something that would be overwritten, or nothing to resume; or it is no folder.
         """
         if self.folder.exists() and not self.folder.is_dir():
             raise OptionError(f"{self.folder} is a file; expected a folder to write to")
-        for name in (STATE, LOG):
-            if (self.folder / name).exists():
-                raise OptionError(
-                    f"{self.folder} holds a run; add --resume (resume=True) to go on, or choose another out"
-                )
-        self.folder.mkdir(parents=True, exist_ok=True)
+        if resume:
+            self._check_resumable()
+            return
+        files = STATE, LOG, WEIGHTS, CONFIG, CARD, CURVE, SAMPLES
+        taken = [name for name in files if (self.folder / name).exists() and (self.folder / name).stat().st_size]
+        if STATE in taken or LOG in taken:  # an empty log is what a run leaves that failed in its first step
+            raise OptionError(f"{self.folder} holds a run; add --resume (resume=True) to go on, or choose another out")
+        if taken:
+            raise OptionError(f"{self.folder} holds {', '.join(taken)}, which would be lost; choose another out")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.folder):
+                pass
+        except OSError as error:
+            raise OptionError(f"{self.folder} cannot be written to ({error.strerror}); choose another out") from None
 
-    def resume(self, settings: Settings, facts: Mapping[str, Any]) -> dict[str, Any] | None:
-        """The state that an interrupted run left; None where it was stopped within its first epoch.
+    def _check_resumable(self) -> None:
+        if (self.folder / STATE).is_file():
+            return
+        if not (self.folder / LOG).is_file():
+            raise OptionError(f"{self.folder} holds no run to resume; leave out --resume (resume=True) to begin one")
+        if any(line["epoch"] > 1 for line in self._lines()):
+            raise OptionError(f"{self.folder} has lost its {STATE}, without which nothing goes on; choose another out")
+
+    def state(self, settings: Settings, facts: Mapping[str, Any]) -> dict[str, Any] | None:
+        """What an interrupted run left; None where it was stopped within its first epoch.
 
         Raises:
-            OptionError: the run had other settings, another network or other classes.
+            OptionError: the run had other settings, another network or other data.
             CheckpointError: the state cannot be read.
         """
         path = self.folder / STATE
@@ -49,53 +69,72 @@ class Run:
             return None
         try:
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-            before, different = state["facts"], settings.differences(state["settings"])
+            different = settings.differences(state["settings"]) + _differences(state["facts"], facts)
         except Exception as error:
             raise CheckpointError(
-                f"{path} cannot be read ({error}); without it the run begins anew: delete the file"
+                f"{path} cannot be read ({' '.join(str(error).split())[:200]}); choose another out, and "
+                f"{self.folder} as weights where it holds a network"
             ) from None
-        different += [
-            f"{key} {before.get(key)!r} (now {facts[key]!r})" for key in facts if before.get(key) != facts[key]
-        ]
         if different:
             raise OptionError(
                 f"{self.folder} holds a run with {'; '.join(different)}; give it the same ones, or choose another out"
             )
         return state
 
+    def begin(self, epochs: int) -> None:
+        """Cut the log after so many epochs, since those after them are done again."""
+        for part in self.folder.rglob("*.part"):  # of a run that was killed while it wrote
+            part.unlink()
+        text = "".join(json.dumps(line) + "\n" for line in self._lines() if line["epoch"] <= epochs)
+        with replacing(self.folder / LOG) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+    def _lines(self) -> Iterator[dict[str, Any]]:
+        path = self.folder / LOG
+        for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+            try:
+                yield json.loads(text)
+            except ValueError:  # the run was stopped while it wrote
+                return
+
     def save(self, state: dict[str, Any]) -> None:
-        """Replace the state in one step: the one before survives a full disk.
+        """Replace the state in one step: the one before survives whatever happens."""
+        try:
+            with replacing(self.folder / STATE) as temporary, temporary.open("wb") as file:
+                torch.save(state, file)
+        except RuntimeError as error:  # what torch makes of a full disk
+            raise OSError(str(error.__context__ or error)) from None
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Around whatever writes to the folder.
 
         Raises:
-            TrainingError: it cannot be written.
+            TrainingError: it cannot be written to.
         """
         try:
-            with replacing(self.folder / STATE) as temporary:
-                torch.save(state, temporary)
-        except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+            yield
+        except OSError as error:
             raise TrainingError(
-                f"{self.folder / STATE} cannot be written ({error}); the state of epoch {state['epoch'] - 1} is still "
-                "there: make room and run the same command with --resume"
+                f"{self.folder} cannot be written to ({error}); what was kept before is unharmed. Make room, then go "
+                "on with the same command and --resume (resume=True)"
             ) from None
 
-    def keep_log(self, epochs: int) -> list[dict[str, Any]]:
-        """Cut the log after so many epochs, since the ones after them are done again; return its lines."""
-        path = self.folder / LOG
-        lines = []
-        if path.is_file():
-            for text in path.read_text(encoding="utf-8").splitlines():
-                try:
-                    line = json.loads(text)
-                except ValueError:  # the run was stopped while it wrote
-                    break
-                if line["epoch"] > epochs:
-                    break
-                lines.append(line)
-        with replacing(path) as temporary:
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-        return lines
 
-    def log(self, line: dict[str, Any]) -> None:
-        """Add a line to the log."""
-        with (self.folder / LOG).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs, in words; of lists the first place."""
+    found = []
+    for key, value in before.items():
+        other = now.get(key)
+        if value == other:
+            continue
+        if isinstance(value, dict) and isinstance(other, dict):
+            found += _differences(value, other)
+        elif isinstance(value, list) and isinstance(other, list) and len(value) == len(other):
+            place = next(place for place in range(len(value)) if value[place] != other[place])
+            found.append(f"{value[place]!r} in {key} (now {other[place]!r})")
+        elif isinstance(value, list) and isinstance(other, list):
+            found.append(f"{len(value)} in {key} (now {len(other)})")
+        else:
+            found.append(f"{key} {value!r} (now {other!r})")
+    return found

@@ -13,6 +13,9 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from zoo_seg.decode import suggest
 from zoo_seg.errors import OptionError
 
+_LEAST = 16
+"""Pixels of a crop's side: less holds nothing to learn from."""
+
 
 def _option(default: Any, text: str) -> Any:
     return field(default=default, metadata={"help": text})
@@ -27,27 +30,35 @@ class Settings:
 
     epochs: int = _option(50, "passes over the train split")
     batch_size: int = _option(8, "pictures a step, over all processes")
-    accumulate: int = _option(1, "parts that the pictures of a step are worked on in, one after another (less memory)")
+    accumulate: int = _option(1, "equal parts in which a step is worked on, one after another: less memory")
     crop_size: tuple[int, int] = _option((512, 512), "height and width that the network is trained on")
     resize: int | None = _option(None, "shorter side to bring every picture to first (default: its own size)")
-    scale: tuple[float, float] = _option((0.5, 2.0), "range of the random scale")
-    flip: float = _option(0.5, "share of mirrored pictures")
-    photometric: bool = _option(True, "random brightness, contrast, saturation and hue")
-    optimizer: Literal["sgd", "adamw"] = _option("sgd", "optimizer")
-    lr: float = _option(0.01, "learning rate of the first step; falls to a hundredth of it (poly, power 0.9)")
-    momentum: float = _option(0.9, "of sgd")
+    scale: tuple[float, float] = _option((0.5, 2.0), "range of the random factor by which a picture is resized")
+    flip: float = _option(0.5, "share of the pictures that are mirrored")
+    photometric: bool = _option(True, "random brightness, contrast, saturation and hue (default on)")
+    optimizer: Literal["sgd", "adamw"] = _option(
+        "sgd", "what changes the values; adamw wants a lower lr, such as 0.001"
+    )
+    lr: float = _option(0.01, "learning rate at the beginning; falls to a hundredth of it (poly, power 0.9)")
+    momentum: float = _option(0.9, "momentum of sgd")
     weight_decay: float = _option(5e-4, "weight decay")
-    warmup: int = _option(0, "steps in which the learning rate rises from 0")
+    warmup: int = _option(0, "steps at the beginning in which the learning rate rises from 0")
     loss: Literal["cross_entropy", "ohem", "dice"] = _option(
-        "cross_entropy", "ohem keeps the hard pixels only, dice adds the Dice loss to cross entropy"
+        "cross_entropy", "ohem: cross entropy of the hard pixels only; dice: plus the Dice loss"
     )
     class_weights: Literal["none", "balanced"] = _option("none", "balanced: rare classes count more (ENet's rule)")
-    aux_weight: float = _option(0.4, "share of the auxiliary head's loss")
-    dropout: float | None = _option(None, "of the heads (default: the family's 0.1)")
-    ema: float | None = _option(None, "decay of an averaged copy, such as 0.999, which is measured and kept instead")
-    freeze: Literal["none", "batchnorm", "backbone"] = _option("none", "what stays as it is")
-    precision: Literal["float32", "bfloat16", "float16"] = _option("float32", "type of the matrix products")
-    seed: int = _option(0, "of the values, the order and the transforms")
+    aux_weight: float = _option(0.4, "share of the auxiliary head's loss, of FCN and PSPNet")
+    dropout: float | None = _option(None, "dropout of the heads (default: the family's, 0.1)")
+    ema: float | None = _option(
+        None, "decay of an average of the values, such as 0.999; it is measured and kept instead"
+    )
+    freeze: Literal["none", "batchnorm", "backbone"] = _option(
+        "none", "what stays as it is: every BatchNorm, or the backbone"
+    )
+    precision: Literal["float32", "bfloat16", "float16"] = _option(
+        "float32", "number type of the network's products; float16 on a GPU only"
+    )
+    seed: int = _option(0, "of random values, the order of the pictures and their transforms")
 
     def __post_init__(self) -> None:
         hints = get_type_hints(Settings)
@@ -57,15 +68,18 @@ class Settings:
                 raise OptionError(f"{each.name} is {value!r}; expected {_words(hints[each.name])} ({_help(each)})")
         for name in ("epochs", "batch_size", "accumulate"):
             self._expect(name, getattr(self, name) >= 1, "at least 1")
-        self._expect("crop_size", min(self.crop_size) >= 1, "two numbers of at least 1")
-        self._expect("resize", self.resize is None or self.resize >= 1, "at least 1")
-        self._expect("scale", 0 < self.scale[0] <= self.scale[1] <= 8, "two rising factors between 0 and 8")
+        self._expect("crop_size", min(self.crop_size) >= _LEAST, f"height and width of at least {_LEAST}")
+        self._expect("resize", self.resize is None or self.resize >= _LEAST, f"at least {_LEAST}")
+        self._expect(
+            "scale", 0 < self.scale[0] <= self.scale[1] <= 8, "two rising factors between 0 and 8, such as 0.5 2"
+        )
         self._expect("lr", self.lr > 0, "above 0")
         for name in ("flip", "dropout", "ema", "momentum"):
             value = getattr(self, name)
-            self._expect(name, value is None or (0 <= value <= 1 and (value < 1 or name == "flip")), "from 0 to 1")
+            below = "" if name == "flip" else ", less than 1"
+            self._expect(name, value is None or 0 <= value < 1 or (value == 1 and not below), f"from 0 to 1{below}")
         for name in ("weight_decay", "warmup", "aux_weight", "seed"):
-            self._expect(name, getattr(self, name) >= 0, "at least 0")
+            self._expect(name, 0 <= getattr(self, name) < 2**63, "at least 0")
         if self.batch_size % self.accumulate:
             raise OptionError(
                 f"batch_size {self.batch_size} cannot be worked on in {self.accumulate} equal parts (accumulate)"

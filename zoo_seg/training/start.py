@@ -1,0 +1,127 @@
+"""What training starts from: a network with the data's classes, with random values or with those of other weights."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from zoo_seg.data.layouts import SegmentationData
+from zoo_seg.errors import OptionError
+from zoo_seg.factory import build_model, create_model, from_pretrained
+from zoo_seg.manifest import Recipe, Resize, Weights, get_architecture, get_weights
+from zoo_seg.model import SegmentationModel
+from zoo_seg.networks.network import FAMILIES
+from zoo_seg.training.settings import Settings
+
+
+def starting_network(
+    data: SegmentationData,
+    settings: Settings,
+    model: str | None,
+    weights: str | os.PathLike[str] | Weights | None,
+    *,
+    backbone: str | None,
+    backbone_pretrained: bool,
+    channels: int | None,
+) -> tuple[SegmentationModel, str | None]:
+    """The network to train, with the data's classes, and where its values are from, as a `Config` says it.
+
+    Args: as `finetune`.
+    """
+    if weights is None:
+        network, origin = _from_scratch(data.num_classes, model, backbone, backbone_pretrained, channels)
+    elif backbone is not None or backbone_pretrained or channels is not None:
+        raise OptionError("weights bring their own backbone and head; leave out backbone and channels, or the weights")
+    else:
+        network, origin = _from_weights(data.num_classes, model, weights)
+    for module in network.modules():
+        if isinstance(module, nn.Dropout2d) and settings.dropout is not None:
+            module.p = settings.dropout
+    resize = None if settings.resize is None else Resize(settings.resize, 4 * settings.resize)
+    network = SegmentationModel(
+        network,
+        classes=data.classes,
+        palette=data.palette,
+        preprocess=replace(network.preprocess, resize=resize),
+        protocol=network.protocol,
+        architecture=network.architecture,
+    )
+    return network, origin
+
+
+def _from_weights(
+    num_classes: int, model: str | None, weights: str | os.PathLike[str] | Weights
+) -> tuple[SegmentationModel, str]:
+    if isinstance(weights, Weights):
+        model = model or weights.model
+    elif model is None:
+        name = os.fspath(weights)
+        if Path(name).is_dir():
+            return from_pretrained(name, num_classes=num_classes), name
+        if os.sep in name or "://" in name or "." not in name or Path(name).is_file():
+            raise OptionError(f"weights {name!r} need a model name; zoo_seg.list_models() lists them")
+        weights = get_weights(name)  # an id
+        model = weights.model
+    network = create_model(model, weights, num_classes=num_classes)
+    return network, network.weights.id if network.weights else os.fspath(weights)  # type: ignore[arg-type]
+
+
+def _from_scratch(
+    num_classes: int, model: str | None, backbone: str | None, backbone_pretrained: bool, channels: int | None
+) -> tuple[SegmentationModel, str | None]:
+    if model is None:
+        raise OptionError("there is no model; expected a model name, such as 'pspnet_resnet50_os8'")
+    if model in FAMILIES:
+        family, stride = model, None
+    else:
+        _, known = get_architecture(model)
+        family, stride = known.family, known.output_stride
+        if backbone is None:
+            backbone, channels = known.backbone, channels or known.channels
+    if backbone is None:
+        raise OptionError(f"{model!r} is a family; add a backbone, such as backbone='mobilenetv4_conv_small'")
+    head: dict[str, Any] = {} if channels is None else {"channels": channels}
+    network = build_model(
+        family,
+        backbone,
+        num_classes,
+        output_stride=stride,
+        backbone_pretrained=backbone_pretrained,
+        **head,
+    )
+    return network, f"timm's ImageNet weights of {backbone}" if backbone_pretrained else None
+
+
+def freeze(model: SegmentationModel, settings: Settings) -> list[nn.Module]:
+    """Switch off the gradients of what stays as it is; the modules that must stay in `eval()` are returned."""
+    if settings.aux_weight == 0 and model.aux_head is not None:
+        model.aux_head.requires_grad_(False)
+    frozen: list[nn.Module] = []
+    if settings.freeze == "backbone":
+        frozen = [model.backbone]
+    elif settings.freeze == "batchnorm":
+        frozen = [each for each in model.modules() if isinstance(each, nn.BatchNorm2d)]
+    for module in frozen:
+        module.requires_grad_(False)
+    return frozen
+
+
+def recipe_of(settings: Settings, steps: int, model: SegmentationModel) -> Recipe:
+    """The settings as the record of published weights has them."""
+    return Recipe(
+        train_split="train",
+        crop=settings.crop_size,
+        batch_size=settings.batch_size,
+        epochs=settings.epochs,
+        iterations=steps,
+        optimizer={"sgd": "SGD", "adamw": "AdamW"}[settings.optimizer],
+        lr=settings.lr,
+        schedule="poly",
+        momentum=settings.momentum if settings.optimizer == "sgd" else None,
+        weight_decay=settings.weight_decay,
+        aux_loss_weight=None if model.aux_head is None else settings.aux_weight,
+    )
