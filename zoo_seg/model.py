@@ -35,6 +35,7 @@ class SegmentationModel(SegmentationNetwork):
         protocol: whose order of operations `predict` follows, `"ssseg"` or `"mmseg"`.
         architecture: how the network is built again; None for one that was put together by hand.
         recipe: how the values were trained, where it is known.
+        metrics: what was measured of these values, and by whom.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class SegmentationModel(SegmentationNetwork):
         weights: Weights | None = None,
         architecture: Architecture | None = None,
         recipe: Recipe | None = None,
+        metrics: Sequence[Metric] = (),
     ) -> None:
         super().__init__(network.backbone, network.head, network.aux_head)
         if len(classes) != len(palette):
@@ -59,6 +61,7 @@ class SegmentationModel(SegmentationNetwork):
         self.weights = weights
         self.architecture = architecture
         self.recipe = recipe
+        self.metrics = tuple(metrics)
         self._predictor: tuple[object, Predictor] | None = None
 
     @property

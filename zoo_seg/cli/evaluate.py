@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from zoo_seg.cli.network import check_looks, device_of, load_network
@@ -13,7 +14,7 @@ from zoo_seg.errors import OptionError
 from zoo_seg.evaluation.chart import draw_chart
 from zoo_seg.evaluation.measure import Measurement, measure
 from zoo_seg.evaluation.report import Comparison, as_json, compare, write_json
-from zoo_seg.manifest import Metric, Protocol, Weights
+from zoo_seg.manifest import Metric, Protocol
 from zoo_seg.model import SegmentationModel
 
 JSON, CHART = "evaluation.json", "iou.png"
@@ -23,9 +24,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Measure, compare with the published number; 1 when the whole split gives another one."""
     data = _check_options(arguments)
     model = load_network(arguments)
-    name = model.weights.id if model.weights else Path(arguments.weights).name
+    name = model.weights.id if model.weights else Path(arguments.weights).resolve().name
     _warn_of_other_classes(model, data)
-    protocol = _protocol(arguments, model.weights)
+    protocol = _protocol(arguments, model.metrics)
     out = Path(arguments.out or _default_folder(name, arguments.split, protocol))
     out.mkdir(parents=True, exist_ok=True)  # before the work, not after it
     measurement = measure(
@@ -44,11 +45,11 @@ def run(arguments: argparse.Namespace) -> int:
         compile=arguments.compile,
         limit=arguments.limit,
     )
-    comparison = compare(measurement, model.weights, arguments.tolerance)
+    comparison = compare(measurement, model, arguments.tolerance)
     write_json(as_json(name, model, data, measurement, comparison), out / JSON)
     title = f"{name}\n{data.root.resolve().name}, {measurement.split}, {_pictures(measurement)}: "
     draw_chart(measurement, data.palette, f"{title}mIoU {measurement.scores['mIoU']:.2f} %", out / CHART)
-    _print(name, measurement, comparison, model.weights)
+    _print(name, measurement, comparison, model.metrics)
     print(f"{out / JSON}, {out / CHART}")
     return 1 if comparison and measurement.is_whole and not comparison.is_within else 0
 
@@ -59,16 +60,16 @@ def _check_options(arguments: argparse.Namespace) -> SegmentationData:
         raise OptionError(f"--out {arguments.out} is a file; expected a folder")
     if not arguments.tolerance >= 0:
         raise OptionError(f"--tolerance is {arguments.tolerance}; expected percent points of mIoU, such as 0.1")
-    looks = _protocol(arguments, None)
+    looks = _protocol(arguments, ())
     check_looks(looks.mode, looks.scales, looks.flip, arguments)
     data = open_data(arguments.data, arguments.dataset)
     data.samples(arguments.split)
     return data
 
 
-def _protocol(arguments: argparse.Namespace, weights: Weights | None) -> Protocol:
+def _protocol(arguments: argparse.Namespace, reported: Sequence[Metric]) -> Protocol:
     """What the options say; where they say nothing, how the weights' first number for this split was measured."""
-    metrics = [metric for metric in (weights.metrics if weights else ()) if _is_for(metric, arguments.split)]
+    metrics = [metric for metric in reported if _is_for(metric, arguments.split)]
     published = metrics[0].protocol if metrics else Protocol("whole", (1.0,), False)
     return Protocol(
         arguments.mode or published.mode,
@@ -89,7 +90,7 @@ def _default_folder(name: str, split: str, protocol: Protocol) -> Path:
 
 def _warn_of_other_classes(model: SegmentationModel, data: SegmentationData) -> None:
     """A file without a record does not know its classes' names; one with a record may be meant for other classes."""
-    if model.weights is None or len(model.classes) != len(data.classes):
+    if not model.metrics or len(model.classes) != len(data.classes):
         return
     for index, (theirs, ours) in enumerate(zip(model.classes, data.classes, strict=True)):
         if theirs != ours:
@@ -100,7 +101,7 @@ def _warn_of_other_classes(model: SegmentationModel, data: SegmentationData) -> 
 # --- what is printed ------------------------------------------------------------------------------
 
 
-def _print(name: str, measurement: Measurement, comparison: Comparison | None, weights: Weights | None) -> None:
+def _print(name: str, measurement: Measurement, comparison: Comparison | None, reported: Sequence[Metric]) -> None:
     columns = ("IoU", "Acc", "Dice")
     rows = [
         [str(index), label, *(_percent(float(measurement.per_class[column][index])) for column in columns)]
@@ -109,14 +110,14 @@ def _print(name: str, measurement: Measurement, comparison: Comparison | None, w
     print(table(["id", "class", *(f"{column} %" for column in columns)], rows, right=(0, 2, 3, 4)))
     print(f"\n{name} on {measurement.split}, {_pictures(measurement)}, {_how(measurement.protocol)}")
     print("  ".join(f"{key} {_percent(value)}" for key, value in measurement.scores.items()))
-    print(_verdict(measurement, comparison, weights))
+    print(_verdict(measurement, comparison, reported))
 
 
-def _verdict(measurement: Measurement, comparison: Comparison | None, weights: Weights | None) -> str:
+def _verdict(measurement: Measurement, comparison: Comparison | None, reported: Sequence[Metric]) -> str:
     if comparison is None:
         known = [
             f"{metric.value:.2f} on {metric.split} ({_how(metric.protocol)})"
-            for metric in (weights.metrics if weights else ())
+            for metric in reported
             if metric.name == "mIoU"
         ]
         return f"no number was reported for this; reported is {' and '.join(known)}" if known else "no reported number"

@@ -13,7 +13,7 @@ import torch
 
 from zoo_seg.data.layouts import SegmentationData
 from zoo_seg.evaluation.measure import Measurement
-from zoo_seg.manifest import Metric, Weights
+from zoo_seg.manifest import Metric
 from zoo_seg.model import SegmentationModel
 from zoo_seg.version import __version__
 
@@ -36,17 +36,15 @@ class Comparison:
         return abs(self.difference) <= self.tolerance
 
 
-def compare(measurement: Measurement, weights: Weights | None, tolerance: float) -> Comparison | None:
-    """The record's mIoU for the same classes, split and protocol beside the measured one; None where it has none."""
+def compare(measurement: Measurement, model: SegmentationModel, tolerance: float) -> Comparison | None:
+    """The network's own mIoU for the same classes, split and protocol beside the measured one; None without one."""
     as_published = {"resize": "published", "crop": None, "stride": None}
-    if (
-        weights is None
-        or weights.classes != measurement.classes
-        or any(measurement.options.get(name, value) != value for name, value in as_published.items())
+    if model.classes != measurement.classes or any(
+        measurement.options.get(name, value) != value for name, value in as_published.items()
     ):
         return None
     measured = measurement.protocol
-    for metric in weights.metrics:
+    for metric in model.metrics:
         theirs = metric.protocol
         if (
             (metric.name, metric.split) == ("mIoU", measurement.split)
