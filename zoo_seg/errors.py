@@ -35,6 +35,10 @@ class HashMismatchError(DownloadError):
     """The bytes are not the ones that were published (or seen before)."""
 
 
+class PushError(ZooSegError, OSError):
+    """The Hugging Face Hub did not take the network; the message says what it needs."""
+
+
 class CheckpointError(ZooSegError, RuntimeError):
     """A weight file cannot be opened safely, or does not fit the network."""
 

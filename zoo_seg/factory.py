@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Literal
-
-import torch
-from torch import nn
+from typing import Any
 
 from zoo_seg.data.labels import voc_palette
-from zoo_seg.errors import CheckpointError, OptionError
-from zoo_seg.manifest import Architecture, Preprocess, Weights, get_architecture
-from zoo_seg.model import SegmentationModel
+from zoo_seg.manifest import Architecture, Weights, get_architecture
+from zoo_seg.model import IMAGENET, SegmentationModel, check_positive, class_names
 from zoo_seg.networks.network import SegmentationNetwork, build_network
-from zoo_seg.weights.load import Checkpoint, classifier_names, fill, load_checkpoint, open_folder
-
-_log = logging.getLogger("zoo_seg")
+from zoo_seg.weights.load import load_checkpoint
+from zoo_seg.weights.restore import build
 
 NUM_CLASSES = 21
 """Classes of a network built without weights and without `num_classes` (torchvision's choice as well)."""
-
-IMAGENET = Preprocess(mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375), resize=None)
 
 
 def create_model(
@@ -55,31 +46,23 @@ def create_model(
         OptionError: a number is not allowed.
     """
     canonical, architecture = get_architecture(name)
-    _check_positive(num_classes=num_classes, in_chans=in_chans)
+    check_positive(num_classes=num_classes, in_chans=in_chans)
     if pretrained is None:
         classes = num_classes or NUM_CLASSES
-        return _assemble(_build(architecture, classes, in_chans), architecture, classes, None)
+        return _named(build(architecture, classes, in_chans), classes, architecture)
     checkpoint = load_checkpoint(canonical, pretrained, progress=progress)
-    return _restore(architecture, checkpoint, num_classes, in_chans)
+    return SegmentationModel.from_checkpoint(checkpoint, architecture, num_classes=num_classes, in_chans=in_chans)
 
 
-def from_pretrained(name: str | os.PathLike[str], *, num_classes: int | None = None) -> SegmentationModel:
-    """The network in a folder that `finetune` or `save_pretrained` wrote, in `eval()`.
-
-    Args:
-        name: the folder.
-        num_classes: other than the folder's: both classifiers start anew, everything else is kept.
-
-    Raises:
-        CheckpointError: the folder holds no such network.
-        ManifestError: its `config.json` is broken.
-    """
-    _check_positive(num_classes=num_classes)
-    if not Path(name).is_dir():
-        raise CheckpointError(f"there is no folder {os.fspath(name)!r}; expected one that finetune wrote")
-    checkpoint = open_folder(Path(name))
-    assert checkpoint.config is not None
-    return _restore(checkpoint.config.architecture, checkpoint, num_classes, checkpoint.config.in_chans)
+def from_pretrained(
+    name: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    num_classes: int | None = None,
+    progress: bool = True,
+) -> SegmentationModel:
+    """The network in a folder or in a repository of the Hugging Face Hub, see `SegmentationModel.from_pretrained`."""
+    return SegmentationModel.from_pretrained(name, revision=revision, num_classes=num_classes, progress=progress)
 
 
 def build_model(
@@ -111,7 +94,7 @@ def build_model(
         UnknownNameError: no such family or backbone.
         OptionError: the backbone cannot do this.
     """
-    _check_positive(num_classes=num_classes, in_chans=in_chans)
+    check_positive(num_classes=num_classes, in_chans=in_chans)
     network = build_network(
         family,
         backbone,
@@ -121,71 +104,21 @@ def build_model(
         backbone_pretrained=backbone_pretrained,
         **head_options,
     )
+    architecture = Architecture(family, backbone, output_stride, head_options.get("channels"))
+    return _named(network, num_classes, architecture, classes, palette)
+
+
+def _named(
+    network: SegmentationNetwork,
+    num_classes: int,
+    architecture: Architecture,
+    classes: Sequence[str] | None = None,
+    palette: Sequence[tuple[int, int, int]] | None = None,
+) -> SegmentationModel:
     return SegmentationModel(
         network,
-        classes=classes or _class_names(num_classes),
+        classes=classes or class_names(num_classes),
         palette=palette or voc_palette(num_classes),
         preprocess=IMAGENET,
-        architecture=Architecture(family, backbone, output_stride, head_options.get("channels")),
-    )
-
-
-def _check_positive(**numbers: int | None) -> None:
-    for name, value in numbers.items():
-        if value is not None and (not isinstance(value, int) or value < 1):
-            raise OptionError(f"{name} is {value!r}; expected a whole number of at least 1")
-
-
-def _build(architecture: Architecture, num_classes: int, in_chans: int, **head_options: Any) -> SegmentationNetwork:
-    if architecture.channels is not None:
-        head_options.setdefault("channels", architecture.channels)
-    return build_network(
-        architecture.family,
-        architecture.backbone,
-        num_classes,
-        output_stride=architecture.output_stride,
-        in_chans=in_chans,
-        **head_options,
-    )
-
-
-def _restore(
-    architecture: Architecture, checkpoint: Checkpoint, num_classes: int | None, in_chans: int
-) -> SegmentationModel:
-    """The checkpoint's network: built without values, which then are the file's own."""
-    found = checkpoint.num_classes
-    anew = num_classes is not None and num_classes != found
-    with torch.device("meta"):
-        network = _build(architecture, num_classes or found, in_chans, **checkpoint.network_options)
-    fill(network, checkpoint, new_classifiers=anew)
-    if anew:
-        names = sorted(classifier_names(network.state_dict()))
-        for module in network.modules():
-            if isinstance(module, nn.Conv2d) and module.weight.is_meta:
-                module.to_empty(device="cpu").reset_parameters()
-        _log.warning("num_classes=%d instead of %d: %s start from random values", num_classes, found, ", ".join(names))
-    return _assemble(network, architecture, num_classes or found, checkpoint).eval()
-
-
-def _assemble(
-    network: SegmentationNetwork, architecture: Architecture, num_classes: int, checkpoint: Checkpoint | None
-) -> SegmentationModel:
-    """The network with its names, colours and rules: those of its record or config, where there is one."""
-    weights = checkpoint.weights if checkpoint else None
-    facts = weights or (checkpoint.config if checkpoint else None)
-    known = facts is not None and len(facts.classes) == num_classes
-    layout: Literal["ssseg", "mmseg"] = "mmseg" if checkpoint and checkpoint.layout == "mmseg" else "ssseg"
-    return SegmentationModel(
-        network,
-        classes=facts.classes if facts and known else _class_names(num_classes),
-        palette=facts.palette if facts and known else voc_palette(num_classes),
-        preprocess=facts.preprocess if facts else IMAGENET,
-        protocol=facts.protocol if facts else layout,
-        weights=weights,
         architecture=architecture,
-        recipe=facts.recipe if facts else None,
     )
-
-
-def _class_names(num_classes: int) -> tuple[str, ...]:
-    return tuple(f"class_{i}" for i in range(num_classes))

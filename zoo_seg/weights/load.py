@@ -15,17 +15,18 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from zoo_seg.errors import CheckpointError
 from zoo_seg.manifest import Weights, get_weights
-from zoo_seg.weights import cache
+from zoo_seg.weights import cache, huggingface
 from zoo_seg.weights.checkpoint import open_checkpoint
 from zoo_seg.weights.convert import Layout, convert
-from zoo_seg.weights.files import exclusive, replacing
-from zoo_seg.weights.folder import WEIGHTS, Config, read_config
+from zoo_seg.weights.files import exclusive, replacing, sweep
+from zoo_seg.weights.folder import WEIGHTS, Config, is_network, read_config
 
 _log = logging.getLogger("zoo_seg")
 
@@ -82,17 +83,38 @@ def load_checkpoint(model: str, pretrained: str | os.PathLike[str] | Weights, *,
     if isinstance(pretrained, Weights):
         return _from_record(pretrained, progress)
     name = os.fspath(pretrained)
+    if name.startswith("hf://") and (repository := huggingface.repository(name)):
+        folder = huggingface.fetch_network(repository, progress=progress)
+        if folder is None:  # no config.json: bare values
+            return _from_cache(cache.fetch_link(name, progress=progress))
+        return open_folder(folder)
     if "://" in name:
         linked = cache.fetch_link(name, progress=progress)
         # A file of the user's own is read where it is and gets no copy beside it.
         return _open(linked.path) if name.startswith("file://") else _from_cache(linked)
     if Path(name).is_file():
         return _open(Path(name))
-    if Path(name).is_dir():
+    if is_network(name) or (os.sep in name and Path(name).is_dir()):
         return open_folder(Path(name))
     if isinstance(pretrained, os.PathLike) or os.sep in name or Path(name).suffix in (".pth", ".pt", ".safetensors"):
         raise CheckpointError(f"there is no file {name!r}; expected a .pth or .safetensors file, a link or a tag")
     return _from_record(get_weights(model, name), progress)
+
+
+def open_repository(repository: huggingface.Repository, *, progress: bool = True) -> Checkpoint:
+    """The network in a repository of the Hugging Face Hub, with its config.
+
+    Raises:
+        CheckpointError: it holds no network of this library.
+        DownloadError: it cannot be had.
+    """
+    folder = huggingface.fetch_network(repository, progress=progress)
+    if folder is None:
+        raise CheckpointError(
+            f"{repository.name} has no config.json, so it is not a network that zoo_seg wrote; a weight file in it is "
+            f"loaded into a model of a known name: pretrained='hf://{repository.name}/FILE'"
+        )
+    return open_folder(folder)
 
 
 def _from_record(weights: Weights, progress: bool) -> Checkpoint:
@@ -110,17 +132,19 @@ def _from_cache(file: cache.CachedFile) -> Checkpoint:
     if file.path.suffix == ".safetensors":
         return _open(file.path)
     copy = file.path.with_name(f"{file.path.name}.{file.sha256[:12]}.safetensors")
-    checkpoint = _read_copy(copy)
-    if checkpoint is not None:
+    if checkpoint := _read_copy(copy):
         return checkpoint
-    checkpoint = _open(file.path)
-    try:
-        with exclusive(copy.with_name(".lock")):
-            if _read_copy(copy) is None:  # nobody was faster
-                _write_copy(checkpoint, copy, file.sha256)
-    except OSError as error:  # a read-only or full cache: the tensors are here all the same
-        _log.info("no safetensors copy of %s was kept: %s", file.path.name, error)
-    return checkpoint
+    with exclusive(copy.with_name(".lock")) as alone:  # of many processes one reads the pickle, the others its copy
+        if checkpoint := _read_copy(copy):
+            return checkpoint
+        checkpoint = _open(file.path)
+        try:
+            _write_copy(checkpoint, copy, file.sha256)
+            if alone:
+                sweep(copy.parent)
+        except (OSError, SafetensorError) as error:  # a read-only or full cache: the tensors are here all the same
+            _log.info("no safetensors copy of %s was kept: %s", file.path.name, error)
+    return _read_copy(copy) or checkpoint  # mapped, it is shared by all who use it
 
 
 def open_folder(folder: Path) -> Checkpoint:
@@ -182,7 +206,8 @@ def fill(network: nn.Module, checkpoint: Checkpoint, *, new_classifiers: bool = 
     """Put a checkpoint's tensors into a network (on the meta device or not), strictly.
 
     The first convolution is adapted where the network takes another number of channels (its weights
-    are repeated and scaled, as timm does). The tensors are used as they are, not copied.
+    are repeated and scaled, as timm does), unless a config beside the file claims them for the file.
+    The tensors are used as they are, not copied.
 
     Args:
         new_classifiers: leave the classifiers of both heads out; the caller initialises them.
@@ -193,8 +218,10 @@ def fill(network: nn.Module, checkpoint: Checkpoint, *, new_classifiers: bool = 
     expected = network.state_dict()
     tensors = dict(checkpoint.tensors)
     stem = next(name for name, tensor in expected.items() if tensor.ndim == 4)
-    if stem in tensors and tensors[stem].ndim == 4 and tensors[stem].shape[1] != expected[stem].shape[1]:
-        tensors[stem] = adapt_input_conv(expected[stem].shape[1], tensors[stem])
+    channels = expected[stem].shape[1]
+    claimed = checkpoint.config is not None and checkpoint.config.in_chans == channels
+    if stem in tensors and tensors[stem].ndim == 4 and tensors[stem].shape[1] != channels and not claimed:
+        tensors[stem] = adapt_input_conv(channels, tensors[stem])
     left_out = classifier_names(expected) if new_classifiers else set()
     for name in left_out:
         tensors.pop(name, None)
