@@ -244,7 +244,9 @@ def _add_predict(verbs: Any) -> None:
         "predict",
         "write the class maps of pictures",
         "Write <stem>_mask.png (a palette PNG of class ids) and <stem>_overlay.png for each picture, under the "
-        "picture's folder below --out. What is there already is kept; a broken picture is named and passed over.",
+        "picture's folder below --out. What is there already is kept; a broken picture is named and passed over, and "
+        "the exit code is 1 then. Of a folder every picture is taken, links to pictures included; links to folders "
+        "and hidden files are passed over.",
         "  zoo-seg predict street.jpg\n"
         "  zoo-seg predict street.jpg --model pspnet_resnet50_os8 --weights ade20k --out out/\n"
         "  zoo-seg predict pictures/ 'more/*.png' --weights fcn_resnet101_os8.cityscapes --out out/ --dtype bfloat16",
@@ -280,6 +282,7 @@ def _add_predict(verbs: Any) -> None:
     parser.add_argument("--legend", action="store_true", help="class names and areas beside the overlay")
     parser.add_argument("--no-overlay", action="store_true", help="write the masks only")
     parser.add_argument("--overwrite", action="store_true", help="do everything again")
+    parser.add_argument("--json", metavar="FILE", help="what is done, kept and failed, and why, as JSON; - for stdout")
 
 
 def _add_evaluate(verbs: Any) -> None:

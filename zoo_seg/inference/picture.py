@@ -79,8 +79,23 @@ def read_picture(image: Picture) -> RGB:
 # --- files and PIL ------------------------------------------------------------------------------
 
 
+def most_pixels() -> int | None:
+    """How many pixels a file may announce: `ZOO_SEG_MAX_PIXELS`, else Pillow's limit; None: any number.
+
+    Raises:
+        OptionError: the variable is not a number.
+    """
+    text = settings.max_pixels()
+    if text is None:
+        return None if Image.MAX_IMAGE_PIXELS is None else 2 * Image.MAX_IMAGE_PIXELS  # below that it only warns
+    if not text.isdecimal() or int(text) < 1:
+        raise OptionError(f"ZOO_SEG_MAX_PIXELS is {text!r}; expected a number of pixels, such as 500000000")
+    Image.MAX_IMAGE_PIXELS = int(text)  # Pillow checks as well, with one limit for all threads
+    return int(text)
+
+
 def _from_file(path: Path) -> RGB:
-    limit = _limit()
+    limit = most_pixels()
     with _named_errors(str(path)), path.open("rb") as file, Image.open(file) as opened:
         pixels = opened.width * opened.height
         if limit is not None and pixels > limit:
@@ -88,17 +103,6 @@ def _from_file(path: Path) -> RGB:
         if opened.format in _RUN_BY_PROGRAMS:
             raise ImageError(f"{path}: {opened.format} holds drawing commands, which are not run; save it as a PNG")
         return _from_pil(opened, str(path))
-
-
-def _limit() -> int | None:
-    """`ZOO_SEG_MAX_PIXELS`, which Pillow is told as well; None leaves it to Pillow's own limit."""
-    text = settings.max_pixels()
-    if text is None:
-        return None
-    if not text.isdecimal() or int(text) < 1:
-        raise OptionError(f"ZOO_SEG_MAX_PIXELS is {text!r}; expected a number of pixels, such as 500000000")
-    Image.MAX_IMAGE_PIXELS = int(text)  # the same for all threads
-    return int(text)
 
 
 @contextmanager

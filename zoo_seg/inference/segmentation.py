@@ -6,6 +6,7 @@ import os
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -155,14 +156,23 @@ class Segmentation:
             image = Image.fromarray(self.mask.astype(np.uint8, copy=False))
             colours = [channel for colour in self.palette for channel in colour]
             image.putpalette(colours + [0] * (768 - len(colours)))  # all 256: some readers expect them
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-        try:
-            image.save(part, format="PNG")
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
+        write_png(image, path)
         return path
+
+
+def write_png(image: Image.Image, path: Path, **options: Any) -> None:
+    """Write a PNG with Pillow's options: the folder is made, and the file appears whole or not at all.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{uuid.uuid4().hex}.part")  # short: the name itself may be as long as a name can be
+    try:
+        image.save(part, format="PNG", **options)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _percent(share: float) -> str:

@@ -1,0 +1,122 @@
+"""Which pictures the paths on a command line stand for."""
+
+from __future__ import annotations
+
+import glob
+import os
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from pathlib import Path
+
+from PIL import Image
+
+from zoo_seg.errors import OptionError
+
+SETTINGS = "zoo_seg_predict.json"
+"""Marks a folder of results: they are not predicted."""
+_NO_PIXELS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PDF", "WMF"}
+"""Formats that Pillow knows by name, but does not decode itself."""
+
+
+def pictures(paths: Sequence[str], on_trouble: Callable[[Path, str], None]) -> Iterator[tuple[Path, Path]]:
+    """Every picture with the folder it lies in, relative to the folder that was named; each once.
+
+    Of a folder all that ends like a picture, in all its folders. A link to a file is read wherever it leads. A
+    link to a folder is not entered, so that nothing is found twice or without end. Hidden files and folders
+    (`.thumbnails/`, `._a.jpg`) are passed over.
+
+    Args:
+        paths: files, folders and globs.
+        on_trouble: called with a folder that cannot be listed, and the reason.
+
+    Raises:
+        OptionError: a folder holds no pictures, or a glob fits no file.
+    """
+    seen: set[Path] = set()
+    for text in paths:
+        named = Path(text)
+        if os.path.isdir(named):  # noqa: PTH112  (never raises)
+            found, troubles = _walk(named)
+            for folder, reason in troubles:
+                on_trouble(folder, reason)
+            if not found and not troubles:
+                kinds = ", ".join(sorted(suffixes()))
+                raise OptionError(
+                    f"{named} holds no pictures ({kinds}); hidden files and links to folders are passed over"
+                )
+            root = named
+        elif os.path.lexists(named) or not glob.has_magic(text):
+            found, root = [named], named.parent
+        else:
+            found, root = _matches(text)
+            if not found:
+                raise OptionError(f"no file matches {text!r}")
+        for each in found:
+            if each not in seen:
+                seen.add(each)
+                yield each, each.relative_to(root).parent
+
+
+def trouble(picture: Path) -> str | None:
+    """Why a file cannot be read, as far as can be told without opening it."""
+    try:
+        picture.stat()
+    except FileNotFoundError:
+        return "the link leads nowhere" if picture.is_symlink() else "there is no such file; check the path"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    return None
+
+
+def _walk(folder: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
+    """The pictures below a folder, and the folders that cannot be listed."""
+    found: list[Path] = []
+    errors: list[OSError] = []
+    for place, folders, files in os.walk(folder, onerror=errors.append):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            each = Path(place, name)
+            if not name.startswith(".") and each.suffix.lower() in suffixes():
+                found += [each] if _may_be_file(each) and not _is_result(each) else []
+    return sorted(found), [(Path(error.filename), f"cannot be listed ({error.strerror})") for error in errors]
+
+
+def _may_be_file(path: Path) -> bool:
+    """No folder, pipe or device; what cannot be asked is left for `trouble`."""
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except OSError:
+        return True
+
+
+def _is_result(path: Path) -> bool:
+    """Written by an earlier run: a second one must not predict the first one's results."""
+    if not path.name.endswith(("_mask.png", "_overlay.png")):
+        return False
+    return any((folder / SETTINGS).is_file() for folder in path.absolute().parents)
+
+
+@cache
+def suffixes() -> frozenset[str]:
+    """The file endings that Pillow reads as pictures, in lower case."""
+    kinds = Image.registered_extensions()
+    return frozenset(suffix for suffix, kind in kinds.items() if kind in Image.OPEN and kind not in _NO_PIXELS)
+
+
+def _matches(pattern: str) -> tuple[list[Path], Path]:
+    """The files that fit a glob, and the folders in front of its first wildcard."""
+    parts = Path(pattern).parts
+    first = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts))
+    root, rest = Path(*parts[:first]), list(parts[first:])
+    if rest[-1] == "**":
+        rest.append("*")
+    try:  # Path's `**` enters no link to a folder, which could lead in a circle
+        found = sorted(root.glob("/".join(rest)))
+    except ValueError as error:
+        raise OptionError(f"{pattern!r}: {error}") from None
+    return [each for each in found if not _is_hidden(each, root) and _may_be_file(each) and not _is_result(each)], root
+
+
+def _is_hidden(path: Path, root: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(root).parts)
