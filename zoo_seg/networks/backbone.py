@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from typing import Any
 
 import timm
@@ -61,7 +62,8 @@ def create_backbone(
         OptionError: the backbone has fewer maps or cannot have this output stride.
     """
     base = name.split(".", 1)[0]
-    if not timm.is_model(base):
+    # A name is all that is taken: timm would follow "hf-hub:..." to the network and "local-dir:..." to a config.
+    if not re.fullmatch(r"\w+(\.\w+)?", name) or not timm.is_model(base):
         near = difflib.get_close_matches(base, timm.list_models(), n=3)
         raise UnknownNameError(
             f"timm has no backbone {name!r}; "

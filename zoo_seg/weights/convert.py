@@ -7,7 +7,7 @@ MMSegmentation (0.5 to 1.2.2).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Literal
 
 import torch
@@ -98,25 +98,34 @@ def convert(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Layout]:
     """A state dict of any known layout under this library's names, and whose it was.
 
     Names that no rule fits are kept as they are.
+
+    Raises:
+        CheckpointError: nobody's names, or two for one tensor.
     """
-    tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    tensors = _renamed(tensors, lambda name: name.removeprefix("module."))
     layout = detect_layout(tensors)
     if layout == "zoo_seg":
         return tensors, layout
     rules = _MMSEG if layout == "mmseg" else _ssseg_rules(tensors)
-    return _part_bottleneck({_rename(name, rules): tensor for name, tensor in tensors.items()}), layout
+    return _part_bottleneck(_renamed(tensors, lambda name: _rename(name, rules))), layout
+
+
+def _renamed(tensors: Mapping[str, Tensor], rename: Callable[[str], str]) -> dict[str, Tensor]:
+    old: dict[str, str] = {}
+    for name in tensors:
+        first = old.setdefault(rename(name), name)
+        if first != name:
+            raise CheckpointError(f"{first!r} and {name!r} are both {rename(name)!r}; expected one of them in the file")
+    return {new: tensors[name] for new, name in old.items()}
 
 
 def _part_bottleneck(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Both projects keep PSPNet's bottleneck over [x, pooled parts] whole; see `PSPHead` for the parts."""
-    widths = [
-        tensors[f"head.branches.{i}.conv.weight"].shape[0]
-        for i in range(4)
-        if f"head.branches.{i}.conv.weight" in tensors
-    ]
+    branches = [tensors.get(f"head.branches.{i}.conv.weight") for i in range(4)]
+    widths = [branch.shape[0] for branch in branches if branch is not None and branch.ndim == 4]
     whole = tensors.get("head.bottleneck.weight")
     if whole is None or whole.ndim != 4 or whole.shape[1] <= sum(widths):
-        return tensors
+        return tensors  # no PSPNet, or one that `fill` will refuse
     dense, *pooled = torch.split(whole, [whole.shape[1] - sum(widths), *widths], dim=1)
     taps = {f"head.taps.{i}.weight": part.transpose(0, 1) for i, part in enumerate(pooled)}
     return {**tensors, "head.bottleneck.weight": dense, **taps}
