@@ -1,12 +1,14 @@
 """JSON decoded into dataclasses: their annotations are the schema.
 
-What they do not name is refused, and a mistake is reported with its path and line in the file.
+What they do not name is refused, and a mistake is reported with its path and line in the file. The file may be
+anybody's: its length, its numbers and the letters of its strings are bounded, so that it can be read, kept and shown.
 """
 
 from __future__ import annotations
 
 import difflib
 import json
+import math
 import re
 import types
 import typing
@@ -19,6 +21,13 @@ from zoo_seg.errors import ManifestError
 
 T = TypeVar("T")
 
+MAX_BYTES = 4 << 20
+"""Of a file; the published manifest has 70 kB. Python needs about 30 times as much for what is in it."""
+_MAX_DIGITS = 20
+"""Of a whole number; a time in nanoseconds has 19."""
+_MAX_SHOWN = 500
+"""Letters of a message that come from the file."""
+
 
 def read_json(path: Path, decode_all: Callable[[Any], T]) -> T:
     """What `decode_all` makes of the JSON in a file.
@@ -26,23 +35,50 @@ def read_json(path: Path, decode_all: Callable[[Any], T]) -> T:
     Raises:
         ManifestError: with file, line and path of the first mistake, a `Mistake` of `decode_all` among them.
     """
+    text = _read_text(path)
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ManifestError(f"{path}: cannot be read as UTF-8 text ({error}); expected a manifest (JSON)") from None
-    try:
-        raw = json.loads(text, object_pairs_hook=_no_duplicates)
+        raw = json.loads(
+            text, object_pairs_hook=_no_duplicates, parse_int=_whole_number, parse_constant=_refuse_constant
+        )
         return decode_all(raw)
     except json.JSONDecodeError as error:
         raise ManifestError(f"{path}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}") from None
     except _Duplicate:
         key, number = _find_duplicate(text)
-        raise ManifestError(f"{path}:{number}: the key {key!r} stands twice in one object") from None
+        raise ManifestError(f"{path}:{number}: the key {key[:60]!r} stands twice in one object") from None
+    except _Number as error:
+        raise ManifestError(f"{path}: {error}") from None
     except RecursionError:
         raise ManifestError(f"{path}: nested too deeply for a manifest") from None
     except Mistake as mistake:
         line = f":{_line_of(text, mistake.path)}" if mistake.path else ""
-        raise ManifestError(f"{path}{line}: {_dotted(mistake.path)}: {mistake.message}") from None
+        message = mistake.message if len(mistake.message) <= _MAX_SHOWN else f"{mistake.message[:_MAX_SHOWN]}..."
+        raise ManifestError(f"{path}{line}: {_dotted(mistake.path)}: {message}") from None
+
+
+def _read_text(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise ManifestError(f"{path}: more than {MAX_BYTES >> 20} MiB; expected a manifest (JSON) of less")
+        return content.decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ManifestError(f"{path}: cannot be read as UTF-8 text ({error}); expected a manifest (JSON)") from None
+
+
+class _Number(Exception):
+    """A number that JSON allows or Python adds, and nobody means."""
+
+
+def _whole_number(digits: str) -> int:
+    if len(digits) > _MAX_DIGITS:
+        raise _Number(f"a number of {len(digits)} digits, expected at most {_MAX_DIGITS}")
+    return int(digits)
+
+
+def _refuse_constant(name: str) -> None:
+    raise _Number(f"{name} is not valid JSON; expected a number")
 
 
 class Mistake(Exception):
@@ -87,6 +123,10 @@ def decode(kind: Any, value: Any, path: tuple[str | int, ...], known: Mapping[st
     if kind is float and type(value) is int:
         return float(value)
     if type(value) is kind:
+        if kind is float and not math.isfinite(value):
+            raise Mistake("found a number that is too large", *path)
+        if kind is str and not _is_text(value):
+            raise Mistake(f"found {show(value)}, expected text without control characters", *path)
         return value
     raise Mistake(f"found {show(value)}, expected {_NAMES[kind]}", *path)
 
@@ -114,7 +154,13 @@ def _decode_record(cls: type[T], value: Any, path: tuple[str | int, ...], known:
         raise Mistake(str(error), *path) from None
 
 
+def _is_text(value: str) -> bool:
+    """Whether a terminal only shows it, and a file can hold it (half of a surrogate pair it cannot)."""
+    return not any(letter < " " or "\x7f" <= letter <= "\x9f" or "\ud800" <= letter <= "\udfff" for letter in value)
+
+
 def show(value: Any) -> str:
+    """A value in a message: as JSON, in ASCII, and not without end."""
     text = json.dumps(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
@@ -156,6 +202,15 @@ def _find_duplicate(text: str) -> tuple[str, int]:
 
 def _line_of(text: str, path: tuple[str | int, ...]) -> int:
     """The 1-based line at which the value at `path` starts (its deepest existing ancestor)."""
+    return text.count("\n", 0, locate(text, path)[0]) + 1
+
+
+def locate(text: str, path: tuple[str | int, ...]) -> tuple[int, int, int]:
+    """Where in a valid JSON text the value at `path` stands, or its deepest existing ancestor.
+
+    Returns:
+        Its first position, the position after it, and how many steps of `path` were found.
+    """
     decoder = json.JSONDecoder()
     skip = re.compile(r"[\s:,]*").match
 
@@ -163,10 +218,10 @@ def _line_of(text: str, path: tuple[str | int, ...]) -> int:
         match = skip(text, position)
         return match.end() if match else position
 
-    position = after_space(0)
+    position, depth = after_space(0), 0
     for step in path:
         cursor, found, index = after_space(position + 1), False, 0
-        while text[cursor] not in "]}":
+        while text[position] in "{[" and text[cursor] not in "]}":
             if text[position] == "{":
                 key, cursor = decoder.raw_decode(text, cursor)
                 cursor, found = after_space(cursor), key == step
@@ -177,8 +232,8 @@ def _line_of(text: str, path: tuple[str | int, ...]) -> int:
             cursor = after_space(decoder.raw_decode(text, cursor)[1])
         if not found:
             break
-        position = cursor
-    return text.count("\n", 0, position) + 1
+        position, depth = cursor, depth + 1
+    return position, decoder.raw_decode(text, position)[1], depth
 
 
 def _dotted(path: tuple[str | int, ...]) -> str:
@@ -186,8 +241,8 @@ def _dotted(path: tuple[str | int, ...]) -> str:
     for step in path:
         if isinstance(step, int):
             text += f"[{step}]"
-        elif re.fullmatch(r"\w+", step):
+        elif re.fullmatch(r"\w{1,100}", step):
             text += f".{step}" if text else step
         else:
-            text += f"[{json.dumps(step)}]"
+            text += f"[{show(step)}]"
     return text or "the top level"

@@ -13,6 +13,7 @@ from fnmatch import fnmatchcase
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
+from urllib.parse import unquote, urlsplit
 
 from zoo_seg import settings
 from zoo_seg.decode import Mistake, decode, read_json, show, suggest
@@ -22,6 +23,11 @@ SCHEMA_VERSION = 1
 
 T = TypeVar("T")
 SortKey = Literal["dataset", "model", "source", "miou", "parameters"]
+
+# What a manifest can ask of a machine: beyond these it is a mistake, or worse.
+_LARGEST_SIDE = 1 << 15
+"""Pixels."""
+_LARGEST_SCALE = 16
 
 
 # --- records ------------------------------------------------------------------------------------
@@ -42,21 +48,20 @@ class File:
     """Bytes, or None where nobody published it."""
     sha256: str | None = None
     """64 hex digits, enforced, or None where nobody published it."""
+    tensors_sha256: str | None = None
+    """The digest of the tensors themselves, the same in every container, see `weights/digest.py`; enforced."""
     sha256_prefix_claimed: str | None = None
     """Hex digits in the publisher's file name: reported, never enforced."""
 
     def __post_init__(self) -> None:
         for url in (self.url, *self.mirrors):
-            _check(
-                bool(re.match(r"(https|hf|file|package)://.", url)),
-                f"found {url!r}, expected an https://, hf:// or file:// link",
-            )
-        _check(_safe_name(self.name), f"the link ends in {self.name!r}, expected a plain file name")
+            _check_link(url)
         _check(self.size is None or self.size > 0, f"size is {self.size}, expected a positive number of bytes or null")
-        _check(
-            self.sha256 is None or bool(re.fullmatch("[0-9a-f]{64}", self.sha256)),
-            f"sha256 is {self.sha256!r}, expected 64 lower-case hex digits or null",
-        )
+        for name, digits in (("sha256", self.sha256), ("tensors_sha256", self.tensors_sha256)):
+            _check(
+                digits is None or bool(re.fullmatch("[0-9a-f]{64}", digits)),
+                f"{name} is {digits!r}, expected 64 lower-case hex digits or null",
+            )
 
     @property
     def name(self) -> str:
@@ -74,6 +79,24 @@ class File:
         return Path(__file__).parent / "packaged" / self.name if self.url.startswith("package://") else None
 
 
+def _check_link(url: str) -> None:
+    """A link of a manifest is public, so it may be shown, and names a file below its host and repository."""
+    public = re.sub("//[^/]*@", "//", re.split("[?#]", url)[0])[:200]
+    _check(
+        bool(re.match(r"(https|hf|file|package)://.", url)),
+        f"found {public!r}, expected an https://, hf:// or file:// link",
+    )
+    parts = urlsplit(url)
+    _check(
+        "@" not in parts.netloc and not parts.query and not parts.fragment,
+        f"the link {public!r} holds credentials or a query, expected one that everybody may see",
+    )
+    name = public.rsplit("/", 1)[-1]
+    _check(_safe_name(name), f"the link ends in {name!r}, expected a plain file name")
+    steps = unquote(parts.path).replace("\\", "/").split("/")
+    _check(".." not in steps, f"the link {public!r} leads upwards by '..', expected one below its host")
+
+
 def _safe_name(name: str) -> bool:
     return bool(re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*", name))
 
@@ -85,6 +108,10 @@ class Protocol:
     mode: Literal["whole", "slide"]
     scales: tuple[float, ...]
     flip: bool
+
+    def __post_init__(self) -> None:
+        fits = self.scales and all(0 < scale <= _LARGEST_SCALE for scale in self.scales)
+        _check(bool(fits), f"scales is {list(self.scales)}, expected factors of the picture up to {_LARGEST_SCALE}")
 
 
 @dataclass(frozen=True)
@@ -122,6 +149,12 @@ class Recipe:
     aux_loss_weight: float | None = None
     """Weight of the auxiliary head's loss; None without an auxiliary head."""
 
+    def __post_init__(self) -> None:
+        _check(
+            all(0 < side <= _LARGEST_SIDE for side in self.crop),
+            f"crop is {list(self.crop)}, expected two sides of 1 to {_LARGEST_SIDE} pixels",
+        )
+
 
 @dataclass(frozen=True)
 class Resize:
@@ -131,7 +164,10 @@ class Resize:
     long: int
 
     def __post_init__(self) -> None:
-        _check(0 < self.short <= self.long, f"short is {self.short} and long {self.long}, expected 0 < short <= long")
+        _check(
+            0 < self.short <= self.long <= _LARGEST_SIDE,
+            f"short is {self.short} and long {self.long}, expected 0 < short <= long <= {_LARGEST_SIDE}",
+        )
 
 
 @dataclass(frozen=True)
@@ -241,6 +277,13 @@ class Weights:
 
     def __post_init__(self) -> None:
         _check(bool(self.files), "files is empty, expected at least one")
+        digests = {file.tensors_sha256 for file in self.files} - {None}
+        _check(len(digests) < 2, "the files have different tensors_sha256, expected the same tensors in each")
+
+    @property
+    def tensors_sha256(self) -> str | None:
+        """The digest of the tensors, which every file holds; None where it is not known."""
+        return next((file.tensors_sha256 for file in self.files if file.tensors_sha256), None)
 
     @property
     def miou(self) -> float | None:
