@@ -77,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_info(verbs)
     _add_download(verbs)
     _add_verify(verbs)
+    _add_manifest(verbs)
     _add_check_data(verbs)
     _add_predict(verbs)
     _add_evaluate(verbs)
@@ -145,6 +146,45 @@ def _add_verify(verbs: Any) -> None:
         "Hash every cached file again. A damaged one is set aside as <name>.damaged, and fetched again at its next "
         "use; the exit code is 1 then.",
     )
+
+
+def _add_manifest(verbs: Any) -> None:
+    parser = _verb(
+        verbs,
+        "manifest",
+        "for maintainers: ask the links of a manifest, and record what is behind them",
+        "",
+        "  zoo-seg manifest check\n"
+        "  zoo-seg manifest pin semanticfpn_resnet50.voc_ssseg\n"
+        "  zoo-seg manifest digest original.pth mirror.safetensors",
+    )
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    check = _verb(
+        actions,
+        "check",
+        "ask every link without downloading (HEAD); exit code 1 when some weights have no link that answers",
+    )
+    check.add_argument("--timeout", type=float, default=20.0, metavar="S", help="seconds for each answer (default 20)")
+    check.add_argument("--json", action="store_true", help="print the answers as JSON")
+    pin = _verb(
+        actions,
+        "pin",
+        "download weights and record size, sha256 and the digest of their tensors",
+        "Download weights from their published links and write size, sha256 and tensors_sha256 into the manifest where "
+        "they are null or missing; nothing else in the file changes. Says whether the digits in the publisher's file "
+        "name hold. What is recorded already is enforced, never replaced.",
+    )
+    for action in (check, pin):
+        action.add_argument("ids", nargs="*" if action is check else "+", metavar="ID", help="'model.tag' as listed")
+        action.add_argument("--manifest", type=_path, metavar="FILE", help="default: the library's own")
+    digest = _verb(
+        actions,
+        "digest",
+        "print the digest of the tensors in weight files; exit code 1 when they differ",
+        "Print sha256 and the digest of the tensors, which is the same for a .pth and its safetensors copy: two files "
+        "with one digest hold the same network.",
+    )
+    digest.add_argument("files", nargs="+", type=_path, metavar="FILE", help=".pth or .safetensors")
 
 
 def _add_check_data(verbs: Any) -> None:
