@@ -28,6 +28,7 @@ NAMES = sorted(
         for depth in (50, 101)
         for stride in strides
     ]
+    + ["semanticfpn_mobilenetv4_small", "semantic_fpn_mobilenetv4_small"]
 )
 
 
@@ -54,7 +55,7 @@ def github(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> di
 
 @pytest.mark.filterwarnings("ignore:torch.hub fetched zoo_seg")
 def test_list_gives_every_name_and_nothing_else(github: dict[str, Any]) -> None:
-    assert len(NAMES) == 24
+    assert len(NAMES) == 26
     assert sorted(torch.hub.list(**github)) == NAMES
 
 
@@ -145,7 +146,7 @@ def test_the_zip_from_github_is_enough(archive: Path, tmp_path: Path, home: Path
     *_, url, listed, package, manifest, model = result.stdout.splitlines()
     hub = tmp_path / "torch" / "hub" / "org_zoo_seg_main"
     assert url == "https://github.com/org/zoo_seg/zipball/main"
-    assert listed == "24 []"
+    assert listed == "26 []"
     assert Path(package) == hub / "zoo_seg" / "__init__.py"
     assert Path(manifest) == hub / "weights_manifest.json"
     assert model == "semanticfpn_resnet50.voc_ssseg False ('background', 'aeroplane') torch.Size([1, 21, 32, 32])"

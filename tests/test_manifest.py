@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -11,16 +12,19 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import pytest
+import torch
 from conftest import Zoo, toy_manifest
 from reference import FIXTURES, key_list, keys
 
 import zoo_seg
-from zoo_seg import Weights, get_weights, list_models, list_weights
-from zoo_seg.errors import ManifestError, UnknownNameError
+from zoo_seg import Weights, create_model, get_weights, list_models, list_weights
+from zoo_seg.errors import HashMismatchError, ManifestError, UnknownNameError
 from zoo_seg.manifest import File, load_manifest, published_manifest, read_manifest
 
 PUBLISHED: list[dict[str, Any]] = json.loads((FIXTURES / "published.json").read_text(encoding="utf-8"))
-RECORDS = list(read_manifest(published_manifest()).weights.values())
+EVERY = list(read_manifest(published_manifest()).weights.values())
+RECORDS = [record for record in EVERY if record.source != "zoo"]
+OWN = [record for record in EVERY if record.source == "zoo"]
 MODELS = [
     *(
         f"{family}_resnet{depth}_os{stride}"
@@ -30,6 +34,8 @@ MODELS = [
     ),
     *(f"semanticfpn_resnet{depth}" for depth in (50, 101)),
 ]
+
+OWN_MODELS = ["semanticfpn_mobilenetv4_small"]
 
 each_record = pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.id)
 
@@ -43,10 +49,36 @@ def aliases(model: str) -> list[str]:
 # --- what was published -------------------------------------------------------------------------
 
 
-def test_there_are_ten_models_and_34_weights() -> None:
-    assert list_models() == MODELS
+def test_there_are_ten_published_models_34_weights_and_our_own() -> None:
+    assert list_models() == MODELS + OWN_MODELS
     assert len(RECORDS) == 34 == len({record.id for record in RECORDS})
-    assert list_weights() == RECORDS
+    assert list_weights() == EVERY == RECORDS + OWN
+
+
+@pytest.mark.parametrize("record", OWN, ids=lambda record: record.id)
+def test_our_own_weights_come_with_the_package_and_say_everything(record: Weights) -> None:
+    (file,) = record.files
+    assert file.packaged and file.packaged.stat().st_size == file.size and file.size <= 6_000_000
+    assert hashlib.sha256(file.packaged.read_bytes()).hexdigest() == file.sha256
+    assert [(metric.split, metric.status) for metric in record.metrics] == [("val", "reproduced")]
+    assert record.licence.data and "research" in record.licence.data and "research" in (record.licence.weights or "")
+    assert record.recipe.epochs and record.recipe.iterations
+    model = create_model(record.model, record)
+    assert sum(parameter.numel() for parameter in model.parameters()) == record.parameters
+    assert model.classes == record.classes and not model.training
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+    assert next(iter(getattr(zoo_seg, record.model)(pretrained=record.dataset).parameters())).equal(
+        next(iter(model.parameters()))
+    )
+
+
+def test_a_damaged_packaged_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (record,) = OWN
+    damaged = tmp_path / record.files[0].name
+    damaged.write_bytes(b"damaged")
+    monkeypatch.setattr(File, "packaged", damaged)
+    with pytest.raises(HashMismatchError, match="install zoo_seg again"):
+        create_model(record.model, record)
 
 
 @pytest.mark.parametrize(
@@ -185,7 +217,7 @@ def test_bare_data_set_is_the_default_tag_and_every_alias_works(model: str) -> N
     ],
 )
 def test_filters(filters: dict[str, Any], expected: Callable[[Weights], bool]) -> None:
-    assert list_weights(**filters) == [record for record in RECORDS if expected(record)]
+    assert list_weights(**filters) == [record for record in EVERY if expected(record)]
 
 
 @pytest.mark.parametrize("sort", ["dataset", "model", "source", "miou", "parameters"])
@@ -193,7 +225,7 @@ def test_sorting(sort: Any) -> None:
     records = list_weights(sort=sort)
     values = [getattr(record, sort) for record in records]
     assert values == sorted(values, reverse=sort == "miou")
-    assert sorted(record.id for record in records) == sorted(record.id for record in RECORDS)
+    assert sorted(record.id for record in records) == sorted(record.id for record in EVERY)
 
 
 @pytest.mark.parametrize(
@@ -220,8 +252,8 @@ def test_unknown_names_are_answered_with_near_ones(call: Callable[[], object], m
 
 def test_own_weights_stand_beside_the_published(zoo: Zoo) -> None:
     records = list_weights()
-    assert records[:34] == RECORDS
-    assert [record.id for record in records[34:]] == ["toy_r50.toys_me", "toy_r50.games_me"]
+    assert records[: len(EVERY)] == EVERY
+    assert [record.id for record in records[len(EVERY) :]] == ["toy_r50.toys_me", "toy_r50.games_me"]
     record = get_weights("toy_r50", "toys")
     assert record.classes == ("ground", "wall", "sky") and record.licence.code == "MIT"
     assert list_models("toy*") == ["toy_r50"]
@@ -246,9 +278,9 @@ def test_a_changed_manifest_is_read_again(tmp_path: Path, monkeypatch: pytest.Mo
     path = tmp_path / "mine.json"
     path.write_text('{"schema_version": 1}')
     monkeypatch.setenv("ZOO_SEG_MANIFEST", str(path))
-    assert len(load_manifest().weights) == 34
+    assert len(load_manifest().weights) == len(EVERY)
     path.write_text(json.dumps(toy_manifest()))
-    assert len(load_manifest().weights) == 36
+    assert len(load_manifest().weights) == len(EVERY) + 2
 
 
 Place = tuple[str | int, ...]
@@ -314,7 +346,7 @@ MISTAKES: list[tuple[Callable[[dict[str, Any]], None], Place, str]] = [
     (put(*TOY, "model", value="toy_r51"), (*TOY, "model"), "did you mean 'toy_r50'"),
     (put(*TOY, "model", value=["toy_r50"]), (*TOY, "model"), 'no model ["toy_r50"]'),
     (put(*TOY, "dataset", value="toy"), (*TOY, "dataset"), "did you mean 'toys'"),
-    (put(*TOY, "source", value="you"), (*TOY, "source"), "known are ssseg, mmseg, me"),
+    (put(*TOY, "source", value="you"), (*TOY, "source"), "known are ssseg, mmseg, zoo, me"),
     (put(*TOY, "dataset", value="games"), TOY, "the id must be '<model>.<dataset>_<source>', here 'toy_r50.games_me'"),
     (put(*TOY, value=[]), TOY, "expected an object"),
     (drop(*TOY, "recipe"), TOY, "the key 'recipe' is missing"),
