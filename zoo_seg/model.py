@@ -17,7 +17,7 @@ from torch import nn
 
 from zoo_seg.data.labels import voc_palette
 from zoo_seg.errors import CheckpointError, OptionError, UnknownNameError
-from zoo_seg.inference.picture import Picture
+from zoo_seg.inference.picture import Picture, read_picture
 from zoo_seg.inference.predictor import Predictor
 from zoo_seg.inference.segmentation import Segmentation
 from zoo_seg.manifest import Architecture, Licence, Metric, Preprocess, Recipe, Weights, get_weights
@@ -320,8 +320,8 @@ class SegmentationModel(SegmentationNetwork):
             OptionError: the network was put together by hand, or `repo_id` is no name of a repository.
         """
         config = self._config(None, (), None, None)
+        picture = self._drawn_street() if example is None else read_picture(example)
         target = huggingface.open_target(repo_id, private=private, revision=revision, token=token)
-        picture = example if example is not None else self._drawn_street()
         overlay = None if picture is None else self.predict(picture).overlay(legend=True)
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)

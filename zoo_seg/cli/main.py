@@ -82,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_predict(verbs)
     _add_evaluate(verbs)
     _add_finetune(verbs)
+    _add_push(verbs)
     return parser
 
 
@@ -242,6 +243,31 @@ def _add_finetune(verbs: Any) -> None:
         _add_setting(parser, each.name, hints[each.name], each.default, each.metadata["help"])
 
 
+def _add_push(verbs: Any) -> None:
+    parser = _verb(
+        verbs,
+        "push",
+        "put a network on the Hugging Face Hub",
+        "Write a network, its description and a model card into a repository of the Hugging Face Hub, which is made "
+        "where it does not exist. The card tells the measured numbers with their protocol, the recipe and the "
+        "licences; one that you have changed in DIR goes along as it is. Credentials are those of 'hf auth login', or "
+        "HF_TOKEN.",
+        "  zoo-seg push runs/mine org/my-network --private\n"
+        "  zoo-seg push pspnet_resnet50_os8.ade20k org/pspnet-ade20k\n"
+        "  zoo-seg push my.pth org/my-network --model fcn_resnet50_os8",
+    )
+    parser.add_argument(
+        "weights", type=_path, metavar="DIR|ID", help="a folder that finetune wrote, an id (model.tag), or a file"
+    )
+    parser.add_argument("repository", metavar="ORG/REPO", help="where to put it")
+    parser.add_argument("--model", metavar="NAME", help="a model name, for a file or a link without description")
+    parser.add_argument("--private", action="store_true", help="make the repository private")
+    parser.add_argument("--revision", metavar="NAME", help="the branch to write to (default main)")
+    parser.add_argument(
+        "--example", type=_path, metavar="PICTURE", help="shown on the card under the network's colours"
+    )
+
+
 def _add_setting(parser: argparse.ArgumentParser, name: str, kind: Any, default: Any, text: str) -> None:
     """An option for a field of `Settings`, by its type."""
     flag = "--" + name.replace("_", "-")
@@ -286,13 +312,17 @@ def _add_predict(verbs: Any) -> None:
         "Write <stem>_mask.png (a palette PNG of class ids) and <stem>_overlay.png for each picture, under the "
         "picture's folder below --out. What is there already is kept; a broken picture is named and passed over, and "
         "the exit code is 1 then. Of a folder every picture is taken, links to pictures included; links to folders "
-        "and hidden files are passed over.",
+        "and hidden files are passed over. Of a clip one overlay is written, without sound; it needs "
+        "pip install 'zoo_seg[video]'.",
         "  zoo-seg predict street.jpg\n"
         "  zoo-seg predict street.jpg --model pspnet_resnet50_os8 --weights ade20k --out out/\n"
-        "  zoo-seg predict pictures/ 'more/*.png' --weights fcn_resnet101_os8.cityscapes --out out/ --dtype bfloat16",
+        "  zoo-seg predict pictures/ 'more/*.png' --weights fcn_resnet101_os8.cityscapes --out out/ --dtype bfloat16\n"
+        "  zoo-seg predict clip.mp4 --out clip_overlay.mp4",
     )
-    parser.add_argument("paths", nargs="+", type=_path, metavar="PATH", help="pictures, whole folders or globs")
-    parser.add_argument("--out", default="out", type=_path, metavar="DIR", help="where to write (default out)")
+    parser.add_argument(
+        "paths", nargs="+", type=_path, metavar="PATH", help="pictures, whole folders, globs; or a clip"
+    )
+    parser.add_argument("--out", default="out", type=_path, metavar="DIR", help="where to write (default out); or CLIP.mp4")
     parser.add_argument("--model", metavar="NAME", help="a model name; not needed where --weights is an id or a folder")
     parser.add_argument(
         "--weights",
@@ -314,7 +344,9 @@ def _add_predict(verbs: Any) -> None:
         metavar="SIZE",
         help="'published' (the weights' test size), 'none', or pixels for the shorter side",
     )
-    parser.add_argument("--batch-size", type=_whole, default=1, metavar="N", help="pictures of one size at a time")
+    parser.add_argument(
+        "--batch-size", type=_whole, metavar="N", help="pictures of one size at a time (default 1; a clip on a GPU: 8)"
+    )
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: cuda where there is one)")
     parser.add_argument("--compile", action="store_true", help="torch.compile; pays with many pictures of one size")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="to compute in")

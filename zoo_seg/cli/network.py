@@ -15,6 +15,8 @@ from zoo_seg.inference.predictor import choose_device
 from zoo_seg.inference.protocol import Mode, Protocol
 from zoo_seg.manifest import get_architecture, get_weights, list_weights
 from zoo_seg.model import SegmentationModel
+from zoo_seg.weights.folder import is_network
+from zoo_seg.weights.huggingface import repository
 
 _LARGEST_SCALE = 8
 """Beyond it memory runs out; whoever writes more means percent."""
@@ -37,7 +39,7 @@ def load_network(arguments: argparse.Namespace) -> SegmentationModel:
         if weights is None:
             raise OptionError(f"{name} has no published weights; add --weights with a path or a link")
         name = None
-    if Path(weights).is_dir():
+    if is_network(weights) or (weights.startswith("hf://") and repository(weights)):
         return from_pretrained(weights) if name is None else create_model(name, weights)
     if name is None:
         model, dot, tag = weights.partition(".")

@@ -94,9 +94,9 @@ def _title(config: Config) -> str:
 
 
 def _introduction(config: Config) -> Iterator[str]:
-    size, resize = "at the picture's own size", config.preprocess.resize
+    size, resize = "in their own size", config.preprocess.resize
     if resize:
-        size = f"resized to a shorter side of {resize.short} pixels, the longer one at most {resize.long}"
+        size = f"with a shorter side of {resize.short} pixels, the longer one at most {resize.long}"
     paper = f" ([paper]({_text(config.architecture.paper)}))" if config.architecture.paper else ""
     yield (
         f"Semantic segmentation: a class for every pixel of a picture. `{_text(described(config.architecture))}`, a "

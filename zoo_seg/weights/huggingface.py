@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import re
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -125,9 +126,12 @@ def _commit(repository: Repository) -> str | None:
         return known
     if found is None:
         return None
-    note.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(note) as temporary:
-        temporary.write_text(found.commit, encoding="ascii")
+    if not re.fullmatch(r"\w{1,64}", found.commit or "", re.ASCII):
+        raise DownloadError(f"what answers for {repository.name} names no commit as the Hub does; check HF_ENDPOINT")
+    with suppress(OSError):  # a read-only cache that has the files is good enough
+        note.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(note) as temporary:
+            temporary.write_text(str(found.commit), encoding="ascii")
     return found.commit
 
 
@@ -137,7 +141,7 @@ class _Unreachable(Exception):
 
 @dataclass(frozen=True)
 class _Found:
-    commit: str
+    commit: str | None
     size: int | None
     sha256: str | None
     """Known of large files only."""
@@ -162,10 +166,8 @@ def _ask(repository: Repository, name: str) -> _Found | None:
             f"{api.endpoint} does not answer for {repository.name} ({type(error).__name__}: {plain(error)}); "
             "try again later, or set HF_ENDPOINT to a mirror of the Hub"
         ) from _Unreachable()
-    if not re.fullmatch(r"\w{1,64}", found.commit_hash or "", re.ASCII):
-        raise DownloadError(f"{api.endpoint} does not answer as the Hugging Face Hub does; check HF_ENDPOINT")
     sha256 = found.etag if re.fullmatch("[0-9a-f]{64}", found.etag or "") else None
-    return _Found(str(found.commit_hash), found.size, sha256)
+    return _Found(found.commit_hash, found.size, sha256)
 
 
 def _fetch(repository: Repository, name: str, progress: bool) -> bool:
