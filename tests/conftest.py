@@ -4,16 +4,30 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from reliability import Reliability
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers that each start a thread per core wait for one another
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--write-reliability", action="store_true", help="write the tables of docs/reliability.md")
+
+
+@pytest.fixture(scope="session")
+def reliability(request: pytest.FixtureRequest) -> Iterator[Reliability]:
+    """The tables of docs/reliability.md."""
+    tables = Reliability(request.config.getoption("--write-reliability"))
+    yield tables
+    tables.finish()
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Literal
+
+import requests
 
 PIECE = 1 << 14
 DATE = "Mon, 01 Jan 2024 00:00:00 GMT"
@@ -77,6 +80,11 @@ class Server(ThreadingHTTPServer):
     def sent(self) -> int:
         return sum(asked.sent for asked in self.asked)
 
+    def reach(self, url: str, **options: Any) -> requests.Response:
+        """A `requests.get` for which this server is every https host; the host is the path's first part."""
+        assert url.startswith("https://"), f"{url} was asked for"
+        return requests.api.get(url.replace("https:/", self.base), **options)
+
     def handle_error(self, *args: object) -> None:
         pass  # a client that goes away is part of the plan
 
@@ -110,8 +118,15 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body[start : start + PIECE])
             self.asked.sent += len(body[start : start + PIECE])
 
+    def reset(self) -> None:
+        """End the connection as a crash does."""
+        self.wfile.flush()
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        with suppress(OSError):
+            self.connection.close()
 
-Step = Callable[[_Handler, "bytes | None"], None]
+
+Step = Callable[[_Handler, "bytes | None"], object]
 
 
 def _head(handler: _Handler, body: bytes, etag: str | None, ranges: bool) -> tuple[int, dict[str, str], int]:
@@ -131,8 +146,10 @@ def serve(
     etag: str | None = "default",
     ranges: bool = True,
     stop: int | None = None,
-    how: str = "close",
-    announce: int | None = None,
+    how: Literal["close", "reset", "stall"] = "close",
+    announce: object = None,
+    framing: Literal["length", "chunks", "none"] = "length",
+    other: bytes | None = None,
     headers: dict[str, str] | None = None,
 ) -> Step:
     """Send the file, ranges included.
@@ -143,6 +160,8 @@ def serve(
         stop: bytes of the body after which the connection ends,
         how: namely by "close", "reset" or "stall" (until the server ends).
         announce: a `Content-Length` that is not true.
+        framing: how the end of the body is told: by its length, by chunks, or not at all.
+        other: bytes of another file, under the same name.
         headers: further ones.
     """
 
@@ -150,30 +169,62 @@ def serve(
         if body is None:
             return status(404)(handler, None)
         tag = handler.server.etags.get(handler.asked.path, '"v1"') if etag == "default" else etag
+        body = other or body
         code, head, start = _head(handler, body, tag, ranges)
         if announce is not None:
             head["Content-Length"] = str(announce)
-        handler.answer(code, head | (headers or {}), body[start : None if stop is None else start + stop])
+        if framing != "length":
+            del head["Content-Length"]
+        piece = body[start : None if stop is None else start + stop]
+        if framing == "chunks":
+            head["Transfer-Encoding"] = "chunked"
+            piece = b"%x\r\n%b%b" % (len(body) - start, piece, b"" if stop else b"\r\n0\r\n\r\n")
+        handler.answer(code, head | (headers or {}), piece)
         if stop is not None and how == "stall":
             handler.server.release.wait(20)
         if stop is not None and how == "reset":
-            handler.wfile.flush()
-            handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            with suppress(OSError):
-                handler.connection.close()
+            handler.reset()
         return None
 
     return step
 
 
+def silence(beginning: bytes = b"") -> Step:
+    """No answer, or the beginning of one, until the client goes or the server ends."""
+    return lambda handler, body: (handler.wfile.write(beginning), handler.server.release.wait(20))
+
+
+def hang_up(how: Literal["close", "reset"] = "close") -> Step:
+    """No answer; the connection ends."""
+    return lambda handler, body: handler.reset() if how == "reset" else None
+
+
+def raw(answer: bytes) -> Step:
+    """These bytes instead of an answer."""
+    return lambda handler, body: handler.wfile.write(answer)
+
+
+def trickle(answer: bytes, at_once: int = 0) -> Step:
+    """These bytes instead of an answer, a few now and then, so that none is ever long in coming."""
+
+    def step(handler: _Handler, body: bytes | None) -> None:
+        handler.wfile.write(answer[:at_once])
+        with suppress(OSError):
+            for start in range(at_once, len(answer), 8):
+                handler.wfile.write(answer[start : start + 8])
+                handler.server.release.wait(0.02)
+
+    return step
+
+
 def status(code: int, **headers: str) -> Step:
-    """An error without a body; `Retry_After="1"` is the header Retry-After."""
+    """An answer without a body; `Retry_After="1"` is the header Retry-After."""
     fields = {key.replace("_", "-"): value for key, value in headers.items()}
     return lambda handler, body: handler.answer(code, {"Content-Length": "0", **fields})
 
 
 def redirect(to: str) -> Step:
-    return lambda handler, body: handler.answer(302, {"Location": to, "Content-Length": "0"})
+    return status(302, Location=to)
 
 
 def send(body: bytes, kind: str = "application/octet-stream", **headers: str) -> Step:

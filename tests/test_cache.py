@@ -14,40 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from records import ID, LINK, record
 from servers import Server, send, status, zip_payload
 
 from zoo_seg import settings
 from zoo_seg.errors import DownloadError, HashMismatchError, OfflineError, OptionError
-from zoo_seg.manifest import File, Licence, Preprocess, Provenance, Recipe, Weights
+from zoo_seg.manifest import File, Weights
 from zoo_seg.weights import cache, download
 
 BODY, OTHER = zip_payload(20_000), zip_payload(20_000, seed=1)
 SHA256, OTHER_SHA256 = hashlib.sha256(BODY).hexdigest(), hashlib.sha256(OTHER).hexdigest()
-ID = "fcn_resnet50_os8.toy_test"
-LINK = "https://zoo.test/w.pth"
-
-
-def record(*files: File) -> Weights:
-    """A record with these files; without any, one file that nobody published a hash of."""
-    return Weights(
-        id=ID,
-        model="fcn_resnet50_os8",
-        tag="toy_test",
-        dataset="toy",
-        source="test",
-        num_classes=2,
-        classes=("a", "b"),
-        palette=((0, 0, 0), (255, 0, 0)),
-        protocol="ssseg",
-        files=files or (File(LINK),),
-        metrics=(),
-        recipe=Recipe("train", (64, 64), 8, 1, None, "sgd", 0.01, "poly"),
-        preprocess=Preprocess((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), None),
-        licence=Licence(None, None, None),
-        provenance=Provenance("https://zoo.test", None, None, None),
-        parameters=1,
-    )
-
 
 UNPINNED = record()
 PINNED = dataclasses.replace(UNPINNED, files=(File(LINK, size=len(BODY), sha256=SHA256),))
@@ -250,9 +226,7 @@ def test_a_mirror_folder_comes_first_and_works_offline(
 def test_a_mirror_server_comes_first_under_each_name(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ZOO_SEG_MIRROR", f"{server.base}/zoo/")
     server.files["zoo/copy.pth"] = BODY
-    weights = record(
-        File(LINK, mirrors=("https://other.test/copy.pth", "https://other.test/..", "https://x.test/a?b=c"))
-    )
+    weights = record(File(LINK, mirrors=("https://other.test/copy.pth",)))
     assert cache.fetch(weights).path.name == "w.pth"
     assert [asked.path for asked in server.asked] == ["zoo/w.pth", "zoo/copy.pth"]
     monkeypatch.setenv("ZOO_SEG_MIRROR", "https://zoo.test/empty")

@@ -12,9 +12,9 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime, timezone
 from logging import getLogger
 from pathlib import Path
@@ -25,7 +25,7 @@ from zoo_seg import settings
 from zoo_seg.errors import DownloadError, HashMismatchError, OfflineError, OptionError
 from zoo_seg.manifest import File, Weights
 from zoo_seg.weights.download import Downloaded, Source, download, shown
-from zoo_seg.weights.files import check_weight_file, exclusive, file_path, hash_file, replacing
+from zoo_seg.weights.files import check_weight_file, exclusive, file_path, hash_file, replacing, sweep
 
 _log = getLogger("zoo_seg")
 
@@ -70,11 +70,15 @@ class Verified:
 
 
 def read_record(path: Path) -> Record | None:
-    """The record of the file at `path`, None where there is none that can be read."""
+    """The record of the file at `path`, None where there is none that can be read.
+
+    Another version of this library may have written it, with keys that this one does not know.
+    """
     try:
-        record = Record(**json.loads(_record_path(path).read_text(encoding="utf-8")))
-        return record if re.fullmatch("[0-9a-f]{64}", record.sha256) else None
-    except (OSError, ValueError, TypeError):
+        values = json.loads(_record_path(path).read_text(encoding="utf-8"))
+        record = Record(*(values.get(field.name) for field in fields(Record)))
+        return record if isinstance(record.size, int) and re.fullmatch("[0-9a-f]{64}", record.sha256) else None
+    except (OSError, ValueError, TypeError, AttributeError):
         return None
 
 
@@ -127,13 +131,15 @@ def fetch(weights: Weights, *, progress: bool = True) -> CachedFile:
         OfflineError: the file is not here and the network is switched off.
         DownloadError: no source gave the file, or the cache cannot be written.
     """
-    if found := _packaged(weights) or _cached(weights):
-        return found
-    with _writing(_folder(weights)) as alone:
-        if found := _cached(weights):  # another process was faster
-            return found
-        file, got = _obtain(weights, _folder(weights), resume=alone, progress=progress)
-        return CachedFile(got.path, _remember(got, file.sha256), _claim(file, got.sha256))
+
+    def fetched() -> CachedFile:
+        with _writing(_folder(weights)) as alone:
+            if found := _cached(weights):  # another process was faster
+                return found
+            file, got = _obtain(weights, _folder(weights), resume=alone, progress=progress)
+            return CachedFile(got.path, _remember(got, file.sha256), _claim(file, got.sha256))
+
+    return _packaged(weights) or _cached(weights) or _whatever_is_removed(fetched)
 
 
 def export(weights: Weights, folder: Path, *, progress: bool = True) -> Path:
@@ -215,6 +221,8 @@ def _obtain(weights: Weights, folder: Path, *, resume: bool, progress: bool) -> 
         try:
             return file, _get(_sources(file), folder / file.name, cached, file, resume=resume, progress=progress)
         except DownloadError as error:
+            if isinstance(error.__cause__, OSError):  # of this disk: another file fares no better
+                raise
             failures.append(error)
     reasons = "\n".join(str(error) for error in failures)
     if any(isinstance(error, HashMismatchError) for error in failures):
@@ -275,19 +283,38 @@ def fetch_link(url: str, *, progress: bool = True) -> CachedFile:
     if re.fullmatch("hf://[^/]+/[^/]+", url):
         url += "/model.safetensors"
     folder = settings.home() / "links" / hashlib.sha256(url.encode()).hexdigest()[:16]
-    path = folder / _safe_name(unquote(re.split("[?#]", url)[0].rpartition("/")[2]))
-    if sha256 := _trusted(path, None):
-        return CachedFile(path, sha256)
+    return fetch_file(url, folder / _safe_name(unquote(re.split("[?#]", url)[0].rpartition("/")[2])), progress=progress)
+
+
+def fetch_file(
+    url: str,
+    path: Path,
+    published: File | None = None,
+    *,
+    check: Callable[[Path], None] = check_weight_file,
+    progress: bool = True,
+) -> CachedFile:
+    """The file behind one link, kept at `path` in the cache and held to what is published of it.
+
+    Raises as `fetch` does; `check` is that of `download`.
+    """
+    sha256 = published.sha256 if published else None
+
+    def fetched() -> CachedFile:
+        with _writing(path.parent) as alone:
+            if known := _trusted(path, sha256):
+                return CachedFile(path, known)
+            got = _get([Source(url)], path, path, published, check=check, resume=alone, progress=progress)
+            return CachedFile(path, _remember(got, sha256))
+
+    if known := _trusted(path, sha256):
+        return CachedFile(path, known)
     if settings.offline():
         raise OfflineError(
             f"{shown(url)} is not in the cache ({path}), and ZOO_SEG_OFFLINE or HF_HUB_OFFLINE switches the network "
             "off; copy the file to this machine and pass its path"
         )
-    with _writing(folder) as alone:
-        if sha256 := _trusted(path, None):
-            return CachedFile(path, sha256)
-        got = _get([Source(url)], path, path, None, resume=alone, progress=progress)
-        return CachedFile(path, _remember(got, None))
+    return _whatever_is_removed(fetched)
 
 
 def _safe_name(name: str) -> str:
@@ -298,15 +325,43 @@ def _safe_name(name: str) -> str:
 # --- shared by both -----------------------------------------------------------------------------
 
 
+def _whatever_is_removed(fetched: Callable[[], CachedFile]) -> CachedFile:
+    """Fetch, and once more should someone remove the cache, or an unfinished file in it, in the meantime."""
+    try:
+        return fetched()
+    except DownloadError as error:
+        if not isinstance(error.__cause__, FileNotFoundError):
+            raise
+    _log.warning("a file in the cache was removed while it was written; it is fetched again")
+    return fetched()
+
+
 def _get(
-    sources: Sequence[Source], destination: Path, cached: Path, file: File | None, *, resume: bool, progress: bool
+    sources: Sequence[Source],
+    destination: Path,
+    cached: Path,
+    file: File | None,
+    *,
+    check: Callable[[Path], None] = check_weight_file,
+    resume: bool,
+    progress: bool,
 ) -> Downloaded:
     """Download, held to the published sha256, else to the one recorded when the file `cached` first came."""
     size, published = (file.size, file.sha256) if file else (None, None)
+    claimed = file.sha256_prefix_claimed.lower() if file and file.sha256_prefix_claimed else None
     record = read_record(cached)
     expected = published or (record.sha256 if record else None)
     try:
-        return download(sources, destination, size=size, sha256=expected, resume=resume, progress=progress)
+        return download(
+            sources,
+            destination,
+            size=size,
+            sha256=expected,
+            claimed=claimed,
+            check=check,
+            resume=resume,
+            progress=progress,
+        )
     except HashMismatchError as error:
         if published:
             raise
@@ -319,7 +374,13 @@ def _get(
 def _remember(got: Downloaded, published: str | None) -> str:
     if not published:
         _log.info("no sha256 is published for %s; later downloads must have this one: %s", got.path.name, got.sha256)
-    return write_record(got.path, sha256=got.sha256, url=got.url, etag=got.etag)
+    try:
+        return write_record(got.path, sha256=got.sha256, url=got.url, etag=got.etag)
+    except FileNotFoundError:  # the whole folder is gone
+        raise
+    except OSError as error:
+        _log.warning("%s is good, but no record of it could be written (%s)", got.path, error)
+        return got.sha256
 
 
 @contextmanager
@@ -331,6 +392,8 @@ def _writing(folder: Path) -> Iterator[bool]:
             _tag(settings.home() / "CACHEDIR.TAG")
         with exclusive(folder / ".lock") as alone:
             yield alone
+            if alone:
+                sweep(folder)
     except DownloadError:
         raise
     except OSError as error:

@@ -12,17 +12,22 @@ import random
 import re
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from logging import getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urljoin, urlsplit, urlunsplit
 
 from zoo_seg.errors import DownloadError, HashMismatchError
 from zoo_seg.weights.files import check_weight_file, describe, file_path
-from zoo_seg.weights.partial import MAX_UNANNOUNCED, Partial, Unfit, Version, http_date
+from zoo_seg.weights.partial import MAX_UNPUBLISHED, Partial, Unfit, Version, http_date
+from zoo_seg.weights.refusals import explain, plain
 
 if TYPE_CHECKING:  # requests, filelock and tqdm are imported where a download really happens
     import requests
@@ -31,6 +36,8 @@ CONNECT_TIMEOUT = 10.0
 """Seconds to wait for a connection."""
 READ_TIMEOUT = 30.0
 """Seconds without a byte before the connection counts as broken."""
+SLOWEST = 1024
+"""Bytes a second, over as long: what comes more slowly is a trickle, and counts as broken too."""
 BACKOFF, MAX_BACKOFF = 1.0, 30.0
 """Seconds before the second attempt, doubled with each one that brought nothing, and the most."""
 MAX_RETRY_AFTER = 120.0
@@ -38,8 +45,10 @@ MAX_RETRY_AFTER = 120.0
 PATIENCE, PROGRESS_COST = 4.0, 1 / 16
 """An attempt at a source costs 1, or `PROGRESS_COST` when it brought bytes; at 0 the source is given up."""
 MAX_REDIRECTS = 10
-CHUNK = 1 << 14
-"""Bytes read at once; no more than that is lost when a connection breaks."""
+CHUNK = 1 << 16
+"""Bytes read at once, at most."""
+
+_log = getLogger("zoo_seg")
 
 
 @dataclass(frozen=True)
@@ -59,6 +68,34 @@ class Downloaded:
     size: int
     sha256: str
     etag: str | None
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What is known of the file beforehand; see `download`."""
+
+    size: int | None
+    sha256: str | None
+    claimed: str | None
+    kind: Callable[[Path], None]
+
+    def check(self, partial: Partial) -> None:
+        try:
+            self.kind(partial.path)
+        except ValueError as error:
+            raise Unfit(str(error)) from None
+        if self.size not in (None, partial.size):
+            raise Unfit(f"found {partial.size} bytes, expected {self.size}")
+        if self.sha256 not in (None, partial.sha256):
+            raise _WrongHash(f"expected sha256 {self.sha256}, got {partial.sha256} ({partial.size} bytes)")
+
+    def seems_to_be(self, partial: Partial) -> bool:
+        """For a file put together of several answers, where doubt only costs a download."""
+        try:
+            self.check(partial)
+        except Unfit:
+            return False
+        return bool(self.sha256) or partial.sha256.startswith(self.claimed or "")
 
 
 class _Refused(Exception):
@@ -86,6 +123,7 @@ def download(
     *,
     size: int | None = None,
     sha256: str | None = None,
+    claimed: str | None = None,
     check: Callable[[Path], None] = check_weight_file,
     resume: bool = False,
     progress: bool = True,
@@ -97,6 +135,7 @@ def download(
         destination: the final path; its folder must exist. Nothing lies there until the file is complete.
         size: bytes, enforced where given.
         sha256: 64 hex digits, enforced where given.
+        claimed: what the sha256 begins with, if the publisher is right; never enforced.
         check: raises ValueError for a file that is not of the expected kind.
         resume: go on from what an interrupted process left, and leave the same to the next one. Only for a caller
             that holds an `exclusive` lock for this destination.
@@ -108,6 +147,7 @@ def download(
     """
     from tqdm import tqdm
 
+    wanted = _Wanted(size, sha256, claimed, check)
     silent = not (progress and sys.stderr and sys.stderr.isatty())
     failures: list[tuple[Source, Exception]] = []
     with tqdm(desc=destination.name, unit="B", unit_scale=True, disable=silent) as bar:
@@ -115,17 +155,18 @@ def download(
             partial = Partial(destination, size, resume, bar)
             try:
                 with partial:
-                    _TRANSPORTS.get(source.url.partition(":")[0], _from_web)(source, partial)
-                    _check_whole(partial, size, sha256, check)
+                    _fill(source, partial, wanted)
                     partial.publish()
             except (_Refused, Unfit) as refusal:
                 failures.append((source, refusal))
+                _log.info("%s: %s", shown(source.url), plain(refusal))
             except OSError as error:  # of this disk: a source's errors have all become refusals
                 raise _cannot_write(error, partial) from error
             else:
                 etag = partial.version.etag if partial.version else None
                 return Downloaded(destination, shown(source.url), partial.size, partial.sha256, etag)
-    reasons = "".join(f"\n  {shown(source.url)}: {reason}" for source, reason in failures) or " there is no source"
+    told = (f"\n  {shown(source.url)}: {plain(reason)}" for source, reason in failures)
+    reasons = "".join(told) or " there is no source"
     wrong = any(isinstance(reason, _WrongHash) for _, reason in failures)
     raise (HashMismatchError if wrong else DownloadError)(
         f"cannot download {destination.name}:{reasons}\n"
@@ -134,21 +175,22 @@ def download(
     )
 
 
-def _check_whole(partial: Partial, size: int | None, sha256: str | None, check: Callable[[Path], None]) -> None:
-    try:
-        check(partial.path)
-    except ValueError as error:
-        raise Unfit(str(error)) from None
-    if size not in (None, partial.size):
-        raise Unfit(f"found {partial.size} bytes, expected {size}")
-    if sha256 not in (None, partial.sha256):
-        raise _WrongHash(f"expected sha256 {sha256}, got {partial.sha256} ({partial.size} bytes)")
+def _fill(source: Source, partial: Partial, wanted: _Wanted) -> None:
+    """Fetch the whole file: from where an earlier process stopped, but from the beginning if that does not fit."""
+    transport = _TRANSPORTS.get(source.url.partition(":")[0], _from_web)
+    partial.adopt(shown(source.url))
+    transport(source, partial)
+    if partial.joined and not wanted.seems_to_be(partial):
+        _log.info("%s: what came in several answers is not one file; once more from the beginning", shown(source.url))
+        partial.restart()
+        transport(source, partial)
+    wanted.check(partial)
 
 
 def _cannot_write(error: OSError, partial: Partial) -> DownloadError:
     folder, missing = partial.path.parent, partial.limit - partial.size
     if error.errno in _DISK_FULL:
-        need = f"{missing} more bytes" if partial.limit < MAX_UNANNOUNCED else "more space"
+        need = f"{missing} more bytes" if partial.limit < MAX_UNPUBLISHED else "more space"
         return DownloadError(
             f"the disk is full: {partial.destination.name} needs {need} in {folder}; "
             "free some, or set ZOO_SEG_HOME to a folder on another disk"
@@ -196,15 +238,16 @@ def _from_hub(source: Source, partial: Partial) -> None:
         except Exception as error:  # of many kinds, differing by version
             if isinstance(error, OSError) and error.errno in _DISK_FULL:
                 raise
-            raise _Refused(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}") from None
+            refusal = explain(error, repository, revision) or f"{type(error).__name__}: {plain(error)}"
+            raise _Refused(refusal) from None
         partial.take(Path(path))
 
 
 def _from_web(source: Source, partial: Partial) -> None:
     """Fill `partial` over http(s): broken connections are taken up where they broke."""
     import requests
+    import urllib3
 
-    partial.adopt(shown(source.url))
     patience, delay, attempts = PATIENCE, BACKOFF, 0
     while not partial.version or partial.size != partial.version.total:
         before, attempts = partial.size, attempts + 1
@@ -213,7 +256,12 @@ def _from_web(source: Source, partial: Partial) -> None:
             return
         except _Broken as error:
             reason, wait = str(error), error.wait
-        except (requests.Timeout, requests.ConnectionError, requests.exceptions.ChunkedEncodingError) as error:
+        except (
+            requests.Timeout,
+            requests.ConnectionError,
+            requests.exceptions.ChunkedEncodingError,
+            urllib3.exceptions.HTTPError,
+        ) as error:
             reason, wait = _explain(error, partial), None
         except (requests.RequestException, ValueError) as error:  # no valid link
             raise _Refused(f"{type(error).__name__}: {error}") from None
@@ -240,18 +288,35 @@ def _receive(source: Source, partial: Partial) -> None:
         elif start != partial.size or (partial.version and not version.may_continue(partial.version)):
             partial.restart()
             raise _Broken("the server went on with another part of the file, or with another file", wait=0)
+        else:
+            partial.joined = True
         if partial.announced and total not in (None, partial.announced):
-            raise Unfit(f"the server announces {total} bytes, expected {partial.announced}")
-        for chunk in response.iter_content(CHUNK):
+            found = describe(next(response.iter_content(256), b""))
+            raise Unfit(f"the server announces {total} bytes, expected {partial.announced}; it sends {found}")
+        if not partial.announced and (total or 0) > MAX_UNPUBLISHED:
+            raise Unfit(f"the server announces {total} bytes; without a published size {MAX_UNPUBLISHED} are the most")
+        for chunk in _arriving(response):
             partial.append(chunk)
-    if partial.version and partial.version.total is not None and partial.size < partial.version.total:
-        raise _Broken(f"the connection ended after {partial.size} of {partial.version.total} bytes")
+    whole = partial.announced or (partial.version.total if partial.version else None)
+    if whole is not None and partial.size < whole:
+        raise _Broken(f"the connection ended after {partial.size} of {whole} bytes")
+
+
+def _arriving(response: requests.Response) -> Iterator[bytes]:
+    """The body in pieces as they come, so that nothing is lost with a connection that breaks."""
+    read = getattr(response.raw, "read1", response.raw.read)  # urllib3 has read1 since 2.2
+    since, size = time.monotonic(), 0
+    while chunk := read(CHUNK, decode_content=False):
+        yield chunk
+        size, elapsed = size + len(chunk), time.monotonic() - since
+        if elapsed > READ_TIMEOUT:
+            if size < SLOWEST * elapsed:
+                raise _Broken(f"only {size} bytes came in {elapsed:.0f} s")
+            since, size = time.monotonic(), 0
 
 
 def _open(source: Source, headers: dict[str, str]) -> requests.Response:
     """Follow redirects by hand. Each request is a new one: credentials meant for one host never reach another."""
-    import requests
-
     url, allowed = source.url, {"https", "http"} if source.allow_http else {"https"}
     for _ in range(MAX_REDIRECTS + 1):
         scheme = urlsplit(url).scheme
@@ -259,13 +324,35 @@ def _open(source: Source, headers: dict[str, str]) -> requests.Response:
             raise _Refused(f"{'redirected to ' + shown(url) if url != source.url else 'not https'}; only https is used")
         if scheme == "https":  # and from there never back to http
             allowed = {"https"}
-        timeout = (CONNECT_TIMEOUT, READ_TIMEOUT)
-        response = requests.get(url, headers=headers, stream=True, allow_redirects=False, timeout=timeout)
+        response = _ask(url, headers)
         if not response.is_redirect:
             return response
         response.close()
         url = urljoin(url, response.headers["Location"])
     raise _Refused(f"redirected more than {MAX_REDIRECTS} times, last to {shown(url)}: probably in a circle")
+
+
+def _ask(url: str, headers: dict[str, str]) -> requests.Response:
+    """One answer, as far as its head: a wait with an end, which neither the look-up of a name nor a head has of itself.
+
+    The thread of one that never comes is left behind.
+    """
+    import requests
+
+    answer: Future[requests.Response] = Future()
+
+    def ask() -> None:
+        try:
+            timeout = (CONNECT_TIMEOUT, READ_TIMEOUT)
+            answer.set_result(requests.get(url, headers=headers, stream=True, allow_redirects=False, timeout=timeout))
+        except BaseException as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        return answer.result(CONNECT_TIMEOUT + READ_TIMEOUT)
+    except FutureTimeoutError:
+        raise _Broken(f"no whole answer within {CONNECT_TIMEOUT + READ_TIMEOUT:g} s") from None
 
 
 def _check_answer(response: requests.Response, partial: Partial) -> tuple[int | None, int | None]:
@@ -291,7 +378,7 @@ def _check_answer(response: requests.Response, partial: Partial) -> tuple[int | 
     return (int(match[1]), None if match[2] == "*" else int(match[2])) if match else (-1, None)
 
 
-def _explain(error: requests.RequestException, partial: Partial) -> str:
+def _explain(error: Exception, partial: Partial) -> str:
     import requests
 
     if isinstance(error, requests.ConnectTimeout):

@@ -6,14 +6,28 @@ import errno
 import hashlib
 import json
 import os
+import re
+import shutil
+import time
 import uuid
 import zipfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from logging import getLogger
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
+
+if TYPE_CHECKING:
+    import filelock
+
+STUCK = 600.0
+"""Seconds without any change in its folder after which a lock is no longer waited for."""
+WAIT = 3.0
+"""Seconds between two looks at that folder."""
+
+_log = getLogger("zoo_seg")
 
 
 def check_weight_file(path: Path) -> None:
@@ -27,8 +41,7 @@ def check_weight_file(path: Path) -> None:
         head = file.read(256)
         header_size = int.from_bytes(head[:8], "little")
         if head.startswith(b"PK\x03\x04"):
-            if not zipfile.is_zipfile(path):
-                found = "a zip file without its end (cut off?)"
+            found = _zip_damage(path)
         elif head[8:9] == b"{" and header_size < 100 << 20:
             file.seek(8)
             size, expected = path.stat().st_size, _safetensors_size(file.read(header_size))
@@ -51,10 +64,32 @@ def _safetensors_size(header: bytes) -> int | None:
         return None
 
 
+def _zip_damage(path: Path) -> str | None:
+    """What is wrong with a zip file, by the checksums in it; None where they hold.
+
+    A checkpoint's entries lie unpacked, one after the other. What claims to hold more than the file has is not read.
+    """
+    if not zipfile.is_zipfile(path):
+        return "a zip file without its end (cut off?)"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+                return "a zip file of packed entries"
+            if sum(entry.file_size for entry in entries) > path.stat().st_size:
+                return "a zip file that claims to hold more than it has"
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+        return f"a broken zip file ({error})"
+    return f"a zip file in which {damaged!r} is damaged" if damaged else None
+
+
 def describe(head: bytes) -> str:
     """What a file that begins like this seems to be, in words."""
     if not head:
         return "an empty file"
+    if head.startswith(b"PK\x03\x04"):
+        return "a zip file"
     text = head.decode("utf-8", "replace").lstrip("\ufeff \t\r\n")
     beginning = f"beginning {text[:60]!r}"
     if text.startswith("version https://git-lfs"):
@@ -89,23 +124,49 @@ def hash_file(path: Path) -> str:
 def exclusive(lock: Path) -> Iterator[bool]:
     """Hold the lock file `lock`, so that others wait instead of doing the same work.
 
-    Yields False where the file system has no locks. Nothing depends on it but work done twice: every process writes
-    a file of its own and puts it in place in one step.
+    Yields False where the file system has no locks, or their holder is stuck. Nothing depends on it but work done
+    twice: every process writes a file of its own and puts it in place in one step.
     """
     import filelock
 
-    with ExitStack() as stack:
-        try:
-            handle = filelock.FileLock(str(lock))
-            try:
-                stack.enter_context(handle.acquire(timeout=3))
-            except filelock.Timeout:
-                getLogger("zoo_seg").info("waiting for another process that is busy in %s", lock.parent)
-                stack.enter_context(handle.acquire(timeout=-1))
-            held = True
-        except (OSError, NotImplementedError):
-            held = False
+    handle = filelock.FileLock(str(lock))
+    try:
+        held = _acquire(handle, lock.parent)
+    except (OSError, NotImplementedError):
+        held = False
+    try:
         yield held
+    finally:
+        with suppress(OSError):
+            handle.release()
+
+
+def _acquire(handle: filelock.BaseFileLock, folder: Path) -> bool:
+    """Wait for the lock for as long as its holder gets on with the files in `folder`."""
+    import filelock
+
+    seen, since = None, time.monotonic()
+    while True:
+        with suppress(filelock.Timeout):
+            handle.acquire(timeout=WAIT)
+        if isinstance(handle, filelock.SoftFileLock):  # a mere marker, for want of locks: it outlives a killed process
+            return False
+        if handle.is_locked:
+            return True
+        if seen is None:
+            _log.info("waiting for another process that is busy in %s", folder)
+        if (now := _state(folder)) != seen:
+            seen, since = now, time.monotonic()
+        elif time.monotonic() - since > STUCK:
+            _log.warning("whoever is busy in %s has done nothing for %d s; going on without waiting", folder, STUCK)
+            return False
+
+
+def _state(folder: Path) -> list[tuple[str, int, int]]:
+    with suppress(OSError):
+        entries = [(entry.name, entry.stat()) for entry in os.scandir(folder)]
+        return sorted((name, status.st_size, status.st_mtime_ns) for name, status in entries)
+    return []
 
 
 @contextmanager
@@ -117,6 +178,20 @@ def replacing(destination: Path) -> Iterator[Path]:
         replace_durably(temporary, destination)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed processes left in a folder, but not what a note invites to go on with.
+
+    For the holder of its lock, which alone writes there. Should another one write there all the same, without a lock,
+    then it misses its file and begins again.
+    """
+    for path in folder.iterdir():
+        unfinished = re.search(r"\.[0-9a-f]{12}\.part(\.json)?$|^\.hub-", path.name)
+        partner = path.name.removesuffix(".json") if path.suffix == ".json" else f"{path.name}.json"
+        if unfinished and not path.with_name(partner).exists():
+            with suppress(OSError):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def replace_durably(temporary: Path, destination: Path) -> None:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import time
 import uuid
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
@@ -20,8 +18,8 @@ from zoo_seg.weights.files import replace_durably
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-MAX_UNANNOUNCED = 4 << 30
-"""Bytes taken from a server that does not say how many will come."""
+MAX_UNPUBLISHED = 4 << 30
+"""Bytes taken of a file whose size nobody has published, whatever the server says of it."""
 
 
 class Unfit(Exception):
@@ -65,7 +63,7 @@ class Partial:
     def __init__(self, destination: Path, announced: int | None, resume: bool, bar: tqdm[NoReturn]) -> None:
         self.destination, self.announced, self._resume, self._bar = destination, announced, resume, bar
         self.path = destination.with_name(f"{destination.name}.{uuid.uuid4().hex[:12]}.part")
-        self.limit, self.size = announced or MAX_UNANNOUNCED, 0
+        self.limit, self.size = announced or MAX_UNPUBLISHED, 0
 
     def __enter__(self) -> Partial:
         self._create()
@@ -85,12 +83,14 @@ class Partial:
     def _create(self, version: Version | None = None) -> None:
         self._file = self.path.open("xb", buffering=0)  # unbuffered: a killed process leaves what it received
         self._digest, self.size = hashlib.sha256(), 0
+        self.joined = False
+        """Whether the bytes come from more than one answer."""
         self._expect(version)
 
     def _expect(self, version: Version | None) -> None:
         self.version = version
-        self.limit = self.announced or (version.total if version and version.total is not None else MAX_UNANNOUNCED)
-        self._bar.reset(self.limit if self.limit != MAX_UNANNOUNCED else None)
+        self.limit = self.announced or (version.total if version and version.total is not None else MAX_UNPUBLISHED)
+        self._bar.reset(self.limit if self.limit != MAX_UNPUBLISHED else None)
         self._bar.update(self.size)
         if version and version.validator and self._resume:
             _note_of(self.path).write_text(json.dumps(asdict(version)), encoding="utf-8")
@@ -105,7 +105,7 @@ class Partial:
 
     def append(self, chunk: bytes) -> None:
         if self.size + len(chunk) > self.limit:
-            unsaid = ", the most that is taken when no length is announced" if self.limit == MAX_UNANNOUNCED else ""
+            unsaid = ", the most that is taken when nobody says how many" if self.limit == MAX_UNPUBLISHED else ""
             raise Unfit(f"the file goes on beyond {self.limit} bytes{unsaid}")
         view = memoryview(chunk)
         while view:
@@ -133,6 +133,7 @@ class Partial:
                 if version.url == url and version.validator:
                     self.take(leftover)
                     self._expect(version)
+                    self.joined = True
                     _note_of(leftover).unlink(missing_ok=True)
                     return
             except (OSError, ValueError, TypeError):
@@ -143,10 +144,9 @@ class Partial:
         replace_durably(self.path, self.destination)
         _note_of(self.path).unlink(missing_ok=True)
         for leftover in _leftovers(self.destination) if self._resume else ():
-            with suppress(OSError):  # those without a note may belong to a process that has no locks
-                if _note_of(leftover).exists() or time.time() - leftover.stat().st_mtime > 86400:
-                    leftover.unlink()
-                    _note_of(leftover).unlink(missing_ok=True)
+            if _note_of(leftover).exists():
+                leftover.unlink(missing_ok=True)
+                _note_of(leftover).unlink(missing_ok=True)
 
 
 def _note_of(partial: Path) -> Path:
@@ -162,6 +162,6 @@ def http_date(value: str | None) -> datetime | None:
     """The date in a header, None where there is none."""
     try:
         date = parsedate_to_datetime(value or "")
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return date if date.tzinfo else date.replace(tzinfo=timezone.utc)
