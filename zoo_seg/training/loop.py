@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from zoo_seg.data.layouts import SegmentationData
 from zoo_seg.errors import OptionError, OutOfMemoryError, TrainingError, ZooSegError
 from zoo_seg.evaluation.measure import measure
+from zoo_seg.inference.memory import keep_large_blocks
 from zoo_seg.manifest import Metric, Protocol
 from zoo_seg.model import SegmentationModel
 from zoo_seg.training.journal import Journal
@@ -72,6 +73,7 @@ class Loop:
         facts: dict[str, Any],
         workers: int,
     ) -> None:
+        keep_large_blocks()
         self.data, self.samples, self.batches, self.settings = data, samples, batches, settings
         self.accelerator, self.run, self.facts, self.device = accelerator, run, facts, accelerator.device
         self.loader = DataLoader(
