@@ -3,10 +3,10 @@
     python benchmarks/loading.py [--data DIR] [--workers 0 1 2] [--crop 360 480] [--runs 3]
 
 Both sides read the same JPEG pictures and PNG masks (generated ones of 360x480, or the train split of a folder) and
-give batches of 8 normalised float32 crops with int64 masks. They take turns; the medians are printed. torchvision's
-transforms are those of `references/segmentation/presets.py`, on PIL pictures and on tensors: random size, flip,
-padding, random crop, normalising. Ours are the published protocol, with its colours (which the recipe has none of) and
-without.
+give batches of 8 normalised float32 crops with their masks. They take turns, each time in a process of its own; the
+medians are printed. torchvision's transforms are those of `references/segmentation/presets.py`, on PIL pictures and on
+tensors: random size, flip, padding, random crop, normalising. Ours are the published protocol, with its colours (which
+the recipe has none of) and without.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -33,6 +35,8 @@ from torchvision.transforms import v2
 from zoo_seg.data.layouts import SegmentationData, open_data
 from zoo_seg.training.samples import EpochBatches, TrainingSamples
 from zoo_seg.training.transforms import published_transforms
+
+Result = TypeVar("Result")
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 BATCH, WARM_UP = 8, 4
@@ -118,6 +122,20 @@ class Recipe(Dataset[tuple[Tensor, Tensor]]):
         return self.transform(picture, mask)
 
 
+def collate(samples: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """As `references/segmentation/utils.py`."""
+
+    def joined(parts: Sequence[Tensor], fill: int) -> Tensor:
+        largest = [max(sides) for sides in zip(*(part.shape for part in parts), strict=True)]
+        whole = parts[0].new_full((len(parts), *largest), fill)
+        for part, place in zip(parts, whole, strict=True):
+            place[..., : part.shape[-2], : part.shape[-1]].copy_(part)
+        return whole
+
+    images, masks = zip(*samples, strict=True)
+    return joined(images, 0), joined(masks, 255)
+
+
 # --- measuring ----------------------------------------------------------------------------------
 
 
@@ -129,12 +147,20 @@ class Speed:
     """Milliseconds of processor time a sample, in all processes: steadier than the rate on a shared machine."""
 
 
+def alone(function: Callable[..., Result], *arguments: Any) -> Result:
+    """In a process of its own: ours tunes the memory's allocator, of which the other side is to have nothing."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        return process.submit(function, *arguments).result()
+
+
 def measure(dataset: Dataset[Any], workers: int, batches: int) -> Speed:
     """Of a loader in full swing, whose batches are thrown away."""
+    torch.set_num_threads(1)  # with 0 workers; a worker has one thread anyway
     count = len(dataset)  # type: ignore[arg-type]
     order = EpochBatches(BATCH * (batches + WARM_UP), BATCH, seed=0)
     addresses = [[(index // count, index % count) for _, index in batch] for batch in order]
-    loader: Iterable[Any] = DataLoader(dataset, batch_sampler=addresses, num_workers=workers)
+    joined = collate if isinstance(dataset, Recipe) else None
+    loader: Iterable[Any] = DataLoader(dataset, batch_sampler=addresses, num_workers=workers, collate_fn=joined)
     before, started = processor_seconds(), 0.0
     for number, _ in enumerate(loader, start=1):
         if number == WARM_UP:
@@ -158,7 +184,6 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     options = parser.parse_args()
     crop = options.crop[0], options.crop[1]
-    torch.set_num_threads(1)  # with 0 workers; a worker has one thread anyway
 
     with tempfile.TemporaryDirectory() as scratch:
         data = open_data(options.data or draw(Path(scratch) / "drawn"))
@@ -176,7 +201,7 @@ def main() -> None:
         print(f"crop {crop[0]}x{crop[1]}, batches of {BATCH}; the factor is to the faster of torchvision's")
         for workers in options.workers:
             runs = [
-                {name: measure(side, workers, options.batches) for name, side in sides.items()}
+                {name: alone(measure, side, workers, options.batches) for name, side in sides.items()}
                 for _ in range(options.runs)
             ]
             rates = {name: statistics.median(run[name].rate for run in runs) for name in sides}
