@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 import timm
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -27,13 +28,25 @@ class _PaddedBackbone(nn.Module):
     def forward(self, x: Tensor) -> list[Tensor]:
         height, width = x.shape[-2:]
         multiple = self.reductions[-1]
-        maps = self.body(F.pad(x, (0, -width % multiple, 0, -height % multiple)))
+        right, bottom = (_steps(side, multiple) * multiple - side for side in (width, height))
+        maps = self.body(F.pad(x, (0, right, 0, bottom)))
         if self.channels_last:
             maps = [each.permute(0, 3, 1, 2) for each in maps]
         return [
-            each[..., : -(-height // stride), : -(-width // stride)]
+            _cut(each, _steps(height, stride), _steps(width, stride))
             for each, stride in zip(maps, self.reductions, strict=True)
         ]
+
+
+def _steps(side: int, stride: int) -> int:
+    """side / stride, rounded up; without negative numbers, which exported graphs round the other way."""
+    return (side + stride - 1) // stride
+
+
+def _cut(x: Tensor, height: int, width: int) -> Tensor:
+    if isinstance(height, torch.SymInt):  # a view of it would bind the exported graph to sizes that need a cut
+        return x.narrow_copy(-2, 0, height).narrow_copy(-1, 0, width)
+    return x[..., :height, :width]
 
 
 def _wants_multiples(module: nn.Module) -> bool:

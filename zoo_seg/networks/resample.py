@@ -15,7 +15,9 @@ from torch import Tensor
 
 def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Bilinear, `align_corners=False`, as both original projects do; (N, C, h, w) -> (N, C, *size)."""
-    if x.shape[-2:] == size:
+    sides = (*x.shape[-2:], *size)
+    # A graph that is exported for any size must not depend on whether this one is the same.
+    if not any(isinstance(side, torch.SymInt) for side in sides) and x.shape[-2:] == size:
         return x
     return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
 
