@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from timm.models import adapt_input_conv
@@ -23,8 +22,9 @@ from torch import Tensor, nn
 from zoo_seg.errors import CheckpointError
 from zoo_seg.manifest import Weights, get_weights
 from zoo_seg.weights import cache, huggingface
-from zoo_seg.weights.checkpoint import open_checkpoint
+from zoo_seg.weights.checkpoint import check_finite, open_checkpoint
 from zoo_seg.weights.convert import Layout, convert
+from zoo_seg.weights.digest import tensors_sha256 as digest
 from zoo_seg.weights.files import exclusive, replacing, sweep
 from zoo_seg.weights.folder import WEIGHTS, Config, is_network, read_config
 
@@ -32,6 +32,7 @@ _log = logging.getLogger("zoo_seg")
 
 _NAMING = "2"
 """Version of this library's own parameter names, kept in the copies so that old ones are made anew."""
+_MOST_CLASSES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -50,21 +51,26 @@ class Checkpoint:
     @property
     def num_classes(self) -> int:
         """Read from the classifier's shape."""
-        return int(self._require("head.classifier.weight").shape[0])
+        count = int(self._require("head.classifier.weight").shape[0])
+        if count > _MOST_CLASSES:
+            raise CheckpointError(f"{self.path} has {count} classes; a mask can hold {_MOST_CLASSES}")
+        return count
 
     @property
     def network_options(self) -> dict[str, Any]:
         """What the shapes say about the network: the heads' widths and which of Semantic FPN's necks it is."""
         options: dict[str, Any] = {"channels": int(self._require("head.classifier.weight").shape[1])}
         if "aux_head.classifier.weight" in self.tensors:
-            options["aux_channels"] = int(self.tensors["aux_head.classifier.weight"].shape[1])
+            options["aux_channels"] = int(self._require("aux_head.classifier.weight").shape[1])
         if "head.neck.lateral.0.bias" in self.tensors:
             options["neck"] = "conv"
         return options
 
     def _require(self, name: str) -> Tensor:
         if name not in self.tensors or self.tensors[name].ndim != 4:
-            raise CheckpointError(f"{self.path} has no {name!r}: it is not a network of this library's families")
+            raise CheckpointError(
+                f"{self.path} has no {name!r} of four dimensions: it is not a network of this library's families"
+            )
         return self.tensors[name]
 
 
@@ -118,7 +124,9 @@ def open_repository(repository: huggingface.Repository, *, progress: bool = True
 
 
 def _from_record(weights: Weights, progress: bool) -> Checkpoint:
-    checkpoint = _from_cache(cache.fetch(weights, progress=progress))
+    cached = cache.fetch(weights, progress=progress)
+    proven = cached.sha256 in {file.sha256 for file in weights.files}
+    checkpoint = _from_cache(cached, None if proven else weights.tensors_sha256)
     if checkpoint.num_classes != weights.num_classes:
         raise CheckpointError(
             f"{checkpoint.path} has {checkpoint.num_classes} classes, the record {weights.id} {weights.num_classes}; "
@@ -127,17 +135,21 @@ def _from_record(weights: Weights, progress: bool) -> Checkpoint:
     return replace(checkpoint, weights=weights)
 
 
-def _from_cache(file: cache.CachedFile) -> Checkpoint:
-    """Open a verified file by way of its safetensors copy, which is made on the first load."""
+def _from_cache(file: cache.CachedFile, tensors_sha256: str | None = None) -> Checkpoint:
+    """Open a verified file by way of its safetensors copy, which is made on the first load.
+
+    Args:
+        tensors_sha256: the digest that the tensors must have, where the hash of the file itself proves nothing.
+    """
     if file.path.suffix == ".safetensors":
-        return _open(file.path)
+        return _open(file.path, tensors_sha256)
     copy = file.path.with_name(f"{file.path.name}.{file.sha256[:12]}.safetensors")
     if checkpoint := _read_copy(copy):
         return checkpoint
     with exclusive(copy.with_name(".lock")) as alone:  # of many processes one reads the pickle, the others its copy
         if checkpoint := _read_copy(copy):
             return checkpoint
-        checkpoint = _open(file.path)
+        checkpoint = _open(file.path, tensors_sha256)
         try:
             _write_copy(checkpoint, copy, file.sha256)
             if alone:
@@ -163,15 +175,21 @@ def open_folder(folder: Path) -> Checkpoint:
     return checkpoint
 
 
-def _open(path: Path) -> Checkpoint:
+def _open(path: Path, tensors_sha256: str | None = None) -> Checkpoint:
     tensors, _ = open_checkpoint(path)
+    check_finite(path, tensors)
     renamed, layout = convert(tensors)
+    if tensors_sha256 and (found := digest(renamed)) != tensors_sha256:
+        raise CheckpointError(
+            f"{path} holds other tensors than were published: expected the digest {tensors_sha256}, got {found}; "
+            "delete it and fetch it from another source"
+        )
     return Checkpoint(path, {name: _full(tensor) for name, tensor in renamed.items()}, layout)
 
 
 def _full(tensor: Tensor) -> Tensor:
-    """Half precision is for small files; networks are built in float32."""
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+    """Other precisions are for files; networks are built in float32."""
+    return tensor.float() if tensor.is_floating_point() else tensor
 
 
 def _read_copy(copy: Path) -> Checkpoint | None:
@@ -220,7 +238,7 @@ def fill(network: nn.Module, checkpoint: Checkpoint, *, new_classifiers: bool = 
     stem = next(name for name, tensor in expected.items() if tensor.ndim == 4)
     channels = expected[stem].shape[1]
     claimed = checkpoint.config is not None and checkpoint.config.in_chans == channels
-    if stem in tensors and tensors[stem].ndim == 4 and tensors[stem].shape[1] != channels and not claimed:
+    if stem in tensors and tensors[stem].ndim == 4 and tensors[stem].shape[1] == 3 != channels and not claimed:
         tensors[stem] = adapt_input_conv(channels, tensors[stem])
     left_out = classifier_names(expected) if new_classifiers else set()
     for name in left_out:
@@ -230,7 +248,7 @@ def fill(network: nn.Module, checkpoint: Checkpoint, *, new_classifiers: bool = 
     rows += [
         (name, _shape(tensor), _shape(expected[name]))
         for name, tensor in tensors.items()
-        if name in expected and tensor.shape != expected[name].shape
+        if name in expected and _shape(tensor) != _shape(expected[name])
     ]
     if rows:
         raise CheckpointError(_table(checkpoint.path, rows))
@@ -238,7 +256,8 @@ def fill(network: nn.Module, checkpoint: Checkpoint, *, new_classifiers: bool = 
 
 
 def _shape(tensor: Tensor) -> str:
-    return "x".join(map(str, tensor.shape)) or "scalar"
+    kind = "" if tensor.is_floating_point() else " of whole numbers"
+    return ("x".join(map(str, tensor.shape)) or "scalar") + kind
 
 
 def _table(path: Path, rows: list[tuple[str, str, str]], most: int = 20) -> str:
