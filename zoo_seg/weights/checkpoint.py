@@ -13,7 +13,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from zoo_seg.errors import CheckpointError
-from zoo_seg.weights.claims import Claim, Damaged, Refused, Unsafe, read_claims
+from zoo_seg.weights.claims import Claim, Damaged, Refused, Unsafe, plain, read_claims
 
 T = TypeVar("T")
 
@@ -98,10 +98,10 @@ def _open_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise
     except Exception as error:  # of many kinds, differing by version
         raise CheckpointError(
-            f"{path} is not a whole safetensors file ({_first_line(error)}); fetch or copy it again"
+            f"{path} is not a whole safetensors file ({plain(error) or type(error).__name__}); fetch or copy it again"
         ) from None
     if twice:
-        raise CheckpointError(f"{path} was not opened: its header has {_printable(twice)} twice")
+        raise CheckpointError(f"{path} was not opened: its header has {twice[:60]!r} twice")
     return tensors, metadata
 
 
@@ -136,7 +136,7 @@ def _open_pickle(path: Path, *, is_zip: bool) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} was not opened: {error}") from None
     except Exception as error:  # torch raises almost anything on damaged data
         raise CheckpointError(
-            f"{path} is damaged or cut short ({_first_line(error)}); fetch or copy it again"
+            f"{path} is damaged or cut short ({plain(error) or type(error).__name__}); fetch or copy it again"
         ) from None
     tensors = _unwrap(content, Tensor, path)
     if {name: claim.shape for name, claim in claims.items()} != {
@@ -144,10 +144,6 @@ def _open_pickle(path: Path, *, is_zip: bool) -> dict[str, Tensor]:
     }:
         raise CheckpointError(f"{path} was not opened: it can be read in two ways; expected one")
     return tensors
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def _unwrap(content: Any, kind: type[T], path: Path) -> dict[str, T]:
@@ -161,7 +157,7 @@ def _unwrap(content: Any, kind: type[T], path: Path) -> dict[str, T]:
     tensors = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, kind)}
     if len(tensors) < len(content) or not content:
         others = [name for name in content if name not in tensors]
-        shown = ", ".join(f"{_printable(name)} ({type(content[name]).__name__})" for name in others[:3])
+        shown = ", ".join(f"{plain(name)} ({type(content[name]).__name__})" for name in others[:3])
         found = f"{shown} among {len(content)} entries" if others else "nothing"
         raise CheckpointError(
             f"{path} holds {found}; expected tensors by name, bare or under one of {', '.join(map(repr, _WRAPPERS))}"
@@ -179,7 +175,7 @@ def _mistake_in(tensors: Mapping[str, Tensor]) -> str | None:
     spans = []
     for name, tensor in tensors.items():
         if len(name) > MAX_NAME or not name.isprintable():
-            return f"a tensor has the name {_printable(name)}; expected at most {MAX_NAME} letters that can be printed"
+            return f"a tensor has the name {name[:60]!r}; expected at most {MAX_NAME} letters that can be printed"
         if tensor.dtype not in _DTYPES | _COUNTERS or tensor.layout != torch.strided or tensor.is_quantized:
             kind = str(tensor.dtype).removeprefix("torch.")
             return f"{name!r} is {kind}; expected dense values of float32, float64, float16 or bfloat16"
@@ -192,7 +188,3 @@ def _mistake_in(tensors: Mapping[str, Tensor]) -> str | None:
         if start < end:
             return f"{first!r} and {second!r} share bytes; expected each tensor to have its own (save clones of them)"
     return None
-
-
-def _printable(name: object) -> str:
-    return repr(str(name)[:60]) if not isinstance(name, str) or not name.isprintable() else name[:60]

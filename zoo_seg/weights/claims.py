@@ -76,7 +76,13 @@ def read_claims(path: Path) -> Any:
     except Refused:
         raise
     except Exception as error:  # zipfile and pickle raise almost anything on damaged data
-        raise Damaged(f"{type(error).__name__}: {str(error)[:200]}") from None
+        raise Damaged(f"{type(error).__name__}: {plain(error)}") from None
+
+
+def plain(text: object) -> str:
+    """What may have been written by a stranger, in a message: one line that can be printed, and not without end."""
+    first = str(text).strip().partition("\n")[0]
+    return "".join(letter if letter.isprintable() else "?" for letter in first[:200])
 
 
 # --- containers ---------------------------------------------------------------------------------
@@ -313,10 +319,9 @@ class _Reader(pickle._Unpickler):  # the C one believes what LONG_BINPUT says ab
     def find_class(self, module: str, name: str) -> Any:
         full = f"{'builtins' if module == '__builtin__' else module}.{name}"  # Python 2's name, as torch.save writes it
         if full not in _GLOBALS:
-            shown = "".join(letter if letter.isprintable() else "?" for letter in full)[:100]
             if module.partition(".")[0] == "torch":
-                raise Refused(f"it asks for {shown}; expected dense tensors of an ordinary type")
-            raise Unsafe(shown)
+                raise Refused(f"it asks for {plain(full)}; expected dense tensors of an ordinary type")
+            raise Unsafe(plain(full))
         return _GLOBALS[full]
 
     def persistent_load(self, pid: Any) -> Storage:
