@@ -74,9 +74,9 @@ class Hub(ThreadingHTTPServer):
 
 
 class _Refused(Exception):
-    def __init__(self, status: int, code: str = "", message: str = "refused") -> None:
+    def __init__(self, status: int, code: str = "", message: str = "refused", **further: str) -> None:
         super().__init__(message)
-        self.status, self.code = status, code
+        self.status, self.code, self.further = status, code, further
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -101,7 +101,7 @@ class _Handler(BaseHTTPRequestHandler):
             raise _Refused(404, message=f"no such endpoint: {self.command} {path}")
         except _Refused as refusal:
             headers = {"X-Error-Code": refusal.code, "X-Error-Message": str(refusal)}
-            body = json.dumps({"error": str(refusal)}).encode()
+            body = json.dumps({"error": str(refusal), **refusal.further}).encode()
             self.answer(refusal.status, body, {key: value for key, value in headers.items() if value})
 
     do_GET = do_HEAD = do_POST = do_PUT = handle_any
@@ -183,7 +183,8 @@ class _Handler(BaseHTTPRequestHandler):
         repo = self.readable(name)
         commit = self.commit_of(repo, revision or "main")
         files = [{"rfilename": path} for path in repo.commits[commit]]
-        self.answer_json({"id": name, "modelId": name, "sha": commit, "private": repo.private, "siblings": files})
+        counts = {"downloads": 0, "likes": 0, "tags": []}
+        self.answer_json({"id": name, "sha": commit, "private": repo.private, "siblings": files, **counts})
 
     # --- writing --------------------------------------------------------------------------------
 
@@ -194,7 +195,7 @@ class _Handler(BaseHTTPRequestHandler):
         if mine is None:
             raise _Refused(401, message="Invalid username or password.")
         if name in self.server.repos:
-            raise _Refused(409, message="You already created this model repo")
+            raise _Refused(409, message="You already created this model repo", url=f"{self.server.url}/{name}")
         if asked["organization"] not in mine:
             raise _Refused(403, message=f'You don\'t have the rights to create a model under "{asked["organization"]}"')
         private = bool(asked.get("private")) or asked.get("visibility") == "private"

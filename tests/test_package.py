@@ -54,7 +54,8 @@ def test_wheel_holds_the_package_and_its_manifest_only(wheel: Path) -> None:
         licences = [name for name in archive.namelist() if name.endswith("LICENSE")]
     modules = {path.relative_to(REPOSITORY).as_posix() for path in MODULES}
     packaged = {f"zoo_seg/packaged/{path.name}" for path in (PACKAGE / "packaged").iterdir()}
-    assert names == modules | packaged | {"zoo_seg/py.typed", "zoo_seg/weights_manifest.json"}
+    others = ("py.typed", "weights_manifest.json", "packaged/street.jpg")
+    assert names == modules | packaged | {f"zoo_seg/{name}" for name in others}
     assert manifest == (REPOSITORY / "weights_manifest.json").read_bytes()
     assert licences
     facts = Parser().parsestr(metadata.decode())

@@ -5,21 +5,19 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import nn
 
 from zoo_seg.data.labels import voc_palette
-from zoo_seg.errors import CheckpointError, OptionError, UnknownNameError
+from zoo_seg.errors import CheckpointError, DownloadError, OptionError, UnknownNameError
 from zoo_seg.inference.picture import Picture, read_picture
+from zoo_seg.inference.predicting import Predicting
 from zoo_seg.inference.predictor import Predictor
-from zoo_seg.inference.segmentation import Segmentation
 from zoo_seg.manifest import Architecture, Licence, Metric, Preprocess, Recipe, Weights, get_weights
 from zoo_seg.networks.network import SegmentationNetwork
 from zoo_seg.weights import huggingface
@@ -35,7 +33,7 @@ _STREET = {"road", "car", "building"}
 """A network that knows one of these is shown on the drawn street."""
 
 
-class SegmentationModel(SegmentationNetwork):
+class SegmentationModel(SegmentationNetwork, Predicting):
     """A segmentation network that knows its classes, its record and how its pictures are prepared.
 
     `model(x)` takes a normalised float tensor (N, 3, H, W) and returns logits (N, num_classes, H, W).
@@ -85,81 +83,10 @@ class SegmentationModel(SegmentationNetwork):
         """How many classes the logits have."""
         return len(self.classes)
 
-    @overload
-    def predict(self, images: Picture, **options: Any) -> Segmentation: ...
-    @overload
-    def predict(self, images: Sequence[Picture], **options: Any) -> list[Segmentation]: ...
-    def predict(  # type: ignore[misc]  # the overloads leave the options to this signature
-        self,
-        images: Picture | Sequence[Picture],
-        *,
-        mode: Literal["whole", "slide"] = "whole",
-        crop: Sequence[int] | None = None,
-        stride: Sequence[int] | None = None,
-        scales: Sequence[float] = (1.0,),
-        flip: bool = False,
-        resize: Literal["published"] | int | None = "published",
-        batch_size: int = 1,
-        device: str | torch.device | None = None,
-        dtype: str | torch.dtype = "float32",
-        compile: bool = False,  # noqa: A002  (torch's word for it)
-    ) -> Segmentation | list[Segmentation]:
-        """The class map of a picture, or of each picture of a list, at the picture's own size.
-
-        Args:
-            images: a path, a PIL picture, an RGB uint8 array (H, W, 3) or tensor (3, H, W); or a list of them.
-            mode: `"whole"`, or `"slide"`: windows of `crop` at every `stride`, both (height, width).
-            crop: the window; None is the crop the weights were trained on.
-            stride: None is two thirds of the crop.
-            scales: factors of the test size whose predictions are averaged.
-            flip: also look at the mirrored picture.
-            resize: `"published"` is the test size of the weights' record (the picture's own size without
-                a record); a number of pixels for the shorter side; None for the picture's own size.
-            batch_size: how many neighbouring pictures of one size go through the network together.
-            device: `"cpu"`, `"cuda"`, ...; None is where the network is.
-            dtype: `"float32"`, `"bfloat16"` or `"float16"`.
-            compile: let `torch.compile` fuse the network; worth it for many pictures of few sizes.
-
-        Raises:
-            ImageError: a picture cannot be read.
-            OptionError: an option is not allowed.
-            OutOfMemoryError: one picture alone is too much for the device.
-        """
-        one = isinstance(images, (str, Image.Image, np.ndarray, torch.Tensor)) or hasattr(images, "__fspath__")
-        results = self.stream(
-            [images] if one else images,  # type: ignore[list-item, arg-type]
-            mode=mode,
-            crop=crop,
-            stride=stride,
-            scales=scales,
-            flip=flip,
-            resize=resize,
-            batch_size=batch_size,
-            device=device,
-            dtype=dtype,
-            compile=compile,
-        )
-        return next(results) if one else list(results)
-
-    def stream(
-        self,
-        images: Iterable[Picture],
-        *,
-        mode: Literal["whole", "slide"] = "whole",
-        crop: Sequence[int] | None = None,
-        device: str | torch.device | None = None,
-        dtype: str | torch.dtype = "float32",
-        compile: bool = False,  # noqa: A002
-        **options: Any,
-    ) -> Iterator[Any]:
-        """As `predict`, for any number of pictures: each result is yielded in order as soon as it is there.
-
-        The options are those of `predict` and `on_error=`, see `Predictor.stream`.
-        """
-        if mode == "slide" and crop is None and self.recipe is not None:
-            crop = self.recipe.crop
-        predictor = self.predictor(device=device, dtype=dtype, compile=compile)
-        return predictor.stream(images, mode=mode, crop=crop, **options)
+    @property
+    def training_crop(self) -> tuple[int, int] | None:
+        """(height, width) of the crops that the values were trained on; None where nobody said."""
+        return self.recipe.crop if self.recipe else None
 
     def predictor(
         self,
@@ -246,7 +173,7 @@ class SegmentationModel(SegmentationNetwork):
         check_positive(num_classes=num_classes)
         repository = None if isinstance(name, os.PathLike) or Path(name).is_dir() else huggingface.repository(name)
         if repository is not None:
-            checkpoint = open_repository(repository.at(revision), progress=progress)
+            checkpoint = _open_repository(name, repository.at(revision), progress)
         elif revision is not None:
             raise OptionError(
                 f"revision {revision!r} goes with a repository of the Hugging Face Hub, not with {name!r}"
@@ -409,6 +336,15 @@ def _edits(module: nn.Module) -> dict[str, int]:
     """How often each tensor was written to since it was made."""
     tensors = module.state_dict(keep_vars=True)
     return {name: 0 if tensor.is_inference() else tensor._version for name, tensor in tensors.items()}
+
+
+def _open_repository(name: str | os.PathLike[str], repository: huggingface.Repository, progress: bool) -> Checkpoint:
+    try:
+        return open_repository(repository, progress=progress)
+    except DownloadError as error:
+        if os.fspath(name).startswith("hf://"):
+            raise
+        raise type(error)(f"there is no folder {name!r}, and {error}") from None  # a mistyped path, perhaps
 
 
 def _licence(started_from: str | None) -> Licence:

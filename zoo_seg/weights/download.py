@@ -27,7 +27,7 @@ from urllib.parse import unquote, urljoin, urlsplit, urlunsplit
 from zoo_seg.errors import DownloadError, HashMismatchError
 from zoo_seg.weights.files import check_weight_file, describe, file_path
 from zoo_seg.weights.partial import MAX_UNPUBLISHED, Partial, Unfit, Version, http_date
-from zoo_seg.weights.refusals import explain, plain
+from zoo_seg.weights.refusals import explain, plain, symptom
 
 if TYPE_CHECKING:  # requests, filelock and tqdm are imported where a download really happens
     import requests
@@ -238,8 +238,7 @@ def _from_hub(source: Source, partial: Partial) -> None:
         except Exception as error:  # of many kinds, differing by version
             if isinstance(error, OSError) and error.errno in _DISK_FULL:
                 raise
-            refusal = explain(error, repository, revision) or f"{type(error).__name__}: {plain(error)}"
-            raise _Refused(refusal) from None
+            raise _Refused(explain(error, repository, revision) or symptom(error)) from None
         partial.take(Path(path))
 
 

@@ -24,7 +24,7 @@ from zoo_seg.version import __version__
 from zoo_seg.weights import cache
 from zoo_seg.weights.files import check_weight_file, replacing
 from zoo_seg.weights.folder import CONFIG, WEIGHTS, read_config
-from zoo_seg.weights.refusals import explain, plain
+from zoo_seg.weights.refusals import explain, symptom
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -95,8 +95,9 @@ def fetch_network(repository: Repository, *, progress: bool = True) -> Path | No
         read_config(folder)  # before what is large
     except ManifestError as error:
         raise CheckpointError(
-            f"{repository.name} is not a network that zoo_seg {__version__} reads: {error}. "
-            f"Values alone go into a model of a known name by their file: pretrained='hf://{repository.name}/FILE'"
+            f"{repository.name} is not a network that zoo_seg {__version__} reads: "
+            f"{str(error).replace(str(folder / CONFIG), CONFIG)}. A weight file in it is loaded into a model of a "
+            f"known name: pretrained='hf://{repository.name}/FILE'"
         ) from None
     if not _fetch(pinned, WEIGHTS, progress):
         raise CheckpointError(f"{repository.name} has a {CONFIG}, but no {WEIGHTS} beside it")
@@ -163,7 +164,7 @@ def _ask(repository: Repository, name: str) -> _Found | None:
         if refusal:
             raise DownloadError(refusal) from None
         raise DownloadError(
-            f"{api.endpoint} does not answer for {repository.name} ({type(error).__name__}: {plain(error)}); "
+            f"{api.endpoint} does not answer for {repository.name} ({symptom(error)}); "
             "try again later, or set HF_ENDPOINT to a mirror of the Hub"
         ) from _Unreachable()
     sha256 = found.etag if re.fullmatch("[0-9a-f]{64}", found.etag or "") else None
@@ -264,5 +265,5 @@ def open_target(
 def _refused(error: Exception, repository: Repository, api: HfApi) -> PushError:
     return PushError(
         explain(error, repository.id, repository.revision, writing=True)
-        or f"{api.endpoint} did not take {repository.name} ({type(error).__name__}: {plain(error)}); try again later"
+        or f"{api.endpoint} did not take {repository.name} ({symptom(error)}); try again later"
     )
