@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import typing
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -69,11 +70,19 @@ _SIZES_BETWEEN_CLEARINGS = 8
 """Pictures of so many sizes are worked on before free memory is returned to the system."""
 
 
+class Ready(typing.Protocol):
+    """What needs no preparation: an exported file in its runtime, on the CPU, float32 in and out."""
+
+    @property
+    def in_chans(self) -> int: ...
+    def forward_logits(self, x: Tensor) -> Tensor: ...
+
+
 class Predictor:
     """A network prepared once for many pictures; the network it is made from stays as it was.
 
     Args:
-        network: any `SegmentationNetwork` on RGB pictures.
+        network: any `SegmentationNetwork` on RGB pictures, or what is `Ready`.
         classes, palette: the name and RGB colour of each class id.
         preprocess: mean, std and the published test size.
         protocol: whose order of operations, `"ssseg"` or `"mmseg"`.
@@ -88,7 +97,7 @@ class Predictor:
 
     def __init__(
         self,
-        network: SegmentationNetwork,
+        network: SegmentationNetwork | Ready,
         *,
         classes: Sequence[str],
         palette: Sequence[tuple[int, int, int]],
@@ -102,11 +111,15 @@ class Predictor:
             raise OptionError(
                 f"the network takes {network.in_chans} channels; predict takes RGB pictures, call model(x)"
             )
-        self.device = next(network.parameters()).device if device is None else choose_device(device)
         self.dtype = choose_dtype(dtype)
+        self.network: SegmentationNetwork | Ready
+        if isinstance(network, SegmentationNetwork):
+            self.device = next(network.parameters()).device if device is None else choose_device(device)
+            self.network = prepare(network, self.device, self.dtype)
+        else:
+            self.device, self.network = torch.device("cpu"), network
         if self.device.type == "cpu":
-            keep_large_blocks()
-        self.network = prepare(network, self.device, self.dtype)
+            keep_large_blocks()  # from now on: what the preparation left over is gone
         self._sizes: set[Size] = set()
         self._infer: Infer = self.network.forward_logits
         if compile:
@@ -244,7 +257,8 @@ class Predictor:
             if self.device.type == "cpu":
                 give_back()
         inputs = [
-            torch.cat(each).to(self.device, self.dtype) for each in zip(*(item.inputs for item in batch), strict=True)
+            (torch.cat(each) if len(each) > 1 else each[0]).to(self.device, self.dtype)
+            for each in zip(*(item.inputs for item in batch), strict=True)
         ]
         if self.rules == "ssseg":
             inputs = scaled_inputs(inputs[0], protocol)
