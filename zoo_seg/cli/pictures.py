@@ -17,6 +17,10 @@ SETTINGS = "zoo_seg_predict.json"
 """Marks a folder of results: they are not predicted."""
 _NO_PIXELS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PDF", "WMF"}
 """Formats that Pillow knows by name, but does not decode itself."""
+_CLIPS = {
+    *(".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts"),
+    *(".ogv", ".ts", ".webm", ".wmv", ".y4m"),
+}
 
 
 def pictures(paths: Sequence[str], on_trouble: Callable[[Path, str], None]) -> Iterator[tuple[Path, Path]]:
@@ -56,6 +60,11 @@ def pictures(paths: Sequence[str], on_trouble: Callable[[Path, str], None]) -> I
             if each not in seen:
                 seen.add(each)
                 yield each, each.relative_to(root).parent
+
+
+def is_clip(path: Path) -> bool:
+    """Whether a file's name says that it is a video."""
+    return path.suffix.lower() in _CLIPS and not path.is_dir()
 
 
 def trouble(picture: Path) -> str | None:

@@ -13,7 +13,7 @@ from typing import Any
 from tqdm import tqdm
 
 from zoo_seg.cli.network import check_looks, device_of, load_network
-from zoo_seg.cli.pictures import SETTINGS, pictures, trouble
+from zoo_seg.cli.pictures import SETTINGS, is_clip, pictures, trouble
 from zoo_seg.cli.report import Failure, Report, Result
 from zoo_seg.errors import ImageError, OptionError
 from zoo_seg.inference.predictor import in_order
@@ -46,8 +46,12 @@ class _Job:
 def run(arguments: argparse.Namespace) -> int:
     """Predict every picture; go on past a broken one, name it at the end and return 1."""
     _check_options(arguments)
-    report = Report()
     out = Path(arguments.out)
+    if any(is_clip(Path(path)) for path in (*arguments.paths, out)):
+        from zoo_seg.cli import clip  # needs an extra
+
+        return clip.run(arguments)
+    report = Report()
     jobs = list(_plan(arguments.paths, out, not arguments.no_overlay, report))
     settings = {name: value for name, value in vars(arguments).items() if name not in _NOT_SETTINGS}
     if not arguments.overwrite:
@@ -55,11 +59,10 @@ def run(arguments: argparse.Namespace) -> int:
         report.kept = [job.result() for job in jobs if job.is_done()]
         jobs = [job for job in jobs if not job.is_done()]
     model = load_network(arguments) if jobs else None
-    if model is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     try:
         if model is not None:
+            out.mkdir(parents=True, exist_ok=True)
+            (out / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
             _predict(model, jobs, arguments, report)
     finally:  # what was done before an interruption as well
         report.tell(arguments.json, f"results in {out}")
@@ -69,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _check_options(arguments: argparse.Namespace) -> None:
     """Refuse what cannot be done before anything is fetched or loaded."""
     out = Path(arguments.out)
-    if out.exists() and not out.is_dir():
+    if out.exists() and not out.is_dir() and not is_clip(out):
         raise OptionError(f"--out {out} is a file; expected a folder")
     if not 0 <= arguments.alpha <= 1:
         raise OptionError(f"--alpha is {arguments.alpha}; expected a number from 0 to 1")
@@ -134,6 +137,7 @@ def _predict(model: SegmentationModel, jobs: list[_Job], arguments: argparse.Nam
             return Failure(job.picture, f"its results cannot be written ({error.strerror or error}): {job.mask.parent}")
         return job.result()
 
+    batch_size = arguments.batch_size or 1
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd files; what cannot be read is a failure
         results = model.stream(
@@ -144,13 +148,13 @@ def _predict(model: SegmentationModel, jobs: list[_Job], arguments: argparse.Nam
             scales=arguments.scales,
             flip=arguments.flip,
             resize=arguments.resize,
-            batch_size=arguments.batch_size,
+            batch_size=batch_size,
             device=device_of(arguments),
             dtype=arguments.dtype,
             compile=arguments.compile,
             on_error="yield",
         )
-        written = in_order(zip(jobs, results, strict=True), write, ahead=2 * arguments.batch_size)
+        written = in_order(zip(jobs, results, strict=True), write, ahead=2 * batch_size)
         # disable=None: a bar on a terminal only
         for each in tqdm(written, total=len(jobs), unit="picture", disable=None):
             if isinstance(each, Failure):

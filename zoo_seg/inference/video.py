@@ -1,0 +1,239 @@
+"""A clip becomes a clip: the class colours laid over every frame. Needs the extra `video`."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from zoo_seg.errors import ImageError, MissingExtraError, OptionError
+from zoo_seg.inference.picture import RGB, most_pixels
+from zoo_seg.inference.predictor import in_order
+from zoo_seg.inference.segmentation import Segmentation
+
+try:
+    import av
+    from av.container import InputContainer, OutputContainer
+    from av.video.stream import VideoStream
+except ImportError as error:
+    raise MissingExtraError(f"clips need PyAV ({error}); pip install 'zoo_seg[video]'") from None
+
+FORMATS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
+"""The endings of clips that can be written, and FFmpeg's names for them."""
+
+_AHEAD = 4
+"""Frames that may be drawn before the encoder takes them."""
+_QUALITY = {"preset": "veryfast", "crf": "20"}
+"""H.264 that is hard to tell from the frames, at little time."""
+_BT709 = _STUDIO_RANGE = 1
+"""FFmpeg's numbers for the colours of HD video."""
+_TOLERANCE = 1.0
+"""Seconds that a clip may be shorter than it announces: containers round, and some count the sound."""
+_USUAL_RATE = Fraction(25)
+
+
+class Clip:
+    """The frames of an open video file: in order, upright, RGB (H, W, 3). The sound is left alone.
+
+    Damaged pieces are passed over; `trouble()` names them after the last frame.
+
+    Attributes:
+        times: when each frame is shown, in `time_base` seconds from the first one; to be taken out as they come.
+        rate: frames a second, on average.
+        length: the number of frames as far as the file says; None where it does not.
+        has_sound: the file holds sound as well.
+
+    Raises:
+        ImageError: it is no video, or its frames are larger than pictures may be.
+    """
+
+    def __init__(self, container: InputContainer, name: str) -> None:
+        video = [stream for stream in container.streams.video if stream.codec_context is not None]
+        if not video:
+            raise ImageError(f"{name}: holds no video that can be decoded")
+        self.name, self._container, self.stream = name, container, video[0]
+        self.stream.thread_type = "AUTO"
+        self.has_sound = bool(container.streams.audio)
+        width, height, limit = self.stream.codec_context.width, self.stream.codec_context.height, most_pixels()
+        if limit is not None and width * height > limit:
+            raise ImageError(
+                f"{name}: frames of {width}x{height} pixels, more than the limit of {limit}; if you trust the file, "
+                "set the environment variable ZOO_SEG_MAX_PIXELS to so many or more"
+            )
+        self.rate = self.stream.average_rate or _USUAL_RATE
+        self.time_base = self.stream.time_base or 1 / self.rate
+        self.times: deque[int] = deque()
+        self.length = self.stream.frames or (round(self._announced() * self.rate) or None)
+        self._step = max(round(1 / (self.rate * self.time_base)), 1)
+        self._shown = 0  # until when, of the frames so far
+        self._damaged = 0
+        self._reason = ""
+
+    def frames(self) -> Iterator[RGB]:
+        """Every frame that can be decoded; once."""
+        first = last = None
+        for packet in self._packets():
+            for frame in self._decoded(packet):
+                pixels = np.asarray(frame.to_ndarray(format="rgb24"), dtype=np.uint8)
+                time = frame.pts if frame.pts is not None else (0 if last is None else last + self._step)
+                first = time if first is None else first
+                last = time if last is None else max(time, last + 1)  # an encoder takes them in rising order only
+                self._shown = last - first + self._step
+                self.times.append(last - first)
+                yield np.rot90(pixels, frame.rotation // 90)
+
+    def trouble(self) -> str | None:
+        """What was wrong with the file, after its last frame; None where nothing was."""
+        shown, announced = float(self._shown * self.time_base), self._announced()
+        found = []
+        if self._damaged:
+            found.append(f"{self._damaged} damaged pieces were passed over ({self._reason})")
+        if shown < announced - _TOLERANCE:
+            found.append(f"it ends after {shown:.1f} of {announced:.1f} seconds")
+        return "; ".join(found) or None
+
+    def _packets(self) -> Iterator[av.Packet[VideoStream]]:
+        try:
+            yield from self._container.demux(self.stream)
+        except (av.FFmpegError, OSError) as error:
+            self._note(error)
+
+    def _decoded(self, packet: av.Packet[VideoStream]) -> list[av.VideoFrame]:
+        try:
+            return packet.decode()
+        except av.FFmpegError as error:
+            self._note(error)
+            return []
+
+    def _note(self, error: av.FFmpegError | OSError) -> None:
+        self._damaged += 1
+        self._reason = self._reason or str(error.strerror)
+
+    def _announced(self) -> float:
+        """Seconds; 0 where the file does not say."""
+        if self.stream.duration:
+            return float(self.stream.duration * self.time_base)
+        parts = self.stream.metadata.get("DURATION", "").split(":")  # Matroska's: 00:01:02.500000000
+        try:
+            hours, minutes, seconds = map(float, parts)
+        except ValueError:
+            return 0.0
+        return 3600 * hours + 60 * minutes + seconds
+
+
+@contextmanager
+def open_clip(path: str | os.PathLike[str]) -> Iterator[Clip]:
+    """A video file, to be read once from beginning to end.
+
+    Raises:
+        ImageError: there is no such file, or it is no video.
+    """
+    name = str(path)
+    with ExitStack() as opened:
+        try:
+            file = opened.enter_context(Path(path).open("rb"))
+        except OSError as error:
+            raise ImageError(f"{name}: cannot be read ({error.strerror}); check the path") from None
+        try:  # the open file alone: a playlist in disguise reaches no other file and no network
+            container = opened.enter_context(av.open(file, "r", options={"protocol_whitelist": "none"}))
+        except (av.FFmpegError, OSError) as error:
+            raise ImageError(f"{name}: cannot be read ({error.strerror}); expected a whole video file") from None
+        yield Clip(container, name)
+
+
+@dataclass(frozen=True)
+class Written:
+    """What became of a clip."""
+
+    frames: int
+    trouble: str | None
+    """What was wrong with the clip that was read; what could be decoded of it is written nevertheless."""
+
+
+def overlay_clip(
+    clip: Clip,
+    target: str | os.PathLike[str],
+    predict: Callable[[Iterable[RGB]], Iterator[Segmentation]],
+    *,
+    alpha: float = 0.5,
+    progress: bool = True,
+) -> Written:
+    """Write a clip with the class colours over every frame: its size, frame rate and times, without sound.
+
+    Frames are decoded, predicted, drawn and encoded side by side, few at a time however long the clip is.
+
+        with open_clip("street.mp4") as clip:
+            overlay_clip(clip, "overlay.mp4", model.stream)
+
+    Args:
+        clip: a clip that was just opened.
+        target: .mp4, .mov or .mkv, as H.264; it appears whole or not at all.
+        predict: a model's `stream`, or `functools.partial` of it with options.
+        alpha: how much of the colours: from 0 (the frame) to 1.
+        progress: a bar with the time left, on a terminal.
+
+    Raises:
+        ImageError: no frame can be decoded.
+        OptionError: the target's ending is none of these.
+        OSError: the target cannot be written.
+    """
+    target = Path(target)
+    if target.suffix.lower() not in FORMATS:
+        raise OptionError(f"{target}: a clip is written as {', '.join(FORMATS)}; choose one of these endings")
+
+    def draw(result: Segmentation) -> RGB:
+        return np.asarray(result.overlay(alpha))
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{uuid.uuid4().hex}.part")
+    try:
+        drawn = in_order(predict(clip.frames()), draw, ahead=_AHEAD)
+        # disable=None: a bar on a terminal only
+        shown = tqdm(drawn, total=clip.length, unit="frame", disable=None if progress else True)
+        frames = _encode(shown, clip, part, FORMATS[target.suffix.lower()])
+        if frames == 0:
+            raise ImageError(f"{clip.name}: no frame can be decoded ({clip.trouble() or 'it is empty'})")
+        part.replace(target)
+    except (av.FFmpegError, OSError) as error:
+        raise OSError(f"{target}: cannot be written ({error.strerror})") from None
+    finally:
+        part.unlink(missing_ok=True)
+    return Written(frames, clip.trouble())
+
+
+def _encode(pictures: Iterable[RGB], clip: Clip, path: Path, kind: str) -> int:
+    """Write the frames as H.264 with the clip's times; how many there were."""
+    count = 0
+    stream = None
+    with av.open(f"file:{path}", "w", format=kind) as container:  # whatever the name, it is no link
+        for picture in pictures:
+            if stream is None:
+                stream = _video_stream(container, clip, picture.shape[1], picture.shape[0])
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(
+                stream.width, stream.height, stream.pix_fmt, dst_colorspace=_BT709
+            )
+            frame.pts, frame.time_base = clip.times.popleft(), clip.time_base
+            container.mux(stream.encode(frame))
+            count += 1
+        if stream is not None:
+            container.mux(stream.encode(None))
+    return count
+
+
+def _video_stream(container: OutputContainer, clip: Clip, width: int, height: int) -> VideoStream:
+    """H.264 of a size, in the colours of HD video; odd sizes need colours at full resolution."""
+    stream = container.add_stream("h264", rate=clip.rate, options=_QUALITY)
+    stream.width, stream.height = width, height
+    stream.pix_fmt = "yuv420p" if width % 2 == height % 2 == 0 else "yuv444p"
+    stream.codec_context.time_base = clip.time_base
+    stream.codec_context.colorspace = stream.codec_context.color_primaries = stream.codec_context.color_trc = _BT709
+    stream.codec_context.color_range = _STUDIO_RANGE
+    return stream
