@@ -319,10 +319,10 @@ def _add_predict(verbs: Any) -> None:
         "  zoo-seg predict pictures/ 'more/*.png' --weights fcn_resnet101_os8.cityscapes --out out/ --dtype bfloat16\n"
         "  zoo-seg predict clip.mp4 --out clip_overlay.mp4",
     )
+    parser.add_argument("paths", nargs="+", type=_path, metavar="PATH", help="pictures, folders and globs; or one clip")
     parser.add_argument(
-        "paths", nargs="+", type=_path, metavar="PATH", help="pictures, whole folders, globs; or a clip"
+        "--out", default="out", type=_path, metavar="DIR", help="where to write (default out); or CLIP.mp4"
     )
-    parser.add_argument("--out", default="out", type=_path, metavar="DIR", help="where to write (default out); or CLIP.mp4")
     parser.add_argument("--model", metavar="NAME", help="a model name; not needed where --weights is an id or a folder")
     parser.add_argument(
         "--weights",
