@@ -53,6 +53,8 @@ class Hub(ThreadingHTTPServer):
         self.repos: dict[str, Repo] = {}
         self.writers: dict[str, set[str]] = {"writer": {"org"}, "reader": set()}
         self.stored: dict[str, bytes] = {}
+        self.spoiled: dict[str, bytes] = {}
+        """Large files by sha256, and those sent in place of some."""
         self.asked: list[tuple[str, str]] = []
         """(verb, path) of every request."""
         self.broken: int | None = None
@@ -171,7 +173,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.answer(200, body, headers | {"ETag": f'"{blob}"'})
 
     def stored(self, sha256: str) -> None:
-        body = self.server.stored[sha256]
+        body = self.server.spoiled.get(sha256, self.server.stored[sha256])
         begin = re.match(r"bytes=(\d+)-", self.headers.get("Range") or "")
         start = int(begin[1]) if begin else 0
         headers = {"ETag": f'"{sha256}"'}

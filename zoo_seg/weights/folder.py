@@ -57,6 +57,8 @@ class Config:
             raise ValueError(f"schema_version is {self.schema_version}, this library reads {SCHEMA_VERSION}")
         if not self.classes or len(self.classes) != len(self.palette):
             raise ValueError(f"{len(self.classes)} classes and {len(self.palette)} palette colours, expected as many")
+        if not all(0 <= channel <= 255 for colour in self.palette for channel in colour):
+            raise ValueError("a palette colour is outside 0..255")
         if self.in_chans < 1:
             raise ValueError(f"in_chans is {self.in_chans}, expected at least 1")
 
