@@ -5,9 +5,10 @@ The dataclasses below *are* the schema, see `decode.py`. Nothing here imports to
 
 from __future__ import annotations
 
+import html
 import re
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cached_property, lru_cache
@@ -292,6 +293,37 @@ class Weights:
             if metric.name == "mIoU" and metric.protocol.scales == (1.0,) and not metric.protocol.flip:
                 return metric.value
         return None
+
+    def _repr_html_(self) -> str:
+        """In a notebook: the record as a small table."""
+        rows = "".join(
+            f'<tr><th style="text-align:left;vertical-align:top">{html.escape(label)}</th>'
+            f'<td style="text-align:left">{cell}</td></tr>'
+            for label, cell in _cells(self)
+        )
+        return f"<table><caption><b>{html.escape(self.id)}</b></caption><tbody>{rows}</tbody></table>"
+
+
+def _cells(record: Weights) -> Iterator[tuple[str, str]]:
+    """(label, HTML) of what one wants to know first; `zoo-seg info` has the rest."""
+    first = ", ".join(record.classes[:4]) + (", ..." if record.num_classes > 4 else "")
+    yield "data set", html.escape(f"{record.dataset}: {record.num_classes} classes ({first})")
+    for metric in record.metrics:
+        scales = ", ".join(f"{scale:g}" for scale in metric.protocol.scales)
+        how = f"{metric.protocol.mode}, scales {scales}, {'flip' if metric.protocol.flip else 'no flip'}"
+        yield metric.name, html.escape(f"{metric.value} % on {metric.split} ({metric.status}; {how})")
+    yield "parameters", f"{record.parameters / 1e6:.2f} M"
+    resize = record.preprocess.resize
+    size = f"shorter side {resize.short}, at most {resize.long}" if resize else "the picture's own"
+    yield "test size", html.escape(f"{size}; {record.protocol} rules")
+    for file in record.files:
+        bytes_ = f", {file.size / 1e6:.1f} MB" if file.size else ""
+        name = html.escape(file.name)
+        link = f'<a href="{html.escape(file.url)}">{name}</a>' if file.url.startswith("https://") else name
+        yield "file", link + bytes_
+    for label, licence in (("code", record.licence.code), ("weights", record.licence.weights)):
+        yield f"licence, {label}", html.escape(licence or "not stated")
+    yield "terms of the data", html.escape(record.licence.data or "not stated")
 
 
 # --- the manifest -------------------------------------------------------------------------------

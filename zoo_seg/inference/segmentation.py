@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import html
+import io
 import os
 import uuid
 from dataclasses import dataclass
@@ -16,6 +19,10 @@ from zoo_seg.errors import ImageError, OptionError
 
 _LONGEST_NAME = 40
 """Characters of a class name that a legend shows."""
+_SHOWN = (960, 720)
+"""The most pixels of a picture in a notebook, which keeps it."""
+_MOST_SHOWN = 24
+"""Classes that a notebook names."""
 _FEWEST_ROWS = 20
 """A legend starts a second column only after so many rows, however small the picture."""
 
@@ -92,13 +99,15 @@ class Segmentation:
         if self.picture is None:
             raise ImageError("this Segmentation has no picture to draw over; use colorize(), or build it with picture=")
         blended = Image.blend(Image.fromarray(self.picture), self.colorize(), alpha)
-        if not legend:
-            return blended
-        font_size = min(max(blended.height // 36, 14), 48)
-        panel = self.legend(font_size=font_size, height=blended.height)
-        both = Image.new("RGB", (blended.width + panel.width, max(blended.height, panel.height)), "white")
-        both.paste(blended, (0, 0))
-        both.paste(panel, (blended.width, 0))
+        return self._with_legend(blended) if legend else blended
+
+    def _with_legend(self, image: Image.Image) -> Image.Image:
+        """The legend on the right of an image of any size."""
+        font_size = min(max(image.height // 36, 14), 48)
+        panel = self.legend(font_size=font_size, height=image.height)
+        both = Image.new("RGB", (image.width + panel.width, max(image.height, panel.height)), "white")
+        both.paste(image, (0, 0))
+        both.paste(panel, (image.width, 0))
         return both
 
     def legend(self, *, font_size: int = 16, height: int = 600) -> Image.Image:
@@ -133,6 +142,40 @@ class Segmentation:
             draw.text((x + font_size + gap, middle), name, "black", font, anchor="lm")
             draw.text(((column + 1) * column_width - gap, middle), share, "dimgray", font, anchor="rm")
         return image
+
+    def _shown(self) -> Image.Image:
+        """What a notebook shows: the overlay, or the colours where the picture was not kept, at a handy size."""
+        image = self.colorize() if self.picture is None else self.overlay()
+        image.thumbnail(_SHOWN)
+        return image
+
+    def _repr_png_(self) -> bytes:
+        """In a notebook: the overlay with its legend."""
+        buffer = io.BytesIO()
+        self._with_legend(self._shown()).save(buffer, format="PNG")
+        return buffer.getvalue()
+
+    def _repr_html_(self) -> str:
+        """In a notebook: the overlay, and its legend as text."""
+        buffer = io.BytesIO()
+        self._shown().save(buffer, format="JPEG", quality=90)  # the PNG is kept beside it
+        data = base64.b64encode(buffer.getvalue()).decode("ascii")
+        height, width = self.mask.shape
+        shares = self._shares()
+        rows = "".join(
+            f'<tr style="background:none"><td style="text-align:left;padding:1px 8px"><span style="display:inline-block;'
+            f"width:1em;height:1em;border:1px solid gray;vertical-align:-.15em;background:{_hex(self.palette[index])}"
+            f'"></span> {html.escape(_short(self.classes[index]))}</td>'
+            f'<td style="text-align:right;padding:1px 8px">{html.escape(_percent(share))}</td></tr>'
+            for index, share in shares[:_MOST_SHOWN]
+        )
+        if len(shares) > _MOST_SHOWN:
+            rows += f'<tr><td colspan="2" style="text-align:left">and {len(shares) - _MOST_SHOWN} more</td></tr>'
+        return (
+            '<div style="display:flex;flex-wrap:wrap;gap:1em;align-items:flex-start">'
+            f'<img alt="class map, {width}x{height} pixels" src="data:image/jpeg;base64,{data}" style="max-width:100%">'
+            f'<table style="font-size:90%;margin:0">{rows}</table></div>'
+        )
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the class map as a PNG whose pixel values are the class ids.
@@ -173,6 +216,10 @@ def write_png(image: Image.Image, path: Path, **options: Any) -> None:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _hex(colour: tuple[int, int, int]) -> str:
+    return "#{:02x}{:02x}{:02x}".format(*colour)
 
 
 def _percent(share: float) -> str:
