@@ -163,9 +163,9 @@ class Segmentation:
         height, width = self.mask.shape
         shares = self._shares()
         rows = "".join(
-            f'<tr style="background:none"><td style="text-align:left;padding:1px 8px"><span style="display:inline-block;'
-            f"width:1em;height:1em;border:1px solid gray;vertical-align:-.15em;background:{_hex(self.palette[index])}"
-            f'"></span> {html.escape(_short(self.classes[index]))}</td>'
+            f'<tr style="background:none"><td style="text-align:left;padding:1px 8px">'
+            f'<span style="display:inline-block;width:1em;height:1em;border:1px solid gray;vertical-align:-.15em;'
+            f'background:{_hex(self.palette[index])}"></span> {html.escape(_short(self.classes[index]))}</td>'
             f'<td style="text-align:right;padding:1px 8px">{html.escape(_percent(share))}</td></tr>'
             for index, share in shares[:_MOST_SHOWN]
         )
