@@ -14,7 +14,6 @@ import struct
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -183,8 +182,8 @@ def pickles() -> dict[str, tuple[bytes, str]]:
         ("doubling_bytes", _hexed(40), "_codecs"),
         ("endless_hash", _hashed(60), "key"),
         ("memo_of_4_billion", _repeat(b"]r\xff\xff\xff\xff", 1), "holds a list|names others"),
-        ("half_a_million_lists", _repeat(b"]", 100_000), "list"),
-        ("endless_lists", _repeat(b"]", 8_000_000), "steps"),
+        ("many_lists", _repeat(b"]", 100_000), "list"),
+        ("endless_lists", _repeat(b"]", 1_000_000), "steps"),
         ("string_of_4_gigabytes", b"\x80\x02X\xff\xff\xff\xffabc.", "more than 16777216 bytes"),
         (
             "class_changed",
@@ -258,19 +257,10 @@ def headers() -> dict[str, tuple[bytes, str]]:
             ("metadata", safetensors({"__metadata__": {"a": 1}, NAME: one}, bytes(16)), "whole"),
             ("no_object", safetensors(b"{[]}"), "whole"),
             ("header_of_terabytes", safetensors({NAME: one}, bytes(16), length=TERA), "header"),
-            ("header_of_64_megabytes", safetensors(b"{" + b" " * (1 << 26) + b"}"), "header"),
+            ("header_of_8_megabytes", safetensors(b"{" + b" " * (1 << 23) + b"}"), "header"),
             ("deep", safetensors(b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}"), "whole"),
             ("names_twice", safetensors(b'{"a":%b,"a":%b}' % ((json.dumps(one).encode(),) * 2), bytes(16)), "twice"),
             ("no_utf8", safetensors(b'{"\xff":%b}' % json.dumps(one).encode(), bytes(16)), "whole"),
             ("nothing", safetensors({}), "nothing|none"),
         )
     }
-
-
-def write_all(folder: Path) -> dict[Path, str]:
-    """Every file above, written into a folder: path -> what its refusal must say."""
-    expected = {}
-    for name, (content, says) in {**pickles(), **headers()}.items():
-        (folder / name).write_bytes(content)
-        expected[folder / name] = says
-    return expected
