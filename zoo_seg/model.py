@@ -247,7 +247,10 @@ class SegmentationModel(SegmentationNetwork, Predicting):
             OptionError: the network was put together by hand, or `repo_id` is no name of a repository.
         """
         config = self._config(None, (), None, None)
-        picture = self._drawn_street() if example is None else read_picture(example)
+        if example is not None:
+            picture: Picture | None = read_picture(example)
+        else:
+            picture = self._drawn_street() if card is None or PICTURE in card else None
         target = huggingface.open_target(repo_id, private=private, revision=revision, token=token)
         overlay = None if picture is None else self.predict(picture).overlay(legend=True)
         with tempfile.TemporaryDirectory() as name:

@@ -8,8 +8,8 @@ from pathlib import Path
 from zoo_seg.cli.network import load_network
 from zoo_seg.factory import from_pretrained
 from zoo_seg.model import SegmentationModel
-from zoo_seg.weights.card import model_card
-from zoo_seg.weights.folder import CARD, read_config
+from zoo_seg.weights.card import is_generated
+from zoo_seg.weights.folder import CARD
 from zoo_seg.weights.huggingface import repository
 
 
@@ -38,7 +38,7 @@ def _push(model: SegmentationModel, card: str | None, arguments: argparse.Namesp
 
 
 def _written_by_hand(folder: Path) -> str | None:
-    """The folder's card, where it is not the one that this library wrote: it goes along as it is."""
+    """The folder's card, where it is not as this library made it: it goes along as it is."""
     path = folder / CARD
     text = path.read_text(encoding="utf-8") if path.is_file() else None
-    return None if text == model_card(read_config(folder)) else text
+    return None if text is None or is_generated(text) else text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -41,7 +42,19 @@ def model_card(config: Config, *, name: str | None = None, picture: bool = False
     sections += [_loading(name), "## Measured", _measured(config), "## Trained", *_training(config)]
     sections += ["## Licences", *_licences(config), "## Classes"]
     sections.append(", ".join(f"{number} {_text(each)}" for number, each in enumerate(config.classes)) + ".")
-    return f"---\n{_header(config, name)}\n---\n\n" + "\n\n".join(sections) + "\n"
+    text = f"---\n{_header(config, name)}\n---\n\n" + "\n\n".join(sections) + "\n"
+    return f"{text}\n{_seal(text)}\n"
+
+
+def is_generated(card: str) -> bool:
+    """Whether a card is as `model_card` of this or another version made it, and not changed by hand."""
+    text, _, seal = card.rstrip().rpartition("\n")
+    return seal == _seal(text)
+
+
+def _seal(text: str) -> str:
+    """An invisible last line; a card that was changed no longer fits it."""
+    return f"<!-- made by zoo_seg, {hashlib.sha256(text.encode()).hexdigest()[:16]} -->"
 
 
 def _header(config: Config, name: str | None) -> str:
@@ -89,8 +102,8 @@ def _header(config: Config, name: str | None) -> str:
 def _title(config: Config) -> str:
     architecture = config.architecture
     family = _FAMILIES.get(architecture.family, _text(architecture.family))
-    of = f" of {_text(config.dataset)}" if config.dataset else ""
-    return f"# {family} on {_text(architecture.backbone)}, {len(config.classes)} classes{of}"
+    what = _text(config.dataset) if config.dataset else f"{len(config.classes)} classes"
+    return f"# {family} on {_text(architecture.backbone)}: {what}"
 
 
 def _introduction(config: Config) -> Iterator[str]:
@@ -100,8 +113,8 @@ def _introduction(config: Config) -> Iterator[str]:
     paper = f" ([paper]({_text(config.architecture.paper)}))" if config.architecture.paper else ""
     yield (
         f"Semantic segmentation: a class for every pixel of a picture. `{_text(described(config.architecture))}`, a "
-        f"backbone of timm{paper}; pictures are looked at {size}, by the rules of {config.protocol}. "
-        f"Written by {_text(config.library)}."
+        f"backbone of timm{paper}, {len(config.classes)} classes; pictures are looked at {size}, by the rules of "
+        f"{config.protocol}. Written by {_text(config.library)}."
     )
     if config.is_published:
         where = f", published by {_link(config.provenance.project)}" if config.provenance else ""
