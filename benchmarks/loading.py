@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, set_start_method
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -149,8 +149,13 @@ class Speed:
 
 def alone(function: Callable[..., Result], *arguments: Any) -> Result:
     """In a process of its own: ours tunes the memory's allocator, of which the other side is to have nothing."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+    with ProcessPoolExecutor(1, get_context("spawn"), as_a_script) as process:
         return process.submit(function, *arguments).result()
+
+
+def as_a_script() -> None:
+    """Workers start in the system's usual way; a process that was spawned would spawn them, which takes seconds."""
+    set_start_method(None, force=True)
 
 
 def measure(dataset: Dataset[Any], workers: int, batches: int) -> Speed:

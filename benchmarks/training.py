@@ -123,7 +123,7 @@ def torchvisions(work: Work, backend: str) -> None:
     model = Torchvisions(network).to(device).train()
     slow = [each for name, each in network.named_parameters() if not name.startswith("aux_head")]
     fast = [each for name, each in network.named_parameters() if name.startswith("aux_head")]
-    groups = [{"params": slow}, {"params": fast, "lr": 0.1}] if fast else [{"params": slow}]
+    groups: list[dict[str, Any]] = [{"params": slow}, {"params": fast, "lr": 0.1}] if fast else [{"params": slow}]
     optimizer = torch.optim.SGD(groups, lr=0.01, momentum=0.9, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.PolynomialLR(optimizer, total_iters=len(loader), power=0.9)
     for image, target in loader:
