@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from zoo_seg import settings
 from zoo_seg.cli.text import megabytes, print_json
 from zoo_seg.manifest import Architecture, Weights, get_architecture, get_weights, list_weights
+from zoo_seg.weights.download import shown
 
 _WIDTH = 18
 
@@ -91,7 +92,7 @@ def _stride(architecture: Architecture) -> str:
 
 def _hosts(*urls: str) -> list[str]:
     mirror = settings.mirror()
-    return [*([mirror] if mirror else []), *(urlsplit(url).netloc for url in urls)]
+    return [*([shown(mirror)] if mirror else []), *(urlsplit(url).netloc for url in urls)]
 
 
 def _row(label: str, text: str | None) -> None:

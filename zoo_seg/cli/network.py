@@ -15,6 +15,7 @@ from zoo_seg.inference.predictor import choose_device
 from zoo_seg.inference.protocol import Mode, Protocol
 from zoo_seg.manifest import get_architecture, get_weights, list_weights
 from zoo_seg.model import SegmentationModel
+from zoo_seg.weights.download import shown
 from zoo_seg.weights.folder import is_network
 from zoo_seg.weights.huggingface import repository
 
@@ -45,7 +46,7 @@ def load_network(arguments: argparse.Namespace) -> SegmentationModel:
         model, dot, tag = weights.partition(".")
         if not dot or os.sep in weights or Path(weights).is_file() or tag in ("pth", "pt", "safetensors"):
             raise OptionError(
-                f"--weights {weights} needs a --model (see 'zoo-seg list'), or be an id such as 'model.tag'"
+                f"--weights {shown(weights)} needs a --model (see 'zoo-seg list'), or be an id such as 'model.tag'"
             )
         record = get_weights(model, tag)
         return create_model(record.model, record)

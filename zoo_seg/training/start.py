@@ -16,6 +16,7 @@ from zoo_seg.manifest import Recipe, Resize, Weights, get_architecture, get_weig
 from zoo_seg.model import SegmentationModel
 from zoo_seg.networks.network import FAMILIES
 from zoo_seg.training.settings import Settings
+from zoo_seg.weights.download import shown
 
 
 def starting_network(
@@ -63,11 +64,11 @@ def _from_weights(
         if Path(name).is_dir():
             return from_pretrained(name, num_classes=num_classes), name
         if os.sep in name or "://" in name or "." not in name or Path(name).is_file():
-            raise OptionError(f"weights {name!r} need a model name; zoo_seg.list_models() lists them")
+            raise OptionError(f"weights {shown(name)!r} need a model name; zoo_seg.list_models() lists them")
         weights = get_weights(name)  # an id
         model = weights.model
     network = create_model(model, weights, num_classes=num_classes)
-    return network, network.weights.id if network.weights else os.fspath(weights)  # type: ignore[arg-type]
+    return network, network.weights.id if network.weights else shown(os.fspath(weights))  # type: ignore[arg-type]
 
 
 def _from_scratch(

@@ -27,6 +27,7 @@ from urllib.parse import unquote, urljoin, urlsplit, urlunsplit
 from zoo_seg.errors import DownloadError, HashMismatchError
 from zoo_seg.weights.files import check_weight_file, describe, file_path
 from zoo_seg.weights.partial import MAX_UNPUBLISHED, Partial, Unfit, Version, http_date
+from zoo_seg.weights.privacy import no_telemetry
 from zoo_seg.weights.refusals import explain, plain, symptom
 
 if TYPE_CHECKING:  # requests, filelock and tqdm are imported where a download really happens
@@ -202,7 +203,9 @@ _DISK_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 
 
 def shown(url: str) -> str:
-    """The link without what may be secret: credentials, query and fragment."""
+    """The link without what may be secret: credentials, query and fragment. What is no link stays as it is."""
+    if "://" not in url:
+        return url
     try:
         parts = urlsplit(url)
     except ValueError:
@@ -227,6 +230,7 @@ def _from_file(source: Source, partial: Partial) -> None:
 def _from_hub(source: Source, partial: Partial) -> None:
     from huggingface_hub import hf_hub_download
 
+    no_telemetry()
     match = re.fullmatch(r"hf://([^/@]+/[^/@]+)(?:@([^/]+))?/(.+)", source.url)
     if not match:
         raise _Refused("expected hf://organisation/repository[@revision]/path")
@@ -263,7 +267,7 @@ def _from_web(source: Source, partial: Partial) -> None:
         ) as error:
             reason, wait = _explain(error, partial), None
         except (requests.RequestException, ValueError) as error:  # no valid link
-            raise _Refused(f"{type(error).__name__}: {error}") from None
+            raise _Refused(f"it cannot be asked ({type(error).__name__})") from None  # whose text quotes the link
         progressed = partial.size > before
         patience -= PROGRESS_COST if progressed else 1
         if patience <= 0:

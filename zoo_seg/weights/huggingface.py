@@ -24,6 +24,7 @@ from zoo_seg.version import __version__
 from zoo_seg.weights import cache
 from zoo_seg.weights.files import check_weight_file, replacing
 from zoo_seg.weights.folder import CONFIG, WEIGHTS, read_config
+from zoo_seg.weights.privacy import no_telemetry
 from zoo_seg.weights.refusals import explain, symptom
 
 if TYPE_CHECKING:
@@ -153,7 +154,8 @@ def _ask(repository: Repository, name: str) -> _Found | None:
     from huggingface_hub import HfApi, hf_hub_url
     from huggingface_hub.utils import EntryNotFoundError  # type: ignore[attr-defined]  # it is, in every version
 
-    api = HfApi()
+    no_telemetry()
+    api = HfApi(library_name="zoo_seg", library_version=__version__)
     try:
         url = hf_hub_url(repository.id, name, revision=repository.revision)
         found = api.get_hf_file_metadata(url=url)
@@ -246,6 +248,7 @@ def open_target(
     target = target.at(revision)
     if settings.offline():
         raise PushError("ZOO_SEG_OFFLINE or HF_HUB_OFFLINE switches the network off; unset it to push")
+    no_telemetry()
     api = HfApi(token=token, library_name="zoo_seg", library_version=__version__)
     options: dict[str, Any] = {} if private is None else {"private": private}
     try:
