@@ -143,7 +143,9 @@ def open_clip(path: str | os.PathLike[str]) -> Iterator[Clip]:
         except OSError as error:
             raise ImageError(f"{name}: cannot be read ({error.strerror}); check the path") from None
         try:  # the open file alone: a playlist in disguise reaches no other file and no network
-            container = opened.enter_context(av.open(file, "r", options={"protocol_whitelist": "none"}))
+            container = opened.enter_context(
+                av.open(file, "r", options={"protocol_whitelist": "none"}, metadata_errors="replace")
+            )
         except (av.FFmpegError, OSError) as error:
             raise ImageError(f"{name}: cannot be read ({error.strerror}); expected a whole video file") from None
         yield Clip(container, name)
