@@ -45,6 +45,8 @@ def load_network(arguments: argparse.Namespace) -> SegmentationModel:
     if name is None:
         model, dot, tag = weights.partition(".")
         if not dot or os.sep in weights or Path(weights).is_file() or tag in ("pth", "pt", "safetensors"):
+            if Path(weights).is_dir():
+                return from_pretrained(weights)  # which says what the folder lacks
             raise OptionError(
                 f"--weights {shown(weights)} needs a --model (see 'zoo-seg list'), or be an id such as 'model.tag'"
             )

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 
-from zoo_seg.errors import DataError, MissingExtraError, OptionError
+from zoo_seg.errors import MissingExtraError, OptionError
 
 try:
     from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
@@ -67,9 +67,9 @@ def finetune(
     Args:
         data: the data set's folder, see `open_data`. It is read once and checked first, see `check_data`.
         model: a model name; with `backbone` a name for its family, or just `"fcn"`, `"pspnet"`, `"semanticfpn"`.
-        weights: what training starts from: what `pretrained=` of a factory takes, or an id or an earlier run's
-            folder, which need no `model`. Where the number of classes differs, the classifiers start anew. None is
-            random values.
+        weights: what training starts from: what `pretrained=` of a factory takes, or an id, an earlier run's folder
+            or a repository as `"hf://org/repo"`, which need no `model`. Where the number of classes differs, the
+            classifiers start anew. None is random values.
         out: the folder to write; a new one, unless with `resume`. It receives the best network (`model.safetensors`,
             `config.json` and a model card, for `from_pretrained(out)` and `--weights`), the last one in `last/`,
             `log.jsonl`, TensorBoard files, `curve.png` and `samples.png` at the end, and `state.pt` for `resume`,
@@ -176,8 +176,6 @@ def _accelerator(settings: Settings, device: str | None) -> Accelerator:
 
 def _batches(data: SegmentationData, settings: Settings, accelerator: Accelerator) -> EpochBatches:
     """What is trained on in which order; refuses at once what would fail after everything was read."""
-    if data.num_classes < 2:
-        raise DataError(f"{data.root} has one class, {data.classes[0]!r}; expected at least two (is background one?)")
     size, processes, batch = len(data.samples("train")), accelerator.num_processes, settings.batch_size
     data.samples("val")
     if batch > size:

@@ -235,6 +235,7 @@ class Loop:
                 ignore_index=self.data.ignore_index,
                 metrics=[metric],
                 started_from=self.facts["weights"],
+                dataset=self.data.root.resolve().name,
             )
 
     def _state(self) -> dict[str, Any]:

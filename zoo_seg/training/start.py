@@ -17,6 +17,7 @@ from zoo_seg.model import SegmentationModel
 from zoo_seg.networks.network import FAMILIES
 from zoo_seg.training.settings import Settings
 from zoo_seg.weights.download import shown
+from zoo_seg.weights.folder import is_network
 
 
 def starting_network(
@@ -61,11 +62,12 @@ def _from_weights(
         model = model or weights.model
     elif model is None:
         name = os.fspath(weights)
-        if Path(name).is_dir():
+        an_id = "." in name and os.sep not in name and "://" not in name and not Path(name).is_file()
+        if is_network(name) or name.startswith("hf://") or (Path(name).is_dir() and not an_id):
             return from_pretrained(name, num_classes=num_classes), name
-        if os.sep in name or "://" in name or "." not in name or Path(name).is_file():
+        if not an_id:
             raise OptionError(f"weights {shown(name)!r} need a model name; zoo_seg.list_models() lists them")
-        weights = get_weights(name)  # an id
+        weights = get_weights(name)
         model = weights.model
     network = create_model(model, weights, num_classes=num_classes)
     return network, network.weights.id if network.weights else shown(os.fspath(weights))  # type: ignore[arg-type]
