@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urljoin, urlsplit
 
+from zoo_seg import settings
 from zoo_seg.manifest import File
 from zoo_seg.version import __version__
 from zoo_seg.weights.download import MAX_REDIRECTS, shown
 from zoo_seg.weights.files import file_path
+from zoo_seg.weights.privacy import no_telemetry
 
 if TYPE_CHECKING:  # imported where a link is really asked
     import requests
@@ -48,6 +50,8 @@ def ask(url: str, *, timeout: float = TIMEOUT) -> Answer:
     scheme = url.partition(":")[0]
     if scheme in ("file", "package"):
         return _look(url)
+    if settings.offline():
+        return Answer(url, False, "not asked: offline")
     return _ask_hub(url, timeout) if scheme == "hf" else _ask_web(url, timeout)
 
 
@@ -95,6 +99,7 @@ def _head(url: str, method: str, timeout: float) -> requests.Response:
 def _ask_hub(url: str, timeout: float) -> Answer:
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
+    no_telemetry()
     match = re.fullmatch(r"hf://([^/@]+/[^/@]+)(?:@([^/]+))?/(.+)", url)
     if not match:
         return Answer(url, False, "expected hf://organisation/repository[@revision]/path")

@@ -110,8 +110,8 @@ def insert(text: str, place: tuple[str | int, ...], values: Mapping[str, int | s
         before = ("url", *_FIELDS[: _FIELDS.index(name)])
         anchors = [(key, locate(text, (*place, key))) for key in before]
         key, (begin, end, _) = next(each for each in reversed(anchors) if each[1][2] == len(place) + 1)
-        key_and_space = re.search(rf'(\s*)"{key}"(\s*:\s*)$', text[:begin])
+        key_and_space = re.search(rf'(\s*)"{key}"(\s*:(\s*))$', text[:begin])
         assert key_and_space is not None
-        space, colon = key_and_space.groups()
-        text = f'{text[:end]},{space or " "}"{name}"{colon}{json.dumps(value)}{text[end:]}'
+        space, colon, after = key_and_space.groups()
+        text = f'{text[:end]},{space or after}"{name}"{colon}{json.dumps(value)}{text[end:]}'
     return text
