@@ -115,6 +115,19 @@ def test_published_resize_and_own_size() -> None:
     assert sizes == [(512, 683), (100, 133), (45, 60)]
 
 
+def test_a_number_for_the_shorter_side_goes_with_scales_under_both_rules() -> None:
+    model = build()
+    picture = noise(60, 90)
+    shapes = {}
+    for rules in ("ssseg", "mmseg"):
+        model.protocol = rules  # type: ignore[assignment]
+        inputs = model.predictor().inputs(picture, scales=(0.5, 1.5), resize=40)
+        shapes[rules] = [tuple(each.shape[-2:]) for each in inputs]
+        assert model.predict(picture, scales=(0.5, 1.5), resize=40).mask.shape == (60, 90)
+        model = build()
+    assert shapes == {"ssseg": [(40, 60)], "mmseg": [(20, 30), (60, 90)]}
+
+
 def test_the_network_stays_as_it_was_and_changes_are_seen(model: SegmentationModel) -> None:
     picture = noise(40, 40)
     before = copy.deepcopy(model.state_dict())

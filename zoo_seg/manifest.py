@@ -26,7 +26,7 @@ T = TypeVar("T")
 SortKey = Literal["dataset", "model", "source", "miou", "parameters"]
 
 # What a manifest can ask of a machine: beyond these it is a mistake, or worse.
-_LARGEST_SIDE = 1 << 15
+LARGEST_SIDE = 1 << 15
 """Pixels."""
 _LARGEST_SCALE = 16
 
@@ -152,8 +152,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         _check(
-            all(0 < side <= _LARGEST_SIDE for side in self.crop),
-            f"crop is {list(self.crop)}, expected two sides of 1 to {_LARGEST_SIDE} pixels",
+            all(0 < side <= LARGEST_SIDE for side in self.crop),
+            f"crop is {list(self.crop)}, expected two sides of 1 to {LARGEST_SIDE} pixels",
         )
 
 
@@ -166,8 +166,8 @@ class Resize:
 
     def __post_init__(self) -> None:
         _check(
-            0 < self.short <= self.long <= _LARGEST_SIDE,
-            f"short is {self.short} and long {self.long}, expected 0 < short <= long <= {_LARGEST_SIDE}",
+            0 < self.short <= self.long <= LARGEST_SIDE,
+            f"short is {self.short} and long {self.long}, expected 0 < short <= long <= {LARGEST_SIDE}",
         )
 
 

@@ -22,7 +22,7 @@ from zoo_seg.inference.prepare import prepare
 from zoo_seg.inference.preprocess import normalise, resize_uint8, resized_size
 from zoo_seg.inference.protocol import Protocol, Rules, looks, scaled_inputs, strips
 from zoo_seg.inference.segmentation import Segmentation
-from zoo_seg.manifest import Preprocess, Resize
+from zoo_seg.manifest import LARGEST_SIDE, Preprocess, Resize
 from zoo_seg.networks.network import SegmentationNetwork
 
 A = TypeVar("A")
@@ -115,7 +115,7 @@ class Predictor:
         self.network: SegmentationNetwork | Ready
         if isinstance(network, SegmentationNetwork):
             self.device = next(network.parameters()).device if device is None else choose_device(device)
-            self.network = prepare(network, self.device, self.dtype)
+            self.network = prepare(network, self.device, self.dtype, compiled=compile)
         else:
             self.device, self.network = torch.device("cpu"), network
         if self.device.type == "cpu":
@@ -292,10 +292,11 @@ class _Prepared:
 def _scaled(target: Resize | int | None, size: Size, scale: float) -> Resize:
     """The test size times a scale, as mmseg 0.x does: the frame is scaled and cut to whole pixels."""
     if isinstance(target, int):
-        target = Resize(target, 10**9)
+        target = Resize(target, LARGEST_SIDE)
     elif target is None:
         target = Resize(min(size), max(size))
-    return Resize(max(int(target.short * scale), 1), max(int(target.long * scale), 1))
+    short, long = (min(max(int(side * scale), 1), LARGEST_SIDE) for side in (target.short, target.long))
+    return Resize(short, long)
 
 
 def in_order(items: Iterable[A], work: Callable[[A], B], *, ahead: int) -> Iterator[B]:
