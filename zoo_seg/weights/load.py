@@ -103,7 +103,9 @@ def load_checkpoint(model: str, pretrained: str | os.PathLike[str] | Weights, *,
     if is_network(name) or (os.sep in name and Path(name).is_dir()):
         return open_folder(Path(name))
     if isinstance(pretrained, os.PathLike) or os.sep in name or Path(name).suffix in (".pth", ".pt", ".safetensors"):
-        raise CheckpointError(f"there is no file {name!r}; expected a .pth or .safetensors file, a link or a tag")
+        raise CheckpointError(
+            f"there is no file {name!r}; expected a .pth or .safetensors file, a link such as hf://org/repo, or a tag"
+        )
     return _from_record(get_weights(model, name), progress)
 
 
