@@ -3,29 +3,36 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
 
 import torch
-import torch.nn.functional as F
+from timm.models import FeatureListNet
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from zoo_seg.inference.cpu import suit_cpu
+from zoo_seg.inference.memory import drop_file_pages
 from zoo_seg.networks.network import SegmentationNetwork
 
 _log = logging.getLogger("zoo_seg")
 
-_SLICE = 512
-"""Channels of a slice: oneDNN's 3x3 kernels reach their full rate up to about this many."""
 
+def prepare(
+    network: SegmentationNetwork, device: torch.device, dtype: torch.dtype, *, compiled: bool = False
+) -> SegmentationNetwork:
+    """A copy in `eval()`, without the auxiliary head, folded and channels_last; the network stays as it was.
 
-def prepare(network: SegmentationNetwork, device: torch.device, dtype: torch.dtype) -> SegmentationNetwork:
-    """A copy in `eval()`, without the auxiliary head, folded and channels_last; the network stays as it was."""
+    Args:
+        compiled: it will go through `torch.compile`, which fuses layers itself and cannot look into `cpu`'s.
+    """
     ready = _copy(network, device)
     if not fold_batchnorm(ready):
         _log.info("BatchNorm is kept as it is: folding it would change this network's output")
         ready = _copy(network, device)
     if device.type == "cpu":
-        slice_wide_convs(ready)
+        suit_cpu(ready, dtype, in_place=not compiled)
+    _forget_unread_maps(ready)
     for parameter in ready.parameters():  # one by one, which needs less memory than all at once
         parameter.data = parameter.to(
             dtype, memory_format=torch.channels_last if parameter.ndim == 4 else torch.preserve_format
@@ -34,10 +41,37 @@ def prepare(network: SegmentationNetwork, device: torch.device, dtype: torch.dty
 
 
 def _copy(network: SegmentationNetwork, device: torch.device) -> SegmentationNetwork:
-    parts = {"backbone": network.backbone, "head": network.head}
+    """Without the auxiliary head, in float32 and channels_last.
+
+    Each tensor is brought into its last form at once, and the file it may be mapped from let go of, so that the
+    values are never held twice.
+    """
+    parts = nn.ModuleDict({"backbone": network.backbone, "head": network.head})
     memo: dict[int, object] = {}
-    copies = {name: copy.deepcopy(part, memo) for name, part in parts.items()}
-    return SegmentationNetwork(copies["backbone"], copies["head"], None).eval().requires_grad_(False).float().to(device)
+    for tensor in [*parts.parameters(), *parts.buffers()]:
+        dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
+        layout = torch.channels_last if tensor.ndim == 4 else torch.preserve_format
+        copied = tensor.detach().to(device, dtype, copy=True, memory_format=layout)
+        memo[id(tensor)] = nn.Parameter(copied, requires_grad=False) if isinstance(tensor, nn.Parameter) else copied
+        drop_file_pages(tensor)
+    copies = copy.deepcopy(parts, memo)
+    return SegmentationNetwork(copies["backbone"], copies["head"], None).eval()
+
+
+class _LastMap(nn.Sequential):
+    """A backbone as its modules one after the other: every map is let go of as soon as the next module has read it."""
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        for module in self:
+            x = module(x)
+        return [x]
+
+
+def _forget_unread_maps(network: SegmentationNetwork) -> None:
+    """For a head that reads the last map alone."""
+    if isinstance(network.backbone, FeatureListNet) and getattr(network.head, "level", None) == -1:
+        stages = (part if isinstance(part, nn.Sequential) else [part] for part in network.backbone.values())
+        network.backbone = _LastMap(*itertools.chain.from_iterable(stages))
 
 
 @torch.no_grad()
@@ -61,46 +95,19 @@ def fold_batchnorm(network: SegmentationNetwork) -> bool:
     return torch.allclose(expected, network(noise), rtol=1e-3, atol=1e-3 * float(expected.std()))
 
 
-class SlicedConv(nn.Module):
-    """A convolution as the sum of convolutions over slices of its input channels, which fit a CPU's cache."""
-
-    def __init__(self, conv: nn.Conv2d) -> None:
-        super().__init__()
-        parts = torch.split(conv.weight.detach(), _SLICE, dim=1)
-        self.weights = nn.ParameterList(nn.Parameter(part.clone(), requires_grad=False) for part in parts)
-        self.bias = conv.bias
-        self.stride, self.padding, self.dilation = conv.stride, conv.padding, conv.dilation
-
-    def forward(self, x: Tensor) -> Tensor:
-        total: Tensor | None = None
-        for weight, part in zip(self.weights, torch.split(x, _SLICE, dim=1), strict=True):
-            bias = self.bias if total is None else None
-            step = F.conv2d(part, weight, bias, self.stride, self.padding, self.dilation)
-            total = step if total is None else total.add_(step)
-        assert total is not None  # a convolution has at least one slice
-        return total
-
-
-def slice_wide_convs(network: nn.Module) -> None:
-    """Put a SlicedConv in the place of every dense 3x3 convolution of more than `_SLICE` channels."""
-    for module in network.modules():
-        for name, child in module.named_children():
-            if not isinstance(child, nn.Conv2d) or child.kernel_size != (3, 3) or child.groups != 1:
-                continue
-            if child.in_channels > _SLICE and child.in_channels % _SLICE == 0:
-                setattr(module, name, SlicedConv(child))
-
-
 def _pairs(network: SegmentationNetwork, noise: Tensor) -> tuple[Tensor, list[tuple[nn.Conv2d, nn.BatchNorm2d]]]:
     """The logits of the noise, and each convolution with the BatchNorm that was handed its output."""
-    made_by: dict[int, tuple[nn.Conv2d, Tensor]] = {}  # the tensor is kept so that its id stays its own
+    # The tensor is kept so that its id stays its own; its version tells whether something was added to it since.
+    made_by: dict[int, tuple[nn.Conv2d, Tensor, int]] = {}
     pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d]] = []
 
     def watch(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if isinstance(module, nn.Conv2d):
-            made_by[id(output)] = module, output
+            made_by[id(output)] = module, output, output._version
         elif isinstance(module, nn.BatchNorm2d) and id(inputs[0]) in made_by:
-            pairs.append((made_by[id(inputs[0])][0], module))
+            conv, made, version = made_by[id(inputs[0])]
+            if made._version == version:
+                pairs.append((conv, module))
 
     handles = [module.register_forward_hook(watch) for module in network.modules()]
     try:

@@ -28,9 +28,12 @@ class PSPHead(nn.Module):
         channels: width of the pooled branches and of the bottleneck.
     """
 
+    level = -1
+    """Which map is read, counted as in a list."""
+
     def __init__(self, in_channels: Sequence[int], num_classes: int, *, channels: int = 512) -> None:
         super().__init__()
-        width = in_channels[-1]
+        width = in_channels[self.level]
         self.branches = nn.ModuleList(ConvNormAct(width, channels, 1) for _ in POOL_SIZES)
         self.bottleneck = nn.Conv2d(width, channels, 3, padding=1, bias=False)
         self.taps = nn.ModuleList(nn.ConvTranspose2d(channels, channels, 3, stride=3, bias=False) for _ in POOL_SIZES)
@@ -43,8 +46,8 @@ class PSPHead(nn.Module):
             nn.init.uniform_(part.weight, -bound, bound)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        x = features[-1]
-        total = self.bottleneck(x) + self._spread(self._branch_outputs(x), x)
+        x = features[self.level]
+        total = self.bottleneck(x).add_(self._spread(self._branch_outputs(x), x))
         logits: Tensor = self.classifier(self.dropout(self.act(self.norm(total))))
         return logits
 
@@ -60,12 +63,14 @@ class PSPHead(nn.Module):
     def _spread(self, pooled: list[Tensor], like: Tensor) -> Tensor:
         """The bottleneck's answer to the enlarged branches, (N, channels, H, W)."""
         height, width = like.shape[-2:]
+        rows = torch.cat([_tap_matrix(size, height, like) for size in POOL_SIZES], dim=1)
         strips = [
             tap(cells) @ _tap_matrix(size, width, like).T  # (N, channels, 3s, W)
             for tap, cells, size in zip(self.taps, pooled, POOL_SIZES, strict=True)
         ]
-        rows = torch.cat([_tap_matrix(size, height, like) for size in POOL_SIZES], dim=1)
-        return rows @ torch.cat(strips, dim=2)
+        together = torch.cat(strips, dim=2)
+        del strips  # memory is scarcest here
+        return rows @ together
 
 
 def _tap_matrix(size: int, new_size: int, like: Tensor) -> Tensor:

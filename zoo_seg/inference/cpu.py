@@ -1,0 +1,138 @@
+"""A prepared network's convolutions as a CPU likes them: in slices that fit its cache, and adding in place.
+
+Adding in place is oneDNN's, through the operators that `torch.compile` calls as well. They have no public name, so
+`can_add_in_place` tries them first; where they are missing, residual blocks stay as they are.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, TypeGuard
+
+import torch
+import torch.nn.functional as F
+from timm.models.resnet import Bottleneck
+from torch import Tensor, nn
+
+_SLICE = 512
+"""Channels of a slice: oneDNN's 3x3 kernels reach their full rate up to about this many."""
+
+
+def suit_cpu(network: nn.Module, dtype: torch.dtype, *, in_place: bool = True) -> None:
+    """Rewrite a network without BatchNorm for inference in `dtype` on a CPU; in place where that is possible."""
+    in_place = in_place and can_add_in_place(dtype)
+    for module in network.modules():
+        for name, child in module.named_children():
+            if _is_wide(child):
+                setattr(module, name, SlicedConv(child, in_place))
+    for stage in [module for module in network.modules() if in_place and isinstance(module, nn.Sequential)]:
+        for i, block in enumerate(stage):
+            # A stage's input may be one of the backbone's maps: its first block has a downsample, or stays.
+            if _is_plain(block) and (i > 0 or block.downsample is not None):
+                stage[i] = ResidualBlock(block)
+
+
+class SlicedConv(nn.Module):
+    """A convolution as the sum of convolutions over slices of its input channels, which fit a CPU's cache."""
+
+    def __init__(self, conv: nn.Conv2d, in_place: bool) -> None:
+        super().__init__()
+        parts = torch.split(conv.weight.detach(), _SLICE, dim=1)
+        self.weights = nn.ParameterList(nn.Parameter(part.clone(), requires_grad=False) for part in parts)
+        self.bias = conv.bias
+        self.how: tuple[Any, Any, Any] = conv.stride, conv.padding, conv.dilation
+        self.in_place = in_place
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = torch.split(x, _SLICE, dim=1)
+        total = F.conv2d(parts[0], self.weights[0], self.bias, *self.how)
+        for part, weight in zip(parts[1:], self.weights[1:], strict=True):
+            if self.in_place:
+                _add_conv(total, part, weight, None, *self.how)
+            else:
+                total += F.conv2d(part, weight, None, *self.how)
+        return total
+
+
+def _is_wide(module: nn.Module) -> TypeGuard[nn.Conv2d]:
+    """A dense 3x3 convolution of more than one slice."""
+    if not _is_dense(module) or module.kernel_size != (3, 3):
+        return False
+    return module.in_channels > _SLICE and module.in_channels % _SLICE == 0
+
+
+def _is_dense(module: nn.Module) -> TypeGuard[nn.Conv2d]:
+    return isinstance(module, nn.Conv2d) and module.groups == 1 and module.padding_mode == "zeros"
+
+
+class ResidualBlock(nn.Module):
+    """A ResNet's block, its BatchNorm folded, that adds into its shortcut: the widest map is held once, not twice.
+
+    Without a `downsample` the shortcut is the input itself, which is overwritten.
+    """
+
+    def __init__(self, block: Bottleneck) -> None:
+        super().__init__()
+        self.conv1, self.conv2, self.conv3, self.downsample = block.conv1, block.conv2, block.conv3, block.downsample
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = _conv_relu(x, self.conv1)
+        y = _conv_relu(y, self.conv2)
+        shortcut: Tensor = x if self.downsample is None else self.downsample(x)
+        conv = self.conv3
+        return _add_conv(shortcut, y, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, "relu")
+
+
+def _is_plain(block: nn.Module) -> TypeGuard[Bottleneck]:
+    """A Bottleneck that is three dense convolutions and ReLUs, and nothing else."""
+    if type(block) is not Bottleneck or block.se is not None or block.drop_path is not None:
+        return False
+    convs = block.conv1, block.conv2, block.conv3
+    nothing = block.bn1, block.bn2, block.bn3, block.aa, block.drop_block
+    return (
+        all(_is_dense(conv) for conv in convs)
+        and all(isinstance(part, nn.Identity) for part in nothing)
+        and all(isinstance(act, nn.ReLU) for act in (block.act1, block.act2, block.act3))
+    )
+
+
+# --- oneDNN's operators -------------------------------------------------------------------------
+
+
+@cache
+def can_add_in_place(dtype: torch.dtype) -> bool:
+    """Whether this torch on this processor has the operators, and whether they do what they should."""
+    x = torch.arange(-9.0, 9.0, dtype=dtype, device="cpu").view(1, 2, 3, 3).to(memory_format=torch.channels_last)
+    conv = nn.Conv2d(2, 2, 1, dtype=dtype, device="cpu").requires_grad_(False)
+    expected = F.relu(conv(x)), F.relu(x + conv(x))
+    try:
+        total = x.clone()
+        _add_conv(total, x, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, "relu")
+        found = _conv_relu(x, conv), total
+    except (AttributeError, RuntimeError, TypeError):
+        return False
+    tolerance = 8 * torch.finfo(dtype).eps
+    return all(torch.allclose(a, b, tolerance, tolerance) for a, b in zip(found, expected, strict=True))
+
+
+def _conv_relu(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    """relu(conv(x)), in one pass over the result."""
+    call = torch.ops.mkldnn._convolution_pointwise
+    y: Tensor = call(x, conv.weight, conv.bias, conv.padding, conv.stride, conv.dilation, 1, "relu", [], "")
+    return y
+
+
+def _add_conv(
+    total: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    then: str | None = None,
+) -> Tensor:
+    """total += conv(x), with a ReLU after it if `then` is `"relu"`; returns `total`."""
+    call = torch.ops.mkldnn._convolution_pointwise_.binary
+    result: Tensor = call(total, x, weight, bias, padding, stride, dilation, 1, "add", 1.0, then, [], "")
+    return result
