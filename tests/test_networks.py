@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -84,7 +85,10 @@ def difference(ours: torch.Tensor, theirs: np.ndarray) -> float:
 
 @pytest.mark.parametrize(("group", "name"), key_lists())
 def test_every_published_name_and_shape_fits_strictly(group: str, name: str) -> None:
-    tensors = {key: torch.empty(shape, device="meta") for key, shape in keys(group, name)}
+    tensors = {
+        key: torch.empty(shape, device="meta", dtype=torch.int64 if key.endswith("num_batches_tracked") else None)
+        for key, shape in keys(group, name)
+    }
     network = load(architecture_of(name), tensors)
     parts = 4 if name.startswith("pspnet") else 0  # the bottleneck is kept in five parts instead of one
     assert len(network.state_dict()) == len(tensors) + parts
@@ -93,7 +97,9 @@ def test_every_published_name_and_shape_fits_strictly(group: str, name: str) -> 
 def test_parameters_in_the_manifest_are_the_networks() -> None:
     for record in zoo_seg.list_weights():
         _, architecture = get_architecture(record.model)
-        options = {"neck": "conv"} if record.source == "mmseg" else {}
+        options: dict[str, Any] = {"neck": "conv"} if record.source == "mmseg" else {}
+        if architecture.channels:
+            options["channels"] = architecture.channels
         with torch.device("meta"):
             network = build_network(architecture.family, architecture.backbone, record.num_classes, **options)
         assert sum(parameter.numel() for parameter in network.parameters()) == record.parameters, record.id
