@@ -112,6 +112,15 @@ def test_uneven_times_are_kept(tmp_path: Path) -> None:
     assert frames_of(tmp_path / "overlay.mp4")[1] == pytest.approx([time / 1000 for time in times])
 
 
+def test_times_that_begin_anew_go_on(tmp_path: Path) -> None:
+    """As where a camera joins its recordings."""
+    part = draw_clip(tmp_path / "part.ts", count=50).read_bytes()
+    (tmp_path / "clip.ts").write_bytes(part + part)
+    overlaid(tmp_path / "clip.ts", tmp_path / "overlay.mp4")
+    times = frames_of(tmp_path / "overlay.mp4")[1]
+    assert times == pytest.approx([i / 25 for i in range(100)], abs=0.001)
+
+
 @pytest.mark.parametrize(("ending", "codec"), [("webm", "libvpx"), ("ts", "h264"), ("avi", "mpeg4"), ("gif", "gif")])
 def test_other_kinds_of_clips_are_read(ending: str, codec: str, tmp_path: Path) -> None:
     path = tmp_path / f"clip.{ending}"

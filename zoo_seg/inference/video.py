@@ -38,6 +38,10 @@ _BT709 = _STUDIO_RANGE = 1
 _TOLERANCE = 1.0
 """Seconds that a clip may be shorter than it announces: containers round, and some count the sound."""
 _USUAL_RATE = Fraction(25)
+_RATES = Fraction(1, 60), 1000
+"""Frames a second that are believed."""
+_BACK, _LEAP = 1, 3600
+"""Seconds between two frames; what goes further back or ahead is a break, after which the clip goes on at its rate."""
 
 
 class Clip:
@@ -68,31 +72,41 @@ class Clip:
                 f"{name}: frames of {width}x{height} pixels, more than the limit of {limit}; if you trust the file, "
                 "set the environment variable ZOO_SEG_MAX_PIXELS to so many or more"
             )
-        self.rate = self.stream.average_rate or _USUAL_RATE
+        rate = self.stream.average_rate
+        self.rate = rate if rate and _RATES[0] <= rate <= _RATES[1] else _USUAL_RATE
         self.time_base = self.stream.time_base or 1 / self.rate
         self.times: deque[int] = deque()
         self.length = self.stream.frames or (round(self._announced() * self.rate) or None)
         self._step = max(round(1 / (self.rate * self.time_base)), 1)
-        self._shown = 0  # until when, of the frames so far
+        self._start = 0
+        self._last: int | None = None
         self._damaged = 0
         self._reason = ""
 
     def frames(self) -> Iterator[RGB]:
         """Every frame that can be decoded; once."""
-        first = last = None
         for packet in self._packets():
             for frame in self._decoded(packet):
                 pixels = np.asarray(frame.to_ndarray(format="rgb24"), dtype=np.uint8)
-                time = frame.pts if frame.pts is not None else (0 if last is None else last + self._step)
-                first = time if first is None else first
-                last = time if last is None else max(time, last + 1)  # an encoder takes them in rising order only
-                self._shown = last - first + self._step
-                self.times.append(last - first)
+                self.times.append(self._time(frame.pts))
                 yield np.rot90(pixels, frame.rotation // 90)
+
+    def _time(self, stamp: int | None) -> int:
+        """When a frame is shown, from what the file says: always later than the frame before."""
+        if self._last is None:
+            self._start, self._last = stamp or 0, 0
+            return 0
+        usual = self._last + self._step
+        time = usual if stamp is None else stamp - self._start
+        if not self._last - _BACK / self.time_base <= time <= self._last + _LEAP / self.time_base:
+            self._start, time = self._start + time - usual, usual
+        self._last = max(time, self._last + 1)
+        return self._last
 
     def trouble(self) -> str | None:
         """What was wrong with the file, after its last frame; None where nothing was."""
-        shown, announced = float(self._shown * self.time_base), self._announced()
+        shown = 0.0 if self._last is None else float((self._last + self._step) * self.time_base)
+        announced = self._announced()
         found = []
         if self._damaged:
             found.append(f"{self._damaged} damaged pieces were passed over ({self._reason})")
