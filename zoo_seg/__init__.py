@@ -46,6 +46,8 @@ from zoo_seg.zoo import (
 if TYPE_CHECKING:
     from zoo_seg import evaluation as evaluation
     from zoo_seg import inference as inference
+    from zoo_seg.export.loaded import ExportedModel, from_exported
+    from zoo_seg.export.write import export
     from zoo_seg.factory import build_model, create_model, from_pretrained
     from zoo_seg.inference.predictor import Predictor
     from zoo_seg.inference.segmentation import Segmentation
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
     from zoo_seg.training.finetune import finetune
 
 __all__ = [
+    "ExportedModel",
     "Predictor",
     "Segmentation",
     "SegmentationModel",
@@ -62,6 +65,7 @@ __all__ = [
     "build_model",
     "create_model",
     "evaluation",
+    "export",
     "fcn_r50_os8",
     "fcn_r50_os16",
     "fcn_r101_os8",
@@ -71,6 +75,7 @@ __all__ = [
     "fcn_resnet101_os8",
     "fcn_resnet101_os16",
     "finetune",
+    "from_exported",
     "from_pretrained",
     "get_weights",
     "inference",
@@ -98,13 +103,16 @@ __all__ = [
 
 # Names whose module needs torch, imported when they are first used.
 _LAZY = {
+    "ExportedModel": "zoo_seg.export.loaded",
     "Predictor": "zoo_seg.inference.predictor",
     "Segmentation": "zoo_seg.inference.segmentation",
     "SegmentationModel": "zoo_seg.model",
     "build_model": "zoo_seg.factory",
     "create_model": "zoo_seg.factory",
     "evaluation": "zoo_seg",
+    "export": "zoo_seg",
     "finetune": "zoo_seg.training.finetune",
+    "from_exported": "zoo_seg.export.loaded",
     "from_pretrained": "zoo_seg.factory",
     "inference": "zoo_seg",
 }

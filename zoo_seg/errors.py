@@ -61,3 +61,7 @@ class MissingExtraError(ZooSegError, ImportError):
 
 class TrainingError(ZooSegError, RuntimeError):
     """Training cannot go on; what was reached before is kept."""
+
+
+class ExportError(ZooSegError, RuntimeError):
+    """A network cannot be exported, or the exported file computes something else; no file is left."""

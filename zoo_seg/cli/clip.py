@@ -6,7 +6,7 @@ import argparse
 from functools import partial
 from pathlib import Path
 
-from zoo_seg.cli.network import device_of, load_network
+from zoo_seg.cli.network import device_of, load_predicting
 from zoo_seg.cli.pictures import is_clip
 from zoo_seg.cli.report import Failure, Report
 from zoo_seg.errors import ImageError, OptionError
@@ -23,7 +23,7 @@ def run(arguments: argparse.Namespace) -> int:
     where = "nothing was written"
     try:
         with open_clip(source) as clip:  # before the weights are fetched
-            model = load_network(arguments)
+            model = load_predicting(arguments)
             device = device_of(arguments)
             predict = partial(
                 model.stream,

@@ -82,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_predict(verbs)
     _add_evaluate(verbs)
     _add_finetune(verbs)
+    _add_export(verbs)
     _add_push(verbs)
     return parser
 
@@ -355,6 +356,42 @@ def _add_predict(verbs: Any) -> None:
     parser.add_argument("--no-overlay", action="store_true", help="write the masks only")
     parser.add_argument("--overwrite", action="store_true", help="do everything again")
     parser.add_argument("--json", metavar="FILE", help="what is done, kept and failed, and why, as JSON; - for stdout")
+
+
+def _add_export(verbs: Any) -> None:
+    parser = _verb(
+        verbs,
+        "export",
+        "write a network for ONNX Runtime, OpenVINO or torch.export",
+        "Write a network as a file for another runtime, for any batch, height and width, run it there at two sizes, "
+        "and compare with the network; a file that computes something else is not left. 'zoo-seg predict' takes the "
+        "file in place of a network.",
+        "  zoo-seg export --weights pspnet_resnet50_os8.ade20k --out pspnet.onnx\n"
+        "  zoo-seg export --weights runs/mine --out mine.xml --preprocess --argmax --dtype float16\n"
+        "  zoo-seg predict street.jpg --weights pspnet.onnx",
+    )
+    parser.add_argument("--model", metavar="NAME", help="a model name; not needed where --weights is an id or a folder")
+    parser.add_argument(
+        "--weights",
+        metavar="W",
+        help="a tag (ade20k), an id (model.tag), a path, a folder that finetune wrote, or an https:// or hf:// link "
+        "(default: the model's first; without --model the small network that comes with the package)",
+    )
+    parser.add_argument(
+        "--out", required=True, type=_path, metavar="FILE", help="ends in .onnx, .xml (OpenVINO) or .pt2 (torch.export)"
+    )
+    parser.add_argument(
+        "--format", choices=["onnx", "openvino", "torch_export"], help="default: as the ending of --out says"
+    )
+    parser.add_argument(
+        "--preprocess", action="store_true", help="normalise in the graph: it takes uint8 RGB pictures (N, H, W, 3)"
+    )
+    parser.add_argument(
+        "--argmax", action="store_true", help="choose the class in the graph: it gives class ids (N, H, W)"
+    )
+    parser.add_argument("--dtype", choices=["float32", "float16"], default="float32", help="float16 halves the file")
+    parser.add_argument("--opset", type=_whole, metavar="N", help="ONNX's, 18 to 23 (default 18)")
+    parser.add_argument("--no-check", action="store_false", dest="check", help="do not compare with the network")
 
 
 def _add_evaluate(verbs: Any) -> None:

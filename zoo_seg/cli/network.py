@@ -10,7 +10,9 @@ from pathlib import Path
 import torch
 
 from zoo_seg.errors import OptionError
+from zoo_seg.export.loaded import from_exported, is_exported
 from zoo_seg.factory import create_model, from_pretrained
+from zoo_seg.inference.predicting import Predicting
 from zoo_seg.inference.predictor import choose_device
 from zoo_seg.inference.protocol import Mode, Protocol
 from zoo_seg.manifest import get_architecture, get_weights, list_weights
@@ -25,6 +27,18 @@ _LARGEST_SCALE = 8
 
 PACKAGED = "semanticfpn_mobilenetv4_small.camvid_zoo"
 """The weights that come with the package: used where nobody names others."""
+
+
+def load_predicting(arguments: argparse.Namespace) -> Predicting:
+    """What `predict` runs: an exported file of `--weights`, which runs on the CPU, or a network."""
+    weights = arguments.weights
+    if weights is None or not is_exported(weights):
+        return load_network(arguments)
+    if arguments.model is not None:
+        raise OptionError(f"--model {arguments.model} and --weights {weights}: an exported file has its own network")
+    if arguments.device is None:
+        arguments.device = "cpu"
+    return from_exported(weights)
 
 
 def load_network(arguments: argparse.Namespace) -> SegmentationModel:
@@ -43,6 +57,8 @@ def load_network(arguments: argparse.Namespace) -> SegmentationModel:
     if is_network(weights) or (weights.startswith("hf://") and repository(weights)):
         return from_pretrained(weights) if name is None else create_model(name, weights)
     if name is None:
+        if is_exported(weights):
+            raise OptionError(f"--weights {shown(weights)} is an exported file, which predict takes; name its network")
         model, dot, tag = weights.partition(".")
         if not dot or os.sep in weights or Path(weights).is_file() or tag in ("pth", "pt", "safetensors"):
             if Path(weights).is_dir():

@@ -12,13 +12,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-from zoo_seg.cli.network import check_looks, device_of, load_network
+from zoo_seg.cli.network import check_looks, device_of, load_predicting
 from zoo_seg.cli.pictures import SETTINGS, is_clip, pictures, trouble
 from zoo_seg.cli.report import Failure, Report, Result
 from zoo_seg.errors import ImageError, OptionError
+from zoo_seg.inference.predicting import Predicting
 from zoo_seg.inference.predictor import in_order
 from zoo_seg.inference.segmentation import Segmentation, write_png
-from zoo_seg.model import SegmentationModel
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
         _refuse_other_results(out, settings, jobs)
         report.kept = [job.result() for job in jobs if job.is_done()]
         jobs = [job for job in jobs if not job.is_done()]
-    model = load_network(arguments) if jobs else None
+    model = load_predicting(arguments) if jobs else None
     try:
         if model is not None:
             out.mkdir(parents=True, exist_ok=True)
@@ -124,7 +124,7 @@ def _refuse_other_results(out: Path, settings: dict[str, Any], jobs: Sequence[_J
         raise OptionError(f"{out} holds results made with {what}; choose another --out, or add --overwrite")
 
 
-def _predict(model: SegmentationModel, jobs: list[_Job], arguments: argparse.Namespace, report: Report) -> None:
+def _predict(model: Predicting, jobs: list[_Job], arguments: argparse.Namespace, report: Report) -> None:
     """Reading, the network and writing at the same time; few pictures are held, however many there are."""
 
     def write(item: tuple[_Job, Segmentation | ImageError]) -> Failure | Result:

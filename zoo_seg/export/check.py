@@ -1,0 +1,72 @@
+"""An exported file beside the network that it was made from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from zoo_seg.export.facts import Facts
+from zoo_seg.inference.preprocess import normalise
+
+SIZES = ((2, 97, 131), (1, 160, 128))
+"""(batch, height, width) that a file is tried with: odd sides and a batch, and sides that every stride divides."""
+
+TOLERANCES = {"float32": 1e-3, "float16": 5e-2}
+"""How far a file's logits may be from the network's, in standard deviations of the network's."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How a file answered one input."""
+
+    shape: tuple[int, int, int]
+    """(batch, height, width)"""
+    largest: float
+    """In standard deviations of the network's logits; of a class map: by how much a chosen class falls short."""
+    pixels: float
+    """The share of pixels with another class than the network's, 0 to 1."""
+
+    def __str__(self) -> str:
+        size = "x".join(map(str, self.shape))
+        return f"{size}: {self.largest:.1e} standard deviations from the network, {self.pixels:.3%} of the pixels"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """An input, as a file takes it, and the network's logits for it."""
+
+    x: Tensor
+    logits: Tensor
+
+    def difference(self, answer: Tensor) -> Difference:
+        """How far a file's answer, logits or a class map, is from the network's."""
+        winner, ids = self.logits.max(1)
+        if answer.is_floating_point():
+            distance, chosen = (answer - self.logits).abs(), answer.argmax(1)
+        else:
+            chosen = answer.long()
+            distance = winner - self.logits.gather(1, chosen[:, None])[:, 0]
+        batch, height, width = ids.shape
+        largest = float(distance.max() / self.logits.std())
+        return Difference((batch, height, width), largest, float((chosen != ids).double().mean()))
+
+
+def trials(network: Callable[[Tensor], Tensor], facts: Facts) -> list[Trial]:
+    """Drawn inputs of every size, and what the network, in `eval()`, makes of them."""
+    random = np.random.default_rng(0)
+    found = []
+    for batch, height, width in SIZES:
+        if facts.in_chans == 3:
+            pictures = random.integers(0, 256, (batch, height, width, 3), np.uint8)
+            rules = facts.preprocess
+            x = torch.cat([normalise(picture, rules.mean, rules.std) for picture in pictures])
+            given = torch.from_numpy(pictures) if facts.input == "image" else x
+        else:
+            given = x = torch.from_numpy(random.standard_normal((batch, facts.in_chans, height, width), np.float32))
+        with torch.inference_mode():
+            found.append(Trial(given, network(x)))
+    return found

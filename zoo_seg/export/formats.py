@@ -1,0 +1,68 @@
+"""The formats, each a module of its own that is imported when it is asked for: each needs packages of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol, get_args
+
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from zoo_seg.errors import OptionError
+from zoo_seg.export.facts import Facts
+
+Format = Literal["onnx", "torch_export", "openvino"]
+OPSETS = range(18, 24)
+"""ONNX's, those that torch's exporter writes by itself; the first is the default, for the oldest runtimes."""
+SUFFIXES: dict[str, Format] = {".onnx": "onnx", ".pt2": "torch_export", ".xml": "openvino"}
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A file in its runtime, on the CPU."""
+
+    metadata: Mapping[str, str]
+    run: Callable[[Tensor], Tensor]
+    """The file's input -> its output, or the logits in front of its last resize."""
+
+
+class Handler(Protocol):
+    """What a format's module has."""
+
+    def write(self, program: ExportedProgram, path: Path, facts: Facts, opset: int | None = None) -> None:
+        """Write the program; `opset` is ONNX's alone."""
+
+    def open_file(self, path: Path, *, before_resize: bool) -> Opened:
+        """Open what `write` wrote; raises CheckpointError for what it did not, or cannot be run here."""
+
+
+def handler(format: Format) -> Handler:  # noqa: A002
+    """The module of a format.
+
+    Raises:
+        MissingExtraError: its packages are not installed.
+    """
+    if format == "onnx":
+        from zoo_seg.export import onnx_file
+
+        return onnx_file
+    if format == "openvino":
+        from zoo_seg.export import openvino_file
+
+        return openvino_file
+    from zoo_seg.export import torch_file
+
+    return torch_file
+
+
+def format_of(path: Path, format: str | None = None) -> Format:  # noqa: A002
+    """The format of a file by its ending, which a given format must agree with."""
+    if format is not None and format not in get_args(Format):
+        raise OptionError(f"format is {format!r}; expected one of {', '.join(get_args(Format))}")
+    found = SUFFIXES.get(path.suffix.lower())
+    if found is None or format not in (None, found):
+        endings = ", ".join(f"{suffix} ({name})" for suffix, name in SUFFIXES.items() if format in (None, name))
+        raise OptionError(f"{path} ends in {path.suffix or 'nothing'!r}; expected {endings}")
+    return found

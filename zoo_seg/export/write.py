@@ -1,0 +1,123 @@
+"""`zoo_seg.export`: write a network for another runtime, and see there that it still is the same."""
+
+from __future__ import annotations
+
+import copy
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+import torch
+
+from zoo_seg.errors import ExportError, OptionError
+from zoo_seg.export.check import TOLERANCES, Difference, trials
+from zoo_seg.export.facts import Dtype, Facts
+from zoo_seg.export.formats import OPSETS, Format, format_of, handler
+from zoo_seg.export.graph import Graph, brief, trace
+from zoo_seg.inference.prepare import fold_batchnorm
+from zoo_seg.model import SegmentationModel
+from zoo_seg.networks.network import SegmentationNetwork
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written."""
+
+    path: Path
+    format: Format
+    size: int
+    """Bytes, of both files where a format has two."""
+    facts: Facts
+    differences: tuple[Difference, ...]
+    """From the network, one for every size that was tried; empty without a check."""
+    tolerance: float
+    """What `Difference.largest` was allowed to be."""
+
+
+def export(
+    model: SegmentationModel,
+    path: str | os.PathLike[str],
+    format: Format | None = None,  # noqa: A002
+    *,
+    preprocess: bool = False,
+    argmax: bool = False,
+    dtype: Dtype = "float32",
+    opset: int | None = None,
+    check: bool = True,
+) -> Exported:
+    """Write a network as a file for ONNX Runtime, OpenVINO or torch.export, for any batch, height and width.
+
+    The graph takes `x`, normalised float32 (N, 3, H, W), and gives `logits`, float32 (N, num_classes, H, W), as
+    `model(x)` does. The file carries classes, palette, preprocessing and the weights' id as metadata (JSON), and
+    `from_exported` and `zoo-seg predict --weights` take it in place of a network.
+
+    Args:
+        model: a network with its classes; it stays as it is.
+        path: replaced once the new file has passed its check. Folders are made.
+        format: `"onnx"` (.onnx), `"openvino"` (.xml, with its values in a .bin beside it) or `"torch_export"` (.pt2);
+            None follows the path's ending.
+        preprocess: normalise in the graph, which then takes `image`: uint8 RGB (N, H, W, 3).
+        argmax: choose the class in the graph, which then gives `class_map`: (N, H, W), uint8, or int16 beyond 256
+            classes.
+        dtype: `"float16"` halves the file. ONNX and torch compute in it, OpenVINO in what its device prefers.
+        opset: ONNX's, 18 to 23; None is 18.
+        check: run the file in its runtime at two sizes, one with a batch, and compare with the network.
+
+    Raises:
+        ExportError: the network cannot be written so, or the file's answer is another one; nothing was written.
+        OptionError: an option is not allowed, or does not go with the path.
+        MissingExtraError: the format's packages are not installed; the message names the pip command.
+        OSError: the file cannot be written.
+    """
+    if not isinstance(model, SegmentationModel):
+        raise OptionError(f"model is a {type(model).__name__}; expected one of build_model or create_model")
+    target = Path(path)
+    kind = format_of(target, format)
+    if dtype not in get_args(Dtype):
+        raise OptionError(f"dtype is {dtype!r}; expected one of {', '.join(get_args(Dtype))}")
+    if opset is not None and (kind != "onnx" or opset not in OPSETS):
+        raise OptionError(f"opset is {opset!r} for {kind}; expected {OPSETS[0]} to {OPSETS[-1]}, with ONNX alone")
+    if preprocess and model.in_chans != 3:
+        raise OptionError(f"the network takes {model.in_chans} channels; preprocess=True is for RGB pictures")
+    if target.is_dir():
+        raise OptionError(f"{target} is a folder; expected a file that ends in {target.suffix}")
+    writer = handler(kind)
+    facts = Facts.of(model, "image" if preprocess else "x", "class_map" if argmax else "logits", dtype)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".zoo_seg-") as folder:  # fails before the work does
+        network = _bare(model)
+        expected = trials(network, facts) if check else []
+        if not fold_batchnorm(network):
+            network = _bare(model)
+        # OpenVINO's files hold float16 values of a network that is written in float32.
+        inside = torch.float16 if dtype == "float16" and kind != "openvino" else torch.float32
+        program = trace(Graph(network.to(inside), facts, inside), model.in_chans)
+        new = Path(folder) / target.name
+        writer.write(program, new, facts, opset)
+        differences = []
+        if expected:
+            run = writer.open_file(new, before_resize=False).run
+            for trial in expected:
+                try:
+                    differences.append(trial.difference(run(trial.x)))
+                except RuntimeError as error:
+                    raise ExportError(f"the {kind} file cannot be run: {brief(error)}") from error
+        tolerance = TOLERANCES[dtype]
+        for each in differences:
+            if not each.largest <= tolerance:  # NaN as well
+                raise ExportError(
+                    f"the {kind} file computes something else ({each}; allowed are {tolerance:g}); nothing was written"
+                )
+        parts = sorted(Path(folder).iterdir())  # .bin before .xml
+        size = sum(part.stat().st_size for part in parts)
+        for part in parts:
+            part.replace(target.with_name(part.name))
+    return Exported(target, kind, size, facts, tuple(differences), tolerance)
+
+
+def _bare(model: SegmentationModel) -> SegmentationNetwork:
+    """A copy in float32 on the CPU, in `eval()`, without the auxiliary head."""
+    backbone, head = copy.deepcopy((model.backbone, model.head))
+    return SegmentationNetwork(backbone, head, None).eval().requires_grad_(False).float().cpu()
