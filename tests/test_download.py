@@ -101,7 +101,7 @@ def test_the_error_lists_each_source_and_why(server: Server, tmp_path: Path) -> 
             "HTTP 404",
             "a web page beginning '<!DOCTYPE html><title>Sign in</title>'",
             "refused; gave up after 4 attempts",
-            "cannot be asked (ValueError)",
+            "cannot be asked (Invalid",
             "only https",
             "No such file",
             "names a host",

@@ -267,7 +267,8 @@ def _from_web(source: Source, partial: Partial) -> None:
         ) as error:
             reason, wait = _explain(error, partial), None
         except (requests.RequestException, ValueError) as error:  # no valid link
-            raise _Refused(f"it cannot be asked ({type(error).__name__})") from None  # whose text quotes the link
+            quotes = isinstance(error, requests.RequestException) or "@" in str(error)  # the link, perhaps a secret
+            raise _Refused(f"it cannot be asked ({type(error).__name__ if quotes else error})") from None
         progressed = partial.size > before
         patience -= PROGRESS_COST if progressed else 1
         if patience <= 0:
