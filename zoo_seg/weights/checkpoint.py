@@ -14,6 +14,7 @@ from torch import Tensor
 
 from zoo_seg.errors import CheckpointError
 from zoo_seg.weights.claims import Claim, Damaged, Refused, Unsafe, plain, read_claims
+from zoo_seg.weights.files import MAX_HEADER
 
 T = TypeVar("T")
 
@@ -21,8 +22,6 @@ _WRAPPERS = ("model", "state_dict", "model_state_dict")
 _DTYPES = {torch.float32, torch.float64, torch.float16, torch.bfloat16}
 _COUNTERS = {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool}
 """Of buffers; no weight may have them, see `fill`."""
-MAX_HEADER = 4 << 20
-"""Bytes of a safetensors header; a ResNet-101's has 60 kB."""
 MAX_NAME = 200
 
 

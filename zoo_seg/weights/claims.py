@@ -90,9 +90,7 @@ def plain(text: object) -> str:
 
 def _read_zip(file: BinaryIO) -> Any:
     size = file.seek(0, 2)
-    length = _directory_length(file, size)
-    if length > MAX_DIRECTORY:
-        raise Refused(f"its zip directory has {length} bytes; expected at most {MAX_DIRECTORY}")
+    _check_directory(file, size)
     with zipfile.ZipFile(file) as archive:
         entries = archive.infolist()
         prefix = entries[0].filename.partition("/")[0] + "/" if entries else ""
@@ -128,8 +126,17 @@ _PART = re.compile(
 """What `torch.save` writes below the archive's name."""
 
 
-def _directory_length(file: BinaryIO, size: int) -> int:
-    """Bytes of the table of contents, which Python would read whole: the end record must be where torch puts it."""
+def check_directory(path: Path) -> None:
+    """Look at a zip file before Python does, which reads all of its table of contents.
+
+    Raises:
+        Refused: it is longer than a checkpoint's, or not where torch puts it.
+    """
+    with path.open("rb") as file:
+        _check_directory(file, file.seek(0, 2))
+
+
+def _check_directory(file: BinaryIO, size: int) -> None:
     file.seek(max(size - 42, 0))
     tail = file.read(42)
     if len(tail) < 42 or tail[20:24] != b"PK\x05\x06" or tail[40:] != b"\0\0":
@@ -137,12 +144,15 @@ def _directory_length(file: BinaryIO, size: int) -> int:
     (length,) = struct.unpack("<I", tail[32:36])
     if tail[:4] == b"PK\x06\x07":  # zip64
         (at,) = struct.unpack("<Q", tail[8:16])
+        if at != size - 42 - 56:
+            raise Damaged("no zip64 record where its end is said to be")
         file.seek(at)
         record = file.read(56)
-        if at != size - 42 - 56 or record[:4] != b"PK\x06\x06":
+        if record[:4] != b"PK\x06\x06":
             raise Damaged("no zip64 record where its end is said to be")
         (length,) = struct.unpack("<40xQ8x", record)
-    return int(length)
+    if length > MAX_DIRECTORY:
+        raise Refused(f"its zip directory has {length} bytes; expected at most {MAX_DIRECTORY}")
 
 
 def _read_legacy(file: BinaryIO) -> Any:

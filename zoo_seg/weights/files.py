@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
+from zoo_seg.weights.claims import check_directory
+
 if TYPE_CHECKING:
     import filelock
 
@@ -26,6 +28,9 @@ STUCK = 600.0
 """Seconds without any change in its folder after which a lock is no longer waited for."""
 WAIT = 3.0
 """Seconds between two looks at that folder."""
+
+MAX_HEADER = 4 << 20
+"""Bytes of a safetensors header; a ResNet-101's has 60 kB."""
 
 _log = getLogger("zoo_seg")
 
@@ -42,7 +47,7 @@ def check_weight_file(path: Path) -> None:
         header_size = int.from_bytes(head[:8], "little")
         if head.startswith(b"PK\x03\x04"):
             found = _zip_damage(path)
-        elif head[8:9] == b"{" and header_size < 100 << 20:
+        elif head[8:9] == b"{" and header_size <= MAX_HEADER:
             file.seek(8)
             size, expected = path.stat().st_size, _safetensors_size(file.read(header_size))
             if expected is None:
@@ -60,7 +65,7 @@ def _safetensors_size(header: bytes) -> int | None:
     try:
         tensors = [value for key, value in json.loads(header).items() if key != "__metadata__"]
         return 8 + len(header) + max((int(tensor["data_offsets"][1]) for tensor in tensors), default=0)
-    except (ValueError, TypeError, LookupError, RecursionError):
+    except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError):
         return None
 
 
@@ -72,6 +77,7 @@ def _zip_damage(path: Path) -> str | None:
     if not zipfile.is_zipfile(path):
         return "a zip file without its end (cut off?)"
     try:
+        check_directory(path)
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
@@ -79,7 +85,7 @@ def _zip_damage(path: Path) -> str | None:
             if sum(entry.file_size for entry in entries) > path.stat().st_size:
                 return "a zip file that claims to hold more than it has"
             damaged = archive.testzip()
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+    except Exception as error:  # zipfile raises almost anything on damaged data
         return f"a broken zip file ({error})"
     return f"a zip file in which {damaged!r} is damaged" if damaged else None
 
