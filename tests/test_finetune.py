@@ -41,6 +41,7 @@ from zoo_seg.training.losses import SegmentationLoss
 from zoo_seg.training.run import Run
 from zoo_seg.training.samples import EpochBatches
 from zoo_seg.training.settings import Settings
+from zoo_seg.training.start import freeze_unused
 
 BACKBONE = "mobilenetv3_small_050"
 NETWORK = {"model": "semanticfpn", "backbone": BACKBONE, "channels": 16}
@@ -359,6 +360,7 @@ def test_two_processes_train_as_one(data: Path, tmp_path: Path, quick: Callable[
     assert_same_run(tmp_path / "two", one, rtol=1e-4, atol=1e-6)
     assert len(result.stdout.splitlines()) == 2 and result.stdout.count("mIoU") == 1
     assert [result.stderr.count(f"epoch {number}/2") for number in (1, 2)] == [1, 1]
+    assert "Warning" not in result.stderr and "zoo-seg" not in result.stderr
 
 
 # --- settings, against a step by hand -------------------------------------------------------------
@@ -598,6 +600,23 @@ def test_a_run_goes_on_with_another_data_set(
     options = {**TINY, **UNMOVED, "epochs": 1, "weights": trained.out}
     assert main(arguments(few, tmp_path / "next", **options)) == 0, capsys.readouterr().err
     assert_same_values(load_file(tmp_path / "next" / "model.safetensors"), values(trained.model))
+
+
+def test_unused_values_are_not_waited_for() -> None:
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.unused, self.frozen = (nn.Conv2d(3, 2, 1) for _ in range(3))
+            self.frozen.requires_grad_(False)
+
+        def forward(self, x: Tensor) -> list[Tensor]:
+            return [self.used(x), self.frozen(self.used(x).repeat(1, 2, 1, 1)[:, :3])]
+
+    heads = Heads()
+    freeze_unused(heads, heads.parameters())
+    trained = {name for name, parameter in heads.named_parameters() if parameter.requires_grad}
+    assert trained == {"used.weight", "used.bias"}
+    assert all(parameter.grad is None for parameter in heads.parameters())
 
 
 def test_a_backbone_stands_in_for_the_models_own(few: Path, zoo: Zoo, quick: Callable[..., Path]) -> None:

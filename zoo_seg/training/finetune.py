@@ -17,7 +17,7 @@ import torch
 from zoo_seg.errors import MissingExtraError, OptionError
 
 try:
-    from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
+    from accelerate import Accelerator, PartialState
     from accelerate.state import AcceleratorState
 except ImportError as error:
     raise MissingExtraError(f"training needs more ({error.name} is missing): pip install 'zoo_seg[train]'") from None
@@ -166,9 +166,7 @@ def _accelerator(settings: Settings, device: str | None) -> Accelerator:
     precision = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[settings.precision]
     # an earlier run in this process may have had another device or precision
     AcceleratorState._reset_state(reset_partial_state=True)
-    # some timm backbones have values they do not use
-    unused = DistributedDataParallelKwargs(find_unused_parameters=True)
-    return Accelerator(cpu=cpu, mixed_precision=precision, kwargs_handlers=[unused])
+    return Accelerator(cpu=cpu, mixed_precision=precision)
 
 
 # --- the parts of a run ---------------------------------------------------------------------------
@@ -182,8 +180,8 @@ def _batches(data: SegmentationData, settings: Settings, accelerator: Accelerato
         raise OptionError(f"batch_size {batch} is more than the {size} pictures of train")
     if batch % (processes * settings.accumulate):
         raise OptionError(
-            f"batch_size {batch} cannot be shared by {processes} processes in {settings.accumulate} equal parts "
-            "(accumulate) each"
+            f"batch_size {batch} cannot be shared equally; expected a multiple of {processes} processes times "
+            f"{settings.accumulate} parts (accumulate)"
         )
     return EpochBatches(size, batch, settings.seed, accelerator.process_index, processes, settings.accumulate)
 

@@ -25,7 +25,7 @@ from zoo_seg.training.losses import SegmentationLoss
 from zoo_seg.training.run import Run
 from zoo_seg.training.samples import EpochBatches, TrainingSamples, seed_of
 from zoo_seg.training.settings import Settings
-from zoo_seg.training.start import freeze
+from zoo_seg.training.start import freeze, freeze_unused
 from zoo_seg.training.syncnorm import synchronise
 
 if TYPE_CHECKING:
@@ -90,6 +90,9 @@ class Loop:
 
         self.kept = copy.deepcopy(model).eval()  # plain modules, whatever happens to those in training
         self.frozen = freeze(model, settings)
+        heads = _Heads(model, settings.aux_weight > 0)
+        if accelerator.num_processes > 1:
+            freeze_unused(heads.eval(), model.parameters())
         if accelerator.num_processes > 1 and settings.freeze != "batchnorm":
             synchronise(model, self.device)
         self.model = model.to(self.device).to(memory_format=torch.channels_last)
@@ -97,7 +100,6 @@ class Loop:
         if settings.ema is not None:
             self.ema = ModelEmaV3(self.kept, settings.ema, use_warmup=True, device=self.device)
             self.kept = self.ema.module
-        heads = _Heads(model, settings.aux_weight > 0)
         self.heads, self.optimizer = accelerator.prepare(heads, _optimizer(model, settings))
 
     # --- the way through the epochs ---------------------------------------------------------------

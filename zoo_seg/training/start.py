@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from zoo_seg.data.layouts import SegmentationData
 from zoo_seg.errors import OptionError
@@ -101,8 +103,6 @@ def _from_scratch(
 
 def freeze(model: SegmentationModel, settings: Settings) -> list[nn.Module]:
     """Switch off the gradients of what stays as it is; the modules that must stay in `eval()` are returned."""
-    if settings.aux_weight == 0 and model.aux_head is not None:
-        model.aux_head.requires_grad_(False)
     frozen: list[nn.Module] = []
     if settings.freeze == "backbone":
         frozen = [model.backbone]
@@ -111,6 +111,14 @@ def freeze(model: SegmentationModel, settings: Settings) -> list[nn.Module]:
     for module in frozen:
         module.requires_grad_(False)
     return frozen
+
+
+def freeze_unused(network: Callable[[Tensor], list[Tensor]], parameters: Iterable[nn.Parameter]) -> None:
+    """Switch off the gradients of values that nothing depends on, which torch would wait for in other processes."""
+    trained = [each for each in parameters if each.requires_grad]
+    total = torch.stack([each.sum() for each in network(torch.zeros(1, 3, 64, 64))]).sum()
+    for parameter, gradient in zip(trained, torch.autograd.grad(total, trained, allow_unused=True), strict=True):
+        parameter.requires_grad_(gradient is not None)
 
 
 def recipe_of(settings: Settings, steps: int, model: SegmentationModel) -> Recipe:
