@@ -213,9 +213,9 @@ def test_slide_takes_the_training_crop_of_the_weights(model: SegmentationModel) 
     whole = model.predict(noise(90, 120))
     one_window = model.predict(noise(90, 120), mode="slide", crop=(90, 120), stride=(60, 80))
     assert (whole.mask == one_window.mask).mean() > 0.999
-    model.weights = zoo_seg.get_weights("pspnet_resnet50_os8.voc")
+    model.recipe = zoo_seg.get_weights("pspnet_resnet50_os8.voc").recipe
     assert (model.predict(noise(90, 120), mode="slide", resize=None).mask == whole.mask).mean() > 0.999
-    model.weights = None
+    model.recipe = None
 
 
 def test_other_channels_are_refused() -> None:

@@ -60,8 +60,7 @@ def _check_options(arguments: argparse.Namespace) -> SegmentationData:
         raise OptionError(f"--out {arguments.out} is a file; expected a folder")
     if not arguments.tolerance >= 0:
         raise OptionError(f"--tolerance is {arguments.tolerance}; expected percent points of mIoU, such as 0.1")
-    looks = _protocol(arguments, ())
-    check_looks(looks.mode, looks.scales, looks.flip, arguments)
+    check_looks(arguments.mode or "whole", arguments.scales or (1.0,), bool(arguments.flip), arguments)
     data = open_data(arguments.data, arguments.dataset)
     data.samples(arguments.split)
     return data

@@ -79,6 +79,10 @@ def measure(
         OutOfMemoryError: one picture alone is too much for the device.
     """
     _check(model, data, limit, world_size)
+    try:
+        protocol = Protocol(mode, tuple(scales), flip)
+    except ValueError as error:
+        raise OptionError(str(error)) from None
     everything = data.samples(split)
     chosen = everything[:limit]
     share = chosen[rank::world_size]
@@ -116,7 +120,7 @@ def measure(
         split=split,
         pictures=len(chosen),
         is_whole=len(chosen) == len(everything),
-        protocol=Protocol(mode, tuple(scales), flip),
+        protocol=protocol,
         options={**options, "compile": compile},
         device=str(predictor.device),
         dtype=str(predictor.dtype).removeprefix("torch."),
