@@ -224,9 +224,19 @@ def _add_finetune(verbs: Any) -> None:
         "      --epochs 100 --optimizer adamw --lr 0.002 --crop-size 360 480",
     )
     parser.add_argument("--data", required=True, type=_path, metavar="DIR", help="see 'zoo-seg check-data --help'")
-    parser.add_argument("--out", required=True, type=_path, metavar="DIR", help="where to write")
-    parser.add_argument("--model", metavar="NAME", help="a model name, or a family (fcn, pspnet, semanticfpn)")
-    parser.add_argument("--weights", metavar="W", help="what to start from: a tag, a path, a link, or a run's folder")
+    parser.add_argument("--out", required=True, type=_path, metavar="DIR", help="a new folder to write to")
+    parser.add_argument(
+        "--model",
+        metavar="NAME",
+        help="a model name, or a family (fcn, pspnet, semanticfpn) with --backbone; not needed where --weights is an id "
+        "or a folder",
+    )
+    parser.add_argument(
+        "--weights",
+        metavar="W",
+        help="what to start from: a tag (ade20k), an id (model.tag), a path, a run's folder, or an https:// or hf:// "
+        "link (default: random values)",
+    )
     parser.add_argument("--backbone", metavar="NAME", help="a timm model in place of the model's own, not pretrained")
     parser.add_argument("--backbone-pretrained", action="store_true", help="fetch timm's ImageNet weights for it")
     parser.add_argument("--channels", type=_whole, metavar="N", help="width of the head of a network without weights")
@@ -238,10 +248,13 @@ def _add_finetune(verbs: Any) -> None:
     )
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted run, to the very same end")
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: the fastest that is there)")
-    parser.add_argument("--workers", type=int, default=2, metavar="N", help="processes that read pictures (default 2)")
+    parser.add_argument(
+        "--workers", type=int, default=2, metavar="N", help="processes that read pictures; 0: this one does (default 2)"
+    )
+    recipe = parser.add_argument_group("the recipe", "What decides the result; with --resume all must be as before.")
     hints = get_type_hints(Settings)
     for each in fields(Settings):
-        _add_setting(parser, each.name, hints[each.name], each.default, each.metadata["help"])
+        _add_setting(recipe, each.name, hints[each.name], each.default, each.metadata["help"])
 
 
 def _add_push(verbs: Any) -> None:
@@ -269,7 +282,7 @@ def _add_push(verbs: Any) -> None:
     )
 
 
-def _add_setting(parser: argparse.ArgumentParser, name: str, kind: Any, default: Any, text: str) -> None:
+def _add_setting(parser: argparse._ArgumentGroup, name: str, kind: Any, default: Any, text: str) -> None:
     """An option for a field of `Settings`, by its type."""
     flag = "--" + name.replace("_", "-")
     if default is not None and kind is not bool:
