@@ -228,8 +228,8 @@ def _add_finetune(verbs: Any) -> None:
     parser.add_argument(
         "--model",
         metavar="NAME",
-        help="a model name, or a family (fcn, pspnet, semanticfpn) with --backbone; not needed where --weights is an id "
-        "or a folder",
+        help="a model name, or a family (fcn, pspnet, semanticfpn) with --backbone; not needed where --weights is an "
+        "id or a folder",
     )
     parser.add_argument(
         "--weights",
