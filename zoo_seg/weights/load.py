@@ -97,9 +97,9 @@ def load_checkpoint(model: str, pretrained: str | os.PathLike[str] | Weights, *,
     if "://" in name:
         linked = cache.fetch_link(name, progress=progress)
         # A file of the user's own is read where it is and gets no copy beside it.
-        return _open(linked.path) if name.startswith("file://") else _from_cache(linked)
+        return _unmapped(_open(linked.path)) if name.startswith("file://") else _from_cache(linked)
     if Path(name).is_file():
-        return _open(Path(name))
+        return _unmapped(_open(Path(name)))
     if is_network(name) or (os.sep in name and Path(name).is_dir()):
         return open_folder(Path(name))
     if isinstance(pretrained, os.PathLike) or os.sep in name or Path(name).suffix in (".pth", ".pt", ".safetensors"):
@@ -187,6 +187,11 @@ def _open(path: Path, tensors_sha256: str | None = None) -> Checkpoint:
             "delete it and fetch it from another source"
         )
     return Checkpoint(path, {name: _full(tensor) for name, tensor in renamed.items()}, layout)
+
+
+def _unmapped(checkpoint: Checkpoint) -> Checkpoint:
+    """In memory: a user's script may save over the file it loaded, which would pull a map from under the network."""
+    return replace(checkpoint, tensors={name: tensor.clone() for name, tensor in checkpoint.tensors.items()})
 
 
 def _full(tensor: Tensor) -> Tensor:
