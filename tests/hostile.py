@@ -205,6 +205,7 @@ def pickles() -> dict[str, tuple[bytes, str]]:
     cases["part_missing.pth"] = zipped({NAME: good}, {}), "data/0"
     cases["part_short.pth"] = zipped({NAME: good}, {"data/0": bytes(32)}), "32 bytes"
     cases["part_elsewhere.pth"] = zipped({NAME: tensor(16, key="../data.pkl")}), r"data\.pkl"
+    cases["part_unprintable.pth"] = zipped({NAME: tensor(16, key="0\x1b[2J")}), r"'data/0\?\[2J' that is missing"
     cases["legacy_counts.pth"] = legacy({NAME: good}, counts={"0": TERA}), "damaged"
     cases["legacy_module.pth"] = (
         legacy(b"\x80\x02(X\x06\x00\x00\x00moduleNX\x01\x00\x00\x00aX\x01\x00\x00\x00btQ."),

@@ -26,6 +26,7 @@ from zoo_seg.weights.checkpoint import check_finite, open_checkpoint
 from zoo_seg.weights.claims import read_claims
 from zoo_seg.weights.convert import convert
 from zoo_seg.weights.folder import read_config
+from zoo_seg.weights.load import fill, load_checkpoint
 
 ALLOWANCE = 256 << 20
 """Bytes of memory beyond the file's own size."""
@@ -201,6 +202,20 @@ def test_whole_numbers_are_no_weights(network: Path, tmp_path: Path) -> None:
     save_file(double, tmp_path / "model.safetensors")
     model = zoo_seg.from_pretrained(tmp_path)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("name", ["a.safetensors", "a.pth"])
+def test_a_file_may_be_saved_over_while_its_network_is_in_use(name: str, network: Path, tmp_path: Path) -> None:
+    """Mapped, it would end the process (SIGBUS), and the values with it."""
+    path = tmp_path / name
+    tensors = load_file(network / "model.safetensors")
+    save_file(tensors, path) if path.suffix == ".safetensors" else torch.save(tensors, path)
+    model = zoo_seg.build_model("fcn", "mobilenetv3_small_050", 3, channels=8)
+    fill(model, load_checkpoint("fcn_resnet50_os8", path))
+    path.write_bytes(b"")
+    torch.save(model.state_dict(), path)
+    saved, _ = open_checkpoint(path)
+    assert all(torch.equal(saved[name], value) for name, value in tensors.items())
 
 
 @pytest.mark.parametrize("shape", [(), (2,), (2, 2), (2, 2, 1, 1), (9, 2, 1, 1)])

@@ -130,9 +130,9 @@ def _open_pickle(path: Path, *, is_zip: bool) -> dict[str, Tensor]:
             "expected tensors and plain values only. Ask its author for a safetensors file"
         ) from None
     except Damaged as error:
-        raise CheckpointError(f"{path} is damaged or cut short ({error}); fetch or copy it again") from None
+        raise CheckpointError(f"{path} is damaged or cut short ({plain(error)}); fetch or copy it again") from None
     except Refused as error:
-        raise CheckpointError(f"{path} was not opened: {error}") from None
+        raise CheckpointError(f"{path} was not opened: {plain(error)}") from None
     except Exception as error:  # torch raises almost anything on damaged data
         raise CheckpointError(
             f"{path} is damaged or cut short ({plain(error) or type(error).__name__}); fetch or copy it again"

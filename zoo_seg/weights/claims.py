@@ -82,7 +82,7 @@ def read_claims(path: Path) -> Any:
 def plain(text: object) -> str:
     """What may have been written by a stranger, in a message: one line that can be printed, and not without end."""
     first = str(text).strip().partition("\n")[0]
-    return "".join(letter if letter.isprintable() else "?" for letter in first[:200])
+    return "".join(letter if letter.isprintable() else "?" for letter in first[:300])
 
 
 # --- containers ---------------------------------------------------------------------------------

@@ -74,9 +74,9 @@ def _zip_damage(path: Path) -> str | None:
 
     A checkpoint's entries lie unpacked, one after the other. What claims to hold more than the file has is not read.
     """
-    if not zipfile.is_zipfile(path):
-        return "a zip file without its end (cut off?)"
     try:
+        if not zipfile.is_zipfile(path):
+            return "a zip file without its end (cut off?)"
         check_directory(path)
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
