@@ -57,5 +57,7 @@ class Report:
 
 
 def printable(text: str) -> str:
-    """One line that does nothing to a terminal: a file may be called anything."""
-    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
+    """One line that any terminal can show and that does nothing to it: a file may be called anything."""
+    encoding = sys.stdout.encoding or "utf-8"
+    text = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
+    return text.encode(encoding, "backslashreplace").decode(encoding)
