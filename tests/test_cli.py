@@ -297,7 +297,7 @@ def test_folders_keep_their_tree_and_a_broken_picture_stops_nothing(predict: Run
 def test_a_run_with_nothing_to_do_loads_no_network(predict: Run, zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
     picture(Path("a.png"))
     assert predict("a.png").code == 0
-    monkeypatch.setattr("zoo_seg.cli.predict.load_network", None)
+    monkeypatch.setattr("zoo_seg.cli.predict.load_predicting", None)
     assert predict("a.png") == Result(0, "1 already there; results in out\n", "")
 
 

@@ -363,7 +363,7 @@ def test_folders_that_lead_in_a_circle(tmp_path: Path, monkeypatch: pytest.Monke
 def test_what_may_not_be_read_and_what_vanishes_meanwhile(predict: Predict, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("a.png", "b.png", "secret/c.png", "vanishing.png", "z.png"):
         write(f"p/{name}")
-    scandir, opened, load = os.scandir, Path.open, zoo_seg.cli.predict.load_network
+    scandir, opened, load = os.scandir, Path.open, zoo_seg.cli.predict.load_predicting
     denied = PermissionError(errno.EACCES, "Permission denied")
 
     def open_(path: Path, *arguments: Any, **options: Any) -> Any:
@@ -383,7 +383,7 @@ def test_what_may_not_be_read_and_what_vanishes_meanwhile(predict: Predict, monk
 
     monkeypatch.setattr(Path, "open", open_)
     monkeypatch.setattr(os, "scandir", scandir_)
-    monkeypatch.setattr(zoo_seg.cli.predict, "load_network", load_)
+    monkeypatch.setattr(zoo_seg.cli.predict, "load_predicting", load_)
     result = predict("p", "--json", "-")
     assert (result.code, result.done) == (1, ["p/a.png", "p/z.png"])
     assert result.failed == {

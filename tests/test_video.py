@@ -276,7 +276,7 @@ def test_predict_of_a_broken_clip(predict: Run) -> None:
 
 
 def test_a_clip_that_cannot_be_read_fetches_no_weights(predict: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("zoo_seg.cli.clip.load_network", lambda _: pytest.fail("it was loaded"))
+    monkeypatch.setattr("zoo_seg.cli.clip.load_predicting", lambda _: pytest.fail("it was loaded"))
     assert predict("missing.mp4") == (
         1,
         "1 failed; nothing was written\n",
