@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from accelerate import PartialState
@@ -320,9 +321,12 @@ def test_a_killed_run_ends_as_an_unbroken_one(data: Path, unbroken: Path, tmp_pa
     assert not list(tmp_path.rglob("*.part"))
 
 
-def test_a_finished_run_returns_its_network(data: Path, unbroken: Path, undrawn: None) -> None:
+def test_a_finished_run_returns_its_network(
+    data: Path, unbroken: Path, undrawn: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = (unbroken / "log.jsonl").read_bytes()
-    model = finetune(data, out=unbroken, resume=True, progress=False, **LONG)
+    model = finetune(data, out=unbroken, resume=True, **LONG)
+    assert "finished already" in capsys.readouterr().err
     assert (unbroken / "log.jsonl").read_bytes() == before
     assert_same_values(model.state_dict(), load_file(unbroken / "model.safetensors"), rtol=0, atol=0)
 
@@ -602,6 +606,21 @@ def test_a_run_goes_on_with_another_data_set(
     assert_same_values(load_file(tmp_path / "next" / "model.safetensors"), values(trained.model))
 
 
+def test_imagenet_values_on_request(few: Path, quick: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    original, asked = timm.create_model, []
+
+    def create(name: str, *, pretrained: bool, **options: Any) -> nn.Module:
+        asked.append(pretrained)  # there is no network here
+        model: nn.Module = original(name, **options)
+        return model
+
+    monkeypatch.setattr(timm, "create_model", create)
+    plain, fetched = quick(few, "plain"), quick(few, "fetched", backbone_pretrained=True)
+    assert asked.count(True) == 1 and asked[0] is False
+    assert config_of(plain)["started_from"] is None
+    assert config_of(fetched)["started_from"] == f"timm's ImageNet weights of {BACKBONE}"
+
+
 def test_unused_values_are_not_waited_for() -> None:
     class Heads(nn.Module):
         def __init__(self) -> None:
@@ -727,6 +746,10 @@ def test_data_that_cannot_be_used(
         ({"backbone": None}, "'semanticfpn' is a family; add a backbone"),
         ({"model": None, "backbone": None, "channels": None}, "there is no model"),
         ({"weights": "toys"}, "weights bring their own backbone"),
+        (
+            {"weights": "toys", "backbone": None, "channels": None, "backbone_pretrained": True},
+            "weights bring their own",
+        ),
         ({"model": None, "weights": "toys", "backbone": None, "channels": None}, "need a model name"),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, dict) else "",

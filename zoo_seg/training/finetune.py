@@ -232,8 +232,9 @@ def _title(loop: Loop) -> str:
     data, network, accelerator = loop.data, loop.model.architecture, loop.accelerator
     name = f"{network.family} on {network.backbone}" if network else "the network"
     processes = f"{accelerator.num_processes} processes, " if accelerator.num_processes > 1 else ""
-    begins = f", going on after epoch {loop.epoch}" if loop.epoch else ""
     epochs, steps = loop.settings.epochs, len(loop.batches)
+    begins = f", going on after epoch {loop.epoch}" if loop.epoch else ""
+    begins = ", finished already" if loop.epoch == epochs else begins
     return (
         f"{data.root}: {len(loop.samples)} pictures of train, {len(data.samples('val'))} of val, "
         f"{data.num_classes} classes\n"

@@ -91,14 +91,13 @@ class Loop:
         self.kept = copy.deepcopy(model).eval()  # plain modules, whatever happens to those in training
         self.frozen = freeze(model, settings)
         heads = _Heads(model, settings.aux_weight > 0)
-        if accelerator.num_processes > 1:
-            freeze_unused(heads.eval(), model.parameters())
+        freeze_unused(heads.eval(), model.parameters())
         if accelerator.num_processes > 1 and settings.freeze != "batchnorm":
             synchronise(model, self.device)
         self.model = model.to(self.device).to(memory_format=torch.channels_last)
         self.ema = None
         if settings.ema is not None:
-            self.ema = ModelEmaV3(self.kept, settings.ema, use_warmup=True, device=self.device)
+            self.ema = ModelEmaV3(self.kept.to(self.device), settings.ema, use_warmup=True)
             self.kept = self.ema.module
         self.heads, self.optimizer = accelerator.prepare(heads, _optimizer(model, settings))
 

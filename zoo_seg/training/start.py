@@ -114,7 +114,7 @@ def freeze(model: SegmentationModel, settings: Settings) -> list[nn.Module]:
 
 
 def freeze_unused(network: Callable[[Tensor], list[Tensor]], parameters: Iterable[nn.Parameter]) -> None:
-    """Switch off the gradients of values that nothing depends on, which torch would wait for in other processes."""
+    """Switch off the gradients of values that nothing depends on: several processes would wait for them."""
     trained = [each for each in parameters if each.requires_grad]
     total = torch.stack([each.sum() for each in network(torch.zeros(1, 3, 64, 64))]).sum()
     for parameter, gradient in zip(trained, torch.autograd.grad(total, trained, allow_unused=True), strict=True):
