@@ -18,7 +18,7 @@ import zoo_seg
 from zoo_seg.inference.labels import class_map
 from zoo_seg.inference.prepare import fold_batchnorm, slice_wide_convs
 from zoo_seg.networks.network import SegmentationNetwork
-from zoo_seg.networks.pspnet import POOL_SIZES
+from zoo_seg.networks.pspnet import POOL_SIZES, PSPHead
 
 SIZE = (512, 683)
 
@@ -31,6 +31,11 @@ def textbook(network: SegmentationNetwork, weight: torch.Tensor, x: torch.Tensor
     pooled = [branch(F.adaptive_avg_pool2d(features, s)) for s, branch in zip(POOL_SIZES, head.branches, strict=True)]
     parts = [features, *(F.interpolate(each, size=size, mode="bilinear") for each in pooled)]
     return head.classifier(head.act(head.norm(F.conv2d(torch.cat(parts, dim=1), weight, padding=1))))
+
+
+def undivided(head: PSPHead) -> torch.Tensor:
+    """The bottleneck's weight over [x, pooled parts], as the paper has it."""
+    return torch.cat([head.bottleneck.weight, *(tap.weight.transpose(0, 1) for tap in head.taps)], dim=1)
 
 
 def full_size(logits: torch.Tensor) -> torch.Tensor:
@@ -57,8 +62,7 @@ def main() -> None:
     network = SegmentationNetwork(model.backbone, model.head, None)
     x = F.interpolate(torch.randn(1, 3, 16, 22), size=SIZE, mode="bicubic")
 
-    head = network.head
-    whole = torch.cat([head.bottleneck.weight, *(tap.weight.transpose(0, 1) for tap in head.taps)], dim=1)
+    whole = undivided(network.head)
     plain = median(lambda: full_size(textbook(network, whole, x)))
     rows = [("plain network of timm parts, full-size logits", plain)]
 

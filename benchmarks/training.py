@@ -1,6 +1,6 @@
 """Pictures a second of whole training steps, loading included, beside torchvision's own reference recipe.
 
-    python benchmarks/training.py [--models fcn_resnet50_os8 --steps 8] [--workers 2] [--device cuda] [--runs 3]
+    python benchmarks/training.py [--models fcn_resnet50_os8 --steps 8] [--batch 8] [--device cuda] [--runs 3]
 
 Ours is `zoo_seg.finetune` with its defaults. The recipe is that of `references/segmentation/train.py`: its transforms
 on PIL pictures or tensors, its collating, SGD, a learning rate that falls every step, full-size logits, and cross
@@ -43,6 +43,7 @@ class Work:
     model: str
     data: Path
     crop: tuple[int, int]
+    batch: int
     steps: int
     workers: int
     device: str
@@ -69,7 +70,7 @@ def ours(work: Work) -> None:
             work.model,
             out=Path(scratch) / "run",
             epochs=1,
-            batch_size=BATCH,
+            batch_size=work.batch,
             crop_size=work.crop,
             workers=work.workers,
             device=work.device,
@@ -113,7 +114,7 @@ def torchvisions(work: Work, backend: str) -> None:
         dataset = Recipe(data, recipe(work.crop, backend, min(first.size)))
     loader = DataLoader(
         dataset,
-        batch_size=BATCH,
+        batch_size=work.batch,
         sampler=[(0, index) for index in torch.randperm(len(dataset)).tolist()],
         num_workers=work.workers,
         collate_fn=collate,
@@ -184,13 +185,16 @@ def measure(side: str, work: Work) -> Speed:
     wall, processor = (
         [end - start for start, end in pairwise(times[WARM_UP - 1 :])] for times in (clock.ends, clock.work)
     )
-    return Speed(BATCH / statistics.median(wall), sum(clock.waits[WARM_UP:]) / sum(wall), statistics.median(processor))
+    return Speed(
+        work.batch / statistics.median(wall), sum(clock.waits[WARM_UP:]) / sum(wall), statistics.median(processor)
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["fcn_resnet50_os8", "semanticfpn_mobilenetv4_small"])
     parser.add_argument("--crop", type=int, nargs=2, default=SIZE)
+    parser.add_argument("--batch", type=int, default=BATCH)
     parser.add_argument("--steps", type=int, nargs="+", default=[8, 24], help="of each model")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="on a busy machine 1 is steadier")
@@ -200,13 +204,13 @@ def main() -> None:
     crop = options.crop[0], options.crop[1]
 
     with tempfile.TemporaryDirectory() as scratch:
-        data = draw(Path(scratch) / "drawn", BATCH * max(options.steps) + 2)
+        data = draw(Path(scratch) / "drawn", options.batch * max(options.steps) + 2)
         print(
             f"{options.device}, {options.threads} threads and {options.workers} workers, crop {crop[0]}x{crop[1]}, "
-            f"batches of {BATCH}; the factor is to the faster of torchvision's"
+            f"batches of {options.batch}; the factor is to the faster of torchvision's"
         )
         for model, steps in zip(options.models, options.steps, strict=True):
-            work = Work(model, data, crop, steps, options.workers, options.device, options.threads)
+            work = Work(model, data, crop, options.batch, steps, options.workers, options.device, options.threads)
             runs = [{side: alone(measure, side, work) for side in SIDES} for _ in range(options.runs)]
             rates = {side: statistics.median(run[side].rate for run in runs) for side in SIDES}
             best = max(rate for side, rate in rates.items() if side != "ours")

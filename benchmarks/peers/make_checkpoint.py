@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from reference_checkpoint import checkpoint, entries_of, filled_state_dict, save  # noqa: E402
 
 FAMILIES = {
-    "mmseg": {"pspnet": "pspnet", "semanticfpn": "fpn"},
+    "mmseg": {"pspnet": "pspnet", "fcn": "fcn", "semanticfpn": "fpn"},
     "ssseg": {"pspnet": "PSPNet", "fcn": "FCN", "semanticfpn": "SemanticFPN"},
 }
 

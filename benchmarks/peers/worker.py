@@ -1,6 +1,6 @@
 """One peer doing one work, a run for every line it is sent. Started by `benchmarks/run.py`, in the peers' environment.
 
-    python worker.py mmseg|ssseg|openvino '{"checkpoint": ..., "picture": ..., "test_scale": [W, H], "dtype": ...}'
+    python worker.py mmseg|mmseg_init|ssseg|openvino|onnxruntime '{"checkpoint": ..., "picture": ..., ...}'
 
 Prints one line of JSON when ready, one after each run, and at the end writes the class map to `mask`.
 """
@@ -59,45 +59,69 @@ def ssseg(work: dict[str, Any]) -> Callable[[], np.ndarray]:
     return run
 
 
-def openvino(work: dict[str, Any]) -> Callable[[], np.ndarray]:
-    """OpenVINO on the plain graph of mmseg's network: logits, resize to the picture, argmax, all in the graph."""
+class Plain(torch.nn.Module):
+    """mmseg's network from normalised pictures to class ids: logits, resize to the picture and argmax, in one graph."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        super().__init__()
+        self.network = network.requires_grad_(False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits = self.network.decode_head(self.network.backbone(x))
+        return torch.nn.functional.interpolate(logits, size=x.shape[-2:], mode="bilinear").argmax(1)
+
+
+def plain(work: dict[str, Any]) -> tuple[Plain, Callable[[], np.ndarray]]:
+    """mmseg's network, and how the decoded picture becomes its input."""
     import cv2
     import mmseg_peer as peer
-    import openvino as ov
 
     network = peer.load(work["checkpoint"], test_scale=work["test_scale"])
-
-    class Plain(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.network = network.requires_grad_(False)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            logits = self.network.decode_head(self.network.backbone(x))
-            size = x.shape[-2:]
-            return torch.nn.functional.interpolate(logits, size=size, mode="bilinear").argmax(1)
-
     image = cv2.imread(work["picture"])
-    height, width = image.shape[:2]
+    mean, std = np.float32([123.675, 116.28, 103.53]), np.float32([58.395, 57.12, 57.375])
+
+    def normalised() -> np.ndarray:
+        return np.ascontiguousarray(((image[..., ::-1].astype(np.float32) - mean) / std).transpose(2, 0, 1)[None])
+
+    return Plain(network).eval(), normalised
+
+
+def openvino(work: dict[str, Any]) -> Callable[[], np.ndarray]:
+    """OpenVINO on the plain graph of mmseg's network."""
+    import openvino as ov
+
+    network, normalised = plain(work)
+    example = torch.from_numpy(normalised())
     with torch.no_grad():
-        graph = ov.convert_model(Plain().eval(), example_input=torch.zeros(1, 3, height, width))
-    graph.reshape([1, 3, height, width])
+        graph = ov.convert_model(network, example_input=torch.zeros_like(example))
+    graph.reshape(list(example.shape))
     precision = {"float32": "f32", "bfloat16": "bf16"}[work["dtype"]]
     options = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
     compiled = ov.Core().compile_model(graph, "CPU", options)
-    mean, std = np.float32([123.675, 116.28, 103.53]), np.float32([58.395, 57.12, 57.375])
+    return lambda: compiled(normalised())[0][0]
 
-    def run() -> np.ndarray:
-        x = ((image[..., ::-1].astype(np.float32) - mean) / std).transpose(2, 0, 1)[None]
-        return compiled(np.ascontiguousarray(x))[0][0]
 
-    return run
+def onnxruntime(work: dict[str, Any]) -> Callable[[], np.ndarray]:
+    """ONNX Runtime on the plain graph of mmseg's network."""
+    import onnxruntime as ort
+
+    network, normalised = plain(work)
+    path = f"{work['mask']}.onnx"
+    with torch.no_grad():
+        torch.onnx.export(network, (torch.from_numpy(normalised()),), path, dynamo=True)
+    del network
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = work["threads"]
+    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda: session.run(None, {name: normalised()})[0][0]
 
 
 def main() -> None:
     side, work = sys.argv[1], json.loads(sys.argv[2])
     torch.set_num_threads(work["threads"])
-    run = {"mmseg": mmseg, "mmseg_init": mmseg_init, "ssseg": ssseg, "openvino": openvino}[side](work)
+    sides = {"mmseg": mmseg, "mmseg_init": mmseg_init, "ssseg": ssseg, "openvino": openvino, "onnxruntime": onnxruntime}
+    run = sides[side](work)
     print(json.dumps({"ready": side}), flush=True)
     result = None
     for _ in sys.stdin:
