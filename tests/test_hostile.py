@@ -207,13 +207,13 @@ def test_whole_numbers_are_no_weights(network: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["a.safetensors", "a.pth"])
 def test_a_file_may_be_saved_over_while_its_network_is_in_use(name: str, network: Path, tmp_path: Path) -> None:
     """Mapped, it would end the process (SIGBUS), and the values with it."""
-    path = tmp_path / name
+    path, save = tmp_path / name, save_file if name.endswith(".safetensors") else torch.save
     tensors = load_file(network / "model.safetensors")
-    save_file(tensors, path) if path.suffix == ".safetensors" else torch.save(tensors, path)
+    save(tensors, path)
     model = zoo_seg.build_model("fcn", "mobilenetv3_small_050", 3, channels=8)
     fill(model, load_checkpoint("fcn_resnet50_os8", path))
     path.write_bytes(b"")
-    torch.save(model.state_dict(), path)
+    save(model.state_dict(), path)
     saved, _ = open_checkpoint(path)
     assert all(torch.equal(saved[name], value) for name, value in tensors.items())
 
