@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 
 import zoo_seg
+from zoo_seg.inference.cpu import suit_cpu
 from zoo_seg.inference.labels import class_map
-from zoo_seg.inference.prepare import fold_batchnorm, slice_wide_convs
+from zoo_seg.inference.prepare import fold_batchnorm
 from zoo_seg.networks.network import SegmentationNetwork
 from zoo_seg.networks.pspnet import POOL_SIZES, PSPHead
 
@@ -80,7 +81,7 @@ def main() -> None:
         ready = ready.to(memory_format=torch.channels_last)
     step("BatchNorm folded", lambda: class_map(ready.forward_logits(y), [SIZE]))
     with torch.inference_mode(False):
-        slice_wide_convs(ready)
+        suit_cpu(ready, torch.float32)
         ready = ready.to(memory_format=torch.channels_last)
     step("wide convolutions in slices", lambda: class_map(ready.forward_logits(y), [SIZE]))
     if arguments.compile:
