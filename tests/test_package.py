@@ -54,7 +54,7 @@ def test_wheel_holds_the_package_and_its_manifest_only(wheel: Path) -> None:
         licences = [name for name in archive.namelist() if name.endswith("LICENSE")]
     modules = {path.relative_to(REPOSITORY).as_posix() for path in MODULES}
     packaged = {f"zoo_seg/packaged/{path.name}" for path in (PACKAGE / "packaged").iterdir()}
-    others = ("py.typed", "weights_manifest.json", "packaged/street.jpg")
+    others = ("py.typed", "weights_manifest.json", "packaged/street.jpg", "demo/page.css", "demo/page.js")
     assert names == modules | packaged | {f"zoo_seg/{name}" for name in others}
     assert manifest == (REPOSITORY / "weights_manifest.json").read_bytes()
     assert licences
@@ -98,6 +98,7 @@ LAYERS = [
     {"evaluation"},
     {"training"},
     {"export"},
+    {"demo"},
     {"zoo"},
     {"__init__"},
     {"cli"},

@@ -84,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_finetune(verbs)
     _add_export(verbs)
     _add_push(verbs)
+    _add_demo(verbs)
     return parser
 
 
@@ -280,6 +281,35 @@ def _add_push(verbs: Any) -> None:
     parser.add_argument(
         "--example", type=_path, metavar="PICTURE", help="shown on the card under the network's colours"
     )
+
+
+def _add_demo(verbs: Any) -> None:
+    parser = _verb(
+        verbs,
+        "demo",
+        "look at pictures through the networks, in a page of your browser",
+        "Serve a web page on this machine: drop a picture, choose weights, see the classes, compare two networks, and "
+        "download the mask. It works without network, but for weights that are not there yet. It needs "
+        "pip install 'zoo_seg[demo]'.",
+        "  zoo-seg demo\n  zoo-seg demo --weights runs/mine --port 8000 --open",
+    )
+    parser.add_argument("--host", default="127.0.0.1", metavar="NAME", help="default 127.0.0.1: this machine alone")
+    parser.add_argument("--port", type=_port, default=7860, metavar="N", help="default 7860")
+    parser.add_argument("--model", metavar="NAME", help="a model name; not needed where --weights is an id or a folder")
+    parser.add_argument(
+        "--weights",
+        metavar="W",
+        help="what the page begins with: a tag (ade20k), an id (model.tag), a path, a folder that finetune wrote, or "
+        "an https:// or hf:// link (default: the small network for street scenes that comes with the package)",
+    )
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: cuda where there is one)")
+    parser.add_argument("--open", action="store_true", help="open the page in the browser")
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port: a whole number from 1 to 65535")
+    return int(text)
 
 
 def _add_setting(parser: argparse._ArgumentGroup, name: str, kind: Any, default: Any, text: str) -> None:
