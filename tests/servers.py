@@ -82,7 +82,7 @@ class Server(ThreadingHTTPServer):
 
     def reach(self, url: str, **options: Any) -> requests.Response:
         """A `requests.get` for which this server is every https host; the host is the path's first part."""
-        assert url.startswith("https://"), f"{url} was asked for"
+        assert url.startswith(("https://", self.base)), f"{url} was asked for"
         return requests.api.get(url.replace("https:/", self.base), **options)
 
     def handle_error(self, *args: object) -> None:
