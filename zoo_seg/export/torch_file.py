@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from zoo_seg.errors import CheckpointError, OptionError
+from zoo_seg.errors import CheckpointError, ExportError, OptionError
 from zoo_seg.export.facts import Facts
 from zoo_seg.export.formats import Opened
 from zoo_seg.export.graph import brief, quiet
@@ -26,8 +26,13 @@ from zoo_seg.export.graph import brief, quiet
 
 def write(program: ExportedProgram, path: Path, facts: Facts, opset: int | None = None) -> None:
     """One file; the metadata are its extra files."""
-    with quiet():
-        torch.export.save(program, path, extra_files=facts.as_strings())
+    try:
+        with quiet():
+            torch.export.save(program, path, extra_files=facts.as_strings())
+    except OSError:
+        raise
+    except Exception as error:  # of many kinds, with long explanations
+        raise ExportError(f"torch.export cannot write this network: {brief(error)}") from error
 
 
 def open_file(path: Path, *, before_resize: bool) -> Opened:
