@@ -28,13 +28,9 @@ _HEAD = """<div class="zoo-head"><h1>zoo_seg</h1>
 <p>Drop or paste a picture and choose a network. Move over the result to read its classes.</p></div>"""
 
 
-class _Upload(gr.Image):
-    """Hands over the file as it came: zoo_seg reads it, and says what is wrong with it."""
-
-    is_template = True  # drawn as gr.Image
-
-    def preprocess(self, payload: ImageData | None) -> str | None:
-        return payload.path if payload else None
+def _path(payload: ImageData | None) -> str | None:
+    """The file as it came: zoo_seg reads it, and says what is wrong with it."""
+    return payload.path if payload else None
 
 
 def page(networks: Networks | None = None) -> gr.Blocks:
@@ -55,18 +51,22 @@ def page(networks: Networks | None = None) -> gr.Blocks:
         return show_html(chosen, picture, first, second)
 
     names = chosen.names()
+    blocks: gr.Blocks
     with gr.Blocks(title="zoo_seg", analytics_enabled=False, delete_cache=(_KEPT, _KEPT)) as blocks:
-        gr.HTML(_HEAD)
+        gr.HTML(_HEAD, elem_id="zoo-head")
         with gr.Row():
-            with gr.Column(scale=1, min_width=300):
-                picture = _Upload(
+            with gr.Column(scale=1, min_width=340):
+                picture = gr.Image(
                     street,
                     label="Picture",
+                    type="filepath",
+                    image_mode=None,
                     sources=["upload", "clipboard"],
                     height=240,
                     elem_id="zoo-input",
                     buttons=[],
                 )
+                picture.preprocess = _path  # type: ignore[method-assign]  # not by a subclass: gradio writes a .pyi file beside every one
                 first = gr.Dropdown(names, value=chosen.default, label="Weights", elem_id="zoo-first")
                 second = gr.Dropdown(
                     [("none", _NONE), *((name, name) for name in names)],
@@ -74,7 +74,7 @@ def page(networks: Networks | None = None) -> gr.Blocks:
                     label="Compare with",
                     elem_id="zoo-second",
                 )
-                opacity = gr.Slider(0, 100, 50, step=1, label="Opacity of the classes, percent", elem_id="zoo-opacity")
+                opacity = gr.Slider(0, 100, 50, step=1, label="Opacity (%)", elem_id="zoo-opacity")
                 if street:
                     gr.Examples([[street]], [picture], label="Example: a drawn street")
             with gr.Column(scale=3, min_width=320):

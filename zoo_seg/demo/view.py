@@ -116,12 +116,14 @@ def _smaller(result: Segmentation) -> Segmentation:
     assert result.picture is not None
     height, width = result.mask.shape
     factor = min(_SHOWN / max(height, width), 1.0)
-    size = max(round(width * factor), 1), max(round(height * factor), 1)
-    if size == (width, height):
+    if factor == 1:
         return result
-    mask = np.asarray(Image.fromarray(result.mask).resize(size, Image.Resampling.NEAREST))
-    picture = Image.fromarray(result.picture).resize(size, Image.Resampling.BILINEAR, reducing_gap=2)
-    return Segmentation(mask.astype(result.mask.dtype), result.classes, result.palette, np.asarray(picture))
+    rows, columns = (
+        ((np.arange(max(round(side * factor), 1)) + 0.5) / factor).astype(int).clip(max=side - 1)
+        for side in (height, width)
+    )
+    picture = Image.fromarray(result.picture).resize((len(columns), len(rows)), Image.Resampling.BOX)
+    return Segmentation(result.mask[np.ix_(rows, columns)], result.classes, result.palette, np.asarray(picture))
 
 
 def _data(image: Image.Image, kind: str, **options: int) -> str:
