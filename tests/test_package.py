@@ -98,6 +98,7 @@ LAYERS = [
     {"evaluation"},
     {"training"},
     {"export"},
+    {"scale"},
     {"demo"},
     {"zoo"},
     {"__init__"},

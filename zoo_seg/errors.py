@@ -65,3 +65,7 @@ class TrainingError(ZooSegError, RuntimeError):
 
 class ExportError(ZooSegError, RuntimeError):
     """A network cannot be exported, or the exported file computes something else; no file is left."""
+
+
+class ScaleError(ZooSegError, RuntimeError):
+    """A cluster or a storage cannot be used; what is written already stays, and the same command goes on from there."""

@@ -357,11 +357,14 @@ def _add_predict(verbs: Any) -> None:
         "picture's folder below --out. What is there already is kept; a broken picture is named and passed over, and "
         "the exit code is 1 then. Of a folder every picture is taken, links to pictures included; links to folders "
         "and hidden files are passed over. Of a clip one overlay is written, without sound; it needs "
-        "pip install 'zoo_seg[video]'.",
+        "pip install 'zoo_seg[video]'. With --engine ray the workers of a Ray cluster share the pictures; a PATH may "
+        "then be a URL that fsspec knows (s3://...) or a list (.txt) of paths and URLs, and --out a URL; it needs "
+        "pip install 'zoo_seg[scale]'.",
         "  zoo-seg predict street.jpg\n"
         "  zoo-seg predict street.jpg --model pspnet_resnet50_os8 --weights ade20k --out out/\n"
         "  zoo-seg predict pictures/ 'more/*.png' --weights fcn_resnet101_os8.cityscapes --out out/ --dtype bfloat16\n"
-        "  zoo-seg predict clip.mp4 --out clip_overlay.mp4",
+        "  zoo-seg predict clip.mp4 --out clip_overlay.mp4\n"
+        "  zoo-seg predict s3://bucket/pictures --engine ray --address auto --out s3://bucket/masks",
     )
     parser.add_argument("paths", nargs="+", type=_path, metavar="PATH", help="pictures, folders and globs; or one clip")
     parser.add_argument(
@@ -398,6 +401,15 @@ def _add_predict(verbs: Any) -> None:
     parser.add_argument("--legend", action="store_true", help="class names and areas beside the overlay")
     parser.add_argument("--no-overlay", action="store_true", help="write the masks only")
     parser.add_argument("--overwrite", action="store_true", help="do everything again")
+    parser.add_argument(
+        "--engine", choices=["local", "ray"], default="local", help="this process (default), or a Ray cluster"
+    )
+    parser.add_argument(
+        "--workers", type=_whole, metavar="N", help="of the cluster (default: one for every GPU, or for four cores)"
+    )
+    parser.add_argument(
+        "--address", metavar="HOST:PORT", help="of the cluster; auto: the one that runs here (default: start one here)"
+    )
     parser.add_argument("--json", metavar="FILE", help="what is done, kept and failed, and why, as JSON; - for stdout")
 
 

@@ -7,7 +7,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
@@ -67,6 +67,17 @@ def is_clip(path: Path) -> bool:
     return path.suffix.lower() in _CLIPS and not path.is_dir()
 
 
+def is_wanted(name: str) -> bool:
+    """Whether a file in a folder is taken: it ends like a picture, and neither it nor a folder above is hidden."""
+    parts = PurePosixPath(name).parts
+    return PurePosixPath(name).suffix.lower() in suffixes() and not any(part.startswith(".") for part in parts)
+
+
+def is_named_like_result(name: str) -> bool:
+    """Whether a file is called as results are."""
+    return name.endswith(("_mask.png", "_overlay.png"))
+
+
 def trouble(picture: Path) -> str | None:
     """Why a file cannot be read, as far as can be told without opening it."""
     try:
@@ -101,7 +112,7 @@ def _may_be_file(path: Path) -> bool:
 
 def _is_result(path: Path) -> bool:
     """Written by an earlier run: a second one must not predict the first one's results."""
-    if not path.name.endswith(("_mask.png", "_overlay.png")):
+    if not is_named_like_result(path.name):
         return False
     return any((folder / SETTINGS).is_file() for folder in path.absolute().parents)
 

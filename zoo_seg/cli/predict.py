@@ -4,73 +4,69 @@ from __future__ import annotations
 
 import argparse
 import json
-import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from PIL import Image
 from tqdm import tqdm
 
 from zoo_seg.cli.network import check_looks, device_of, load_predicting
 from zoo_seg.cli.pictures import SETTINGS, is_clip, pictures, trouble
-from zoo_seg.cli.report import Failure, Report, Result
-from zoo_seg.errors import ImageError, OptionError
-from zoo_seg.inference.predicting import Predicting
-from zoo_seg.inference.predictor import in_order
-from zoo_seg.inference.segmentation import Segmentation, write_png
+from zoo_seg.cli.plan import note, plan, refuse_other_results, result, settings_of, split, work_of
+from zoo_seg.cli.report import Failure, Report
+from zoo_seg.errors import OptionError
+from zoo_seg.inference.segmentation import write_png
+from zoo_seg.scale.jobs import Job
+from zoo_seg.scale.places import Times, is_url, times
 
 
-@dataclass(frozen=True)
-class _Job:
-    """A picture and the files to write for it."""
+class Engine(Protocol):
+    """Where the pictures are and who predicts them."""
 
-    picture: Path
-    mask: Path
-    overlay: Path | None
+    def found(self, paths: Sequence[str], fail: Callable[[str, str], None]) -> Iterator[tuple[str, str]]:
+        """Every picture, and where its results go, without `_mask.png`; `fail` is told what cannot be read."""
 
-    def is_done(self) -> bool:
-        """The results are there and newer than the picture."""
-        try:
-            time = self.picture.stat().st_mtime
-            return all(path.stat().st_mtime >= time for path in (self.mask, self.overlay) if path is not None)
-        except OSError:
-            return False
+    def times(self) -> Times:
+        """The times of results and pictures."""
 
-    def result(self) -> Result:
-        """For the report."""
-        overlay = None if self.overlay is None else str(self.overlay)
-        return {"picture": str(self.picture), "mask": str(self.mask), "overlay": overlay}
+    def settings(self) -> str | None:
+        """What an earlier run left in the folder of the results."""
+
+    def predict(self, jobs: list[Job], settings: str, report: Report) -> str:
+        """Do the jobs; the report is told of each. Returns what is to be said of it at the end."""
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Predict every picture; go on past a broken one, name it at the end and return 1."""
-    _check_options(arguments)
-    out = Path(arguments.out)
-    if any(is_clip(Path(path)) for path in (*arguments.paths, out)):
+    engine = _engine(arguments)
+    if engine is None:
         from zoo_seg.cli import clip  # needs an extra
 
         return clip.run(arguments)
     report = Report()
-    jobs = list(_plan(arguments.paths, out, not arguments.no_overlay, report))
-    settings = {name: value for name, value in vars(arguments).items() if name not in _NOT_SETTINGS}
+
+    def fail(picture: str, reason: str) -> None:
+        report.failed.append(Failure(picture, reason))
+
+    jobs = list(plan(engine.found(arguments.paths, fail), not arguments.no_overlay, fail))
+    settings = settings_of(arguments)
     if not arguments.overwrite:
-        _refuse_other_results(out, settings, jobs)
-        report.kept = [job.result() for job in jobs if job.is_done()]
-        jobs = [job for job in jobs if not job.is_done()]
-    model = load_predicting(arguments) if jobs else None
+        known = engine.times()
+        refuse_other_results(_out(arguments), engine.settings(), settings, jobs, known)
+        kept, jobs = split(jobs, known)
+        report.kept = [result(job) for job in kept]
+    where = f"results in {_out(arguments)}"
     try:
-        if model is not None:
-            out.mkdir(parents=True, exist_ok=True)
-            (out / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-            _predict(model, jobs, arguments, report)
+        if jobs:
+            where += engine.predict(jobs, json.dumps(settings, indent=2) + "\n", report)
     finally:  # what was done before an interruption as well
-        report.tell(arguments.json, f"results in {out}")
+        report.tell(arguments.json, where)
     return 1 if report.failed else 0
 
 
-def _check_options(arguments: argparse.Namespace) -> None:
-    """Refuse what cannot be done before anything is fetched or loaded."""
+def _engine(arguments: argparse.Namespace) -> Engine | None:
+    """The engine, or None for a clip; refuses what cannot be done before anything is fetched or loaded."""
     out = Path(arguments.out)
     if out.exists() and not out.is_dir() and not is_clip(out):
         raise OptionError(f"--out {out} is a file; expected a folder")
@@ -81,90 +77,60 @@ def _check_options(arguments: argparse.Namespace) -> None:
         if path.suffix.lower() != ".json":  # a picture that was meant as a PATH must not be overwritten
             raise OptionError(f"--json {path}; expected a file that ends in .json, or - for stdout")
         path.parent.mkdir(parents=True, exist_ok=True)
+    has_clip = any(is_clip(Path(path)) for path in (*arguments.paths, out))
+    if arguments.engine == "ray":
+        from zoo_seg.cli.cluster import Ray  # needs an extra
+
+        if has_clip:
+            raise OptionError("a clip is one picture after the other: leave out --engine ray")
+        return Ray(arguments)
+    for option in ("workers", "address"):
+        if getattr(arguments, option) is not None:
+            raise OptionError(f"--{option} is for a cluster; add --engine ray")
+    for path in (*arguments.paths, arguments.out):
+        if is_url(path):
+            raise OptionError(f"{path} is a URL, which the cluster's workers read and write; add --engine ray")
     check_looks(arguments.mode, arguments.scales, arguments.flip, arguments)
+    return None if has_clip else Local(arguments)
 
 
-def _plan(paths: Sequence[str], out: Path, overlay: bool, report: Report) -> Iterator[_Job]:
-    """A job for every picture; two that would write the same files: the second one fails."""
-    taken: dict[Path, Path] = {}
-
-    def fail(path: Path, reason: str) -> None:
-        report.failed.append(Failure(path, reason))
-
-    for picture, folder in pictures(paths, fail):
-        if reason := trouble(picture):  # known before any weights are fetched
-            fail(picture, reason)
-            continue
-        target = out / folder / picture.stem
-        mask = target.with_name(f"{target.name}_mask.png")
-        if taken.setdefault(mask, picture) == picture:
-            yield _Job(picture, mask, target.with_name(f"{target.name}_overlay.png") if overlay else None)
-        else:
-            fail(picture, f"would overwrite the result of {taken[mask]} ({mask}); give it another --out")
+def _out(arguments: argparse.Namespace) -> str:
+    return arguments.out if is_url(arguments.out) else str(Path(arguments.out))
 
 
-_NOT_SETTINGS = {"verb", "paths", "out", "overwrite", "device", "batch_size", "json"}
-"""Arguments that do not change what is written for a picture."""
+class Local:
+    """This machine, in one process."""
 
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.arguments, self.out = arguments, Path(arguments.out)
 
-def _refuse_other_results(out: Path, settings: dict[str, Any], jobs: Sequence[_Job]) -> None:
-    """Results of other settings in the same folder would be taken for this run's; other files are not ours to lose."""
-    try:
-        before = json.loads((out / SETTINGS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        before = None
-    if not isinstance(before, dict):
-        for path in (path for job in jobs for path in (job.mask, job.overlay) if path is not None):
-            if path.exists():
-                raise OptionError(f"{path} was not written by zoo-seg; choose another --out, or add --overwrite")
-        return
-    different = [name for name in settings if before.get(name) != settings[name]]
-    if different:
-        what = ", ".join(f"{name} {before.get(name)!r} (now {settings[name]!r})" for name in different)
-        raise OptionError(f"{out} holds results made with {what}; choose another --out, or add --overwrite")
-
-
-def _predict(model: Predicting, jobs: list[_Job], arguments: argparse.Namespace, report: Report) -> None:
-    """Reading, the network and writing at the same time; few pictures are held, however many there are."""
-
-    def write(item: tuple[_Job, Segmentation | ImageError]) -> Failure | Result:
-        job, result = item
-        if isinstance(result, ImageError):
-            return Failure.of(job.picture, str(result))
-        try:
-            _write(job, result, arguments.alpha, arguments.legend)
-        except OSError as error:
-            return Failure(job.picture, f"its results cannot be written ({error.strerror or error}): {job.mask.parent}")
-        return job.result()
-
-    batch_size = arguments.batch_size or 1
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd files; what cannot be read is a failure
-        results = model.stream(
-            [job.picture for job in jobs],
-            mode=arguments.mode,
-            crop=arguments.crop,
-            stride=arguments.stride,
-            scales=arguments.scales,
-            flip=arguments.flip,
-            resize=arguments.resize,
-            batch_size=batch_size,
-            device=device_of(arguments),
-            dtype=arguments.dtype,
-            compile=arguments.compile,
-            on_error="yield",
-        )
-        written = in_order(zip(jobs, results, strict=True), write, ahead=2 * batch_size)
-        # disable=None: a bar on a terminal only
-        for each in tqdm(written, total=len(jobs), unit="picture", disable=None):
-            if isinstance(each, Failure):
-                report.failed.append(each)
+    def found(self, paths: Sequence[str], fail: Callable[[str, str], None]) -> Iterator[tuple[str, str]]:
+        for picture, folder in pictures(paths, lambda path, reason: fail(str(path), reason)):
+            if reason := trouble(picture):  # known before any weights are fetched
+                fail(str(picture), reason)
             else:
-                report.done.append(each)
+                yield str(picture), str(self.out / folder / picture.stem)
+
+    def times(self) -> Times:
+        return times(str(self.out))
+
+    def settings(self) -> str | None:
+        try:
+            return (self.out / SETTINGS).read_text(encoding="utf-8")
+        except (OSError, ValueError):
+            return None
+
+    def predict(self, jobs: list[Job], settings: str, report: Report) -> str:
+        model = load_predicting(self.arguments)
+        self.out.mkdir(parents=True, exist_ok=True)
+        (self.out / SETTINGS).write_text(settings, encoding="utf-8")
+        work = work_of(self.arguments, device_of(self.arguments))
+        reasons = work.on(jobs, model, Path, _write)
+        # disable=None: a bar on a terminal only
+        for job, reason in zip(jobs, tqdm(reasons, total=len(jobs), unit="picture", disable=None), strict=True):
+            note(job, reason, report)
+        return ""
 
 
-def _write(job: _Job, result: Segmentation, alpha: float, legend: bool) -> None:
-    """The overlay first: a mask means that the picture is done."""
-    if job.overlay is not None:
-        write_png(result.overlay(alpha, legend=legend), job.overlay, compress_level=1)
-    result.save(job.mask)
+def _write(image: Image.Image, address: str, **options: Any) -> None:
+    write_png(image, Path(address), **options)

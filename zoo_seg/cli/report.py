@@ -16,11 +16,11 @@ Result = Mapping[str, str | int | None]
 class Failure:
     """A picture that could not be done."""
 
-    picture: Path
+    picture: Path | str
     reason: str
 
     @classmethod
-    def of(cls, picture: Path, message: str) -> Failure:
+    def of(cls, picture: Path | str, message: str) -> Failure:
         """From a message that may begin with the picture's name."""
         return cls(picture, message.removeprefix(f"{picture}: "))
 

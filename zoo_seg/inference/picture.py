@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import IO, TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,15 @@ if TYPE_CHECKING:  # reading files needs no torch
 RGB = npt.NDArray[np.uint8]
 """A picture: RGB, 0..255, (H, W, 3), contiguous."""
 
-Picture: TypeAlias = "str | os.PathLike[str] | Image.Image | npt.NDArray[np.uint8] | torch.Tensor"
+
+@runtime_checkable
+class Opens(Protocol):
+    """A file that is no path of this machine: a `zipfile.Path`, or one of `importlib.resources`; `str` is its name."""
+
+    def open(self, mode: str, /) -> IO[bytes]: ...
+
+
+Picture: TypeAlias = "str | os.PathLike[str] | Opens | Image.Image | npt.NDArray[np.uint8] | torch.Tensor"
 """What `read_picture` takes."""
 
 _UPRIGHT = {
@@ -53,8 +61,8 @@ def read_picture(image: Picture) -> RGB:
     where that is set, is refused before it is decoded.
 
     Args:
-        image: a path; a PIL picture of any mode; an RGB uint8 array (H, W, 3) or a grey one (H, W);
-            or an RGB uint8 tensor (3, H, W) on any device.
+        image: a path, or what is opened with `open("rb")`; a PIL picture of any mode; an RGB uint8 array
+            (H, W, 3) or a grey one (H, W); or an RGB uint8 tensor (3, H, W) on any device.
 
     Raises:
         ImageError: there is no such file, it is no picture or damaged, the picture is empty or too
@@ -68,6 +76,8 @@ def read_picture(image: Picture) -> RGB:
             return _from_pil(image, "the PIL picture")
     if isinstance(image, np.ndarray):
         return _from_array(image)
+    if isinstance(image, Opens):
+        return _from_file(image)
     if isinstance(image, getattr(sys.modules.get("torch"), "Tensor", ())):  # no torch, no tensors
         return _from_tensor(image)
     raise ImageError(
@@ -94,9 +104,10 @@ def most_pixels() -> int | None:
     return int(text)
 
 
-def _from_file(path: Path) -> RGB:
+def _from_file(path: Path | Opens) -> RGB:
     limit = most_pixels()
-    with _named_errors(str(path)), path.open("rb") as file, Image.open(file) as opened:
+    hint = "download the link first" if isinstance(path, Path) and ":/" in str(path) else "check the path"
+    with _named_errors(str(path), hint), path.open("rb") as file, Image.open(file) as opened:
         pixels = opened.width * opened.height
         if limit is not None and pixels > limit:
             raise Image.DecompressionBombError(f"Image size ({pixels} pixels) exceeds limit of {limit} pixels.")
@@ -106,14 +117,13 @@ def _from_file(path: Path) -> RGB:
 
 
 @contextmanager
-def _named_errors(name: str) -> Iterator[None]:
+def _named_errors(name: str, hint: str = "check the path") -> Iterator[None]:
     """Every failure to read becomes an ImageError that names the picture."""
     try:
         yield
     except ImageError:
         raise
     except FileNotFoundError:
-        hint = "download the link first" if ":/" in name else "check the path"
         raise ImageError(f"{name}: there is no such file; {hint}") from None
     except PermissionError as error:
         raise ImageError(f"{name}: cannot be read ({error.strerror}); check the file's permissions") from None

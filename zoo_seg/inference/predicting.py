@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, overload
 
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from zoo_seg.inference.picture import Picture
+from zoo_seg.inference.picture import Opens, Picture
 from zoo_seg.inference.predictor import Predictor
 from zoo_seg.inference.segmentation import Segmentation
 
@@ -72,7 +73,7 @@ class Predicting:
             OptionError: an option is not allowed.
             OutOfMemoryError: one picture alone is too much for the device.
         """
-        one = isinstance(images, (str, Image.Image, np.ndarray, torch.Tensor)) or hasattr(images, "__fspath__")
+        one = isinstance(images, (str, os.PathLike, Opens, Image.Image, np.ndarray, torch.Tensor))
         results = self.stream(
             [images] if one else images,  # type: ignore[list-item, arg-type]
             mode=mode,

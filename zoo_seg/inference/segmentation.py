@@ -193,14 +193,17 @@ class Segmentation:
         path = Path(path)
         if path.suffix.lower() != ".png":
             raise OptionError(f"{path}: a class map is saved as PNG only; write '{path.stem or 'mask'}.png'")
-        if len(self.classes) > 256:
-            image = Image.fromarray(self.mask.astype(np.uint16, copy=False))
-        else:
-            image = Image.fromarray(self.mask.astype(np.uint8, copy=False))
-            colours = [channel for colour in self.palette for channel in colour]
-            image.putpalette(colours + [0] * (768 - len(colours)))  # all 256: some readers expect them
-        write_png(image, path)
+        write_png(self.indexed(), path)
         return path
+
+    def indexed(self) -> Image.Image:
+        """What `save` writes: class ids with their colours as the palette; beyond 256 classes grey of 16 bits."""
+        if len(self.classes) > 256:
+            return Image.fromarray(self.mask.astype(np.uint16, copy=False))
+        image = Image.fromarray(self.mask.astype(np.uint8, copy=False))
+        colours = [channel for colour in self.palette for channel in colour]
+        image.putpalette(colours + [0] * (768 - len(colours)))  # all 256: some readers expect them
+        return image
 
 
 def write_png(image: Image.Image, path: Path, **options: Any) -> None:

@@ -1,0 +1,169 @@
+"""`zoo-seg predict --engine ray`; imported when it is asked for, for it needs an extra."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from time import monotonic
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+from zoo_seg.cli.network import check_looks, load_predicting
+from zoo_seg.cli.pictures import SETTINGS, is_named_like_result, is_wanted, pictures, suffixes, trouble
+from zoo_seg.cli.plan import note, work_of
+from zoo_seg.cli.report import Report
+from zoo_seg.errors import OptionError, ScaleError, ZooSegError
+from zoo_seg.scale.cluster import cluster, predict, share
+from zoo_seg.scale.jobs import Job
+from zoo_seg.scale.places import Times, is_url, place, read_text, remove, times, write_text
+
+T = TypeVar("T")
+
+_LIST = ".txt"
+_SECONDS = 60
+"""Between two lines about the progress where there is no terminal."""
+
+
+class Ray:
+    """The workers of a Ray cluster; pictures and results lie where all of them reach."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.arguments = arguments
+        self.out: str = arguments.out.rstrip("/") if is_url(arguments.out) else str(Path(arguments.out))
+        place(self.out)
+        here = argparse.Namespace(**{**vars(arguments), "device": None})  # this machine need not have it
+        check_looks(arguments.mode, arguments.scales, arguments.flip, here)
+
+    def found(self, paths: Sequence[str], fail: Callable[[str, str], None]) -> Iterator[tuple[str, str]]:
+        seen: set[str] = set()
+        for path in paths:
+            for picture, name in _found(path, fail):
+                if picture not in seen:
+                    seen.add(picture)
+                    target = f"{self.out}/{name}" if is_url(self.out) else str(Path(self.out, name))
+                    yield picture, target
+
+    def times(self) -> Times:
+        return _reached(self.out, times)
+
+    def settings(self) -> str | None:
+        try:
+            return read_text(f"{self.out}/{SETTINGS}")
+        except (OSError, ValueError):
+            return None
+
+    def predict(self, jobs: list[Job], settings: str, report: Report) -> str:
+        arguments = self.arguments
+        model = load_predicting(arguments)
+        model.stream([], **work_of(arguments, "cpu").looks)  # refuses what the network does not do
+        staging = f"{self.out}/.zoo_seg-{uuid.uuid4().hex}"
+        with cluster(arguments.address):
+            how = share(arguments.workers, arguments.device)
+            write_text(settings, f"{self.out}/{SETTINGS}")
+            begun = monotonic()
+            try:
+                outcomes = predict(jobs, model, work_of(arguments, how.device), how, staging)
+                del model
+                for job, reason in _with_progress(outcomes, len(jobs)):
+                    note(job, reason, report)
+            finally:
+                remove(staging)
+        rate = len(jobs) / (monotonic() - begun)
+        return f"; {rate:.2f} pictures/s from {how.workers} workers ({how.device}, {how.threads} threads each)"
+
+
+def _with_progress(outcomes: Iterator[tuple[Job, str | None]], total: int) -> Iterator[tuple[Job, str | None]]:
+    """A bar with pictures per second and the time left; where there is no terminal a line every minute."""
+    terminal = sys.stderr.isatty()
+    how: dict[str, Any] = {} if terminal else {"mininterval": _SECONDS, "delay": _SECONDS, "ascii": True}
+    yield from tqdm(outcomes, total=total, unit="picture", **how)
+
+
+# --- pictures anywhere --------------------------------------------------------------------------
+
+
+def _found(path: str, fail: Callable[[str, str], None]) -> Iterator[tuple[str, str]]:
+    """Every picture of a folder, URL, list or glob, and its name below the results: its folders and its stem."""
+    if path.lower().endswith(_LIST):
+        yield from _listed(path, fail)
+    elif is_url(path):
+        yield from _reached(path, _below)
+    else:
+        for picture, folder in pictures([path], lambda path, reason: fail(str(path), reason)):
+            if reason := trouble(picture):
+                fail(str(picture), reason)
+            else:
+                yield str(picture), str(folder / picture.stem)
+
+
+def _below(url: str) -> list[tuple[str, str]]:
+    """The pictures of a folder elsewhere, as `pictures` finds them in one of this machine; or the one at the URL."""
+    file_system, root = place(url)
+    if not url.endswith("/") and file_system.isfile(root):
+        return [(url, PurePosixPath(_path_of(url)).stem)]
+    names = sorted(path.removeprefix(root).lstrip("/") for path in file_system.find(root))
+    ours = {str(PurePosixPath(name).parent) for name in names if PurePosixPath(name).name == SETTINGS}
+
+    def is_result(name: str) -> bool:
+        return is_named_like_result(name) and not ours.isdisjoint(map(str, PurePosixPath(name).parents))
+
+    wanted = [name for name in names if is_wanted(name) and not is_result(name)]
+    if not wanted:
+        raise OptionError(f"{url} holds no pictures ({', '.join(sorted(suffixes()))}), or is not there")
+    return [(f"{url.rstrip('/')}/{name}", str(PurePosixPath(name).with_suffix(""))) for name in wanted]
+
+
+def _listed(path: str, fail: Callable[[str, str], None]) -> Iterator[tuple[str, str]]:
+    """The pictures of a text file: a path or URL on each line; blank lines and those after a # are passed over."""
+    text = _reached(path, read_text)
+    if "\0" in text:
+        raise OptionError(f"{path} is no text file; expected a path or URL on each line")
+    entries = [line.strip() for line in text.lstrip("\ufeff").splitlines()]
+    entries = [entry for entry in entries if entry and not entry.startswith("#")]
+    if not entries:
+        raise OptionError(f"{path} names no pictures; expected a path or URL on each line")
+    for entry in entries:
+        if not is_url(entry) and (reason := trouble(Path(entry))):
+            fail(entry, reason)
+        else:
+            yield entry, _whole_name(entry)
+
+
+def _whole_name(entry: str) -> str:
+    """All the folders of a list's picture and its stem: two lists never put two pictures in one place."""
+    if is_url(entry):
+        name = _path_of(entry)
+    else:
+        name = os.path.normpath(entry)
+        if name.startswith(os.pardir):
+            name = os.path.abspath(name)  # noqa: PTH100
+        name = Path(name).relative_to(Path(name).anchor).as_posix()
+    return str(PurePosixPath(name).with_suffix(""))
+
+
+def _path_of(url: str) -> str:
+    """What follows the `://`; of a web address without its question."""
+    protocol, _, path = url.partition("://")
+    return path.partition("?")[0] if protocol in ("http", "https") else path.lstrip("/")
+
+
+def _reached(url: str, ask: Callable[[str], T]) -> T:
+    """What a storage answers.
+
+    Raises:
+        ScaleError: it does not.
+    """
+    try:
+        return ask(url)
+    except ZooSegError:
+        raise
+    except Exception as error:  # storages have exceptions of their own
+        text = " ".join(str(getattr(error, "strerror", None) or error).split())
+        raise ScaleError(
+            f"{url} cannot be read ({text or type(error).__name__}); check the name and your access"
+        ) from None

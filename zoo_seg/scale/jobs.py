@@ -1,0 +1,82 @@
+"""Pictures in, files out: what one machine does with its share, whoever handed it out."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from PIL import Image
+
+from zoo_seg.errors import ImageError
+from zoo_seg.inference.picture import Picture
+from zoo_seg.inference.predicting import Predicting
+from zoo_seg.inference.predictor import in_order
+from zoo_seg.inference.segmentation import Segmentation
+
+
+@dataclass(frozen=True)
+class Job:
+    """A picture and the files to write for it: paths or URLs."""
+
+    picture: str
+    mask: str
+    overlay: str | None
+    """None: the mask only."""
+
+
+class Write(Protocol):
+    """Writes a PNG with Pillow's options; the file appears whole or not at all.
+
+    Raises:
+        OSError: it cannot be written there.
+    """
+
+    def __call__(self, image: Image.Image, address: str, **options: Any) -> None: ...
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is done with every picture."""
+
+    looks: Mapping[str, Any]
+    """Options of `Predicting.stream`."""
+    alpha: float
+    legend: bool
+
+    def on(
+        self, jobs: Sequence[Job], model: Predicting, read: Callable[[str], Picture], write: Write
+    ) -> Iterator[str | None]:
+        """Do the jobs: for each, in order, the reason why it failed, or None.
+
+        Reading, the network and writing at the same time; few pictures are held, however many there are.
+
+        Raises:
+            OptionError: a look is not allowed.
+            OutOfMemoryError: one picture alone is too much for the device.
+        """
+
+        def finish(item: tuple[Job, Segmentation | ImageError]) -> str | None:
+            job, result = item
+            if isinstance(result, ImageError):
+                return str(result).removeprefix(f"{job.picture}: ")
+            try:
+                self._write(job, result, write)
+            except OSError as error:
+                folder = os.path.dirname(job.mask) or "."  # noqa: PTH120  (of a URL as well)
+                return f"its results cannot be written ({error.strerror or error}): {folder}"
+            return None
+
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd files; what cannot be read is a failure
+            results = model.stream([read(job.picture) for job in jobs], **self.looks, on_error="yield")
+            ahead = 2 * self.looks.get("batch_size", 1)
+            yield from in_order(zip(jobs, results, strict=True), finish, ahead=ahead)
+
+    def _write(self, job: Job, result: Segmentation, write: Write) -> None:
+        """The overlay first: a mask means that the picture is done."""
+        if job.overlay is not None:
+            write(result.overlay(self.alpha, legend=self.legend), job.overlay, compress_level=1)
+        write(result.indexed(), job.mask)

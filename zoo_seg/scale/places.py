@@ -1,0 +1,152 @@
+"""Files by path or URL, through fsspec: `pictures/a.jpg`, `s3://bucket/pictures/a.jpg`."""
+
+from __future__ import annotations
+
+import io
+import os
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from fsspec import AbstractFileSystem
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+from fsspec.registry import known_implementations
+from PIL import Image
+
+from zoo_seg.errors import MissingExtraError, OptionError
+
+Times = Callable[[str], float | None]
+"""When a file was last written, in seconds (None: its storage does not say); an OSError where there is none."""
+
+_WHOLE = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oci", "oss", "r2"}
+"""Object stores: what is put there appears whole or not at all, and moving is copying."""
+
+
+def is_url(text: str) -> bool:
+    """Whether a place is a URL, such as s3://bucket/pictures, and not a path of this machine."""
+    return "://" in text
+
+
+def place(address: str) -> tuple[AbstractFileSystem, str]:
+    """The file system of a path or URL, and the path in it.
+
+    Raises:
+        OptionError: no file system has this name.
+        MissingExtraError: its package is not installed; the message names the pip command.
+    """
+    if not is_url(address):
+        return LocalFileSystem(), os.path.abspath(address)  # noqa: PTH100  (keeps every byte of a name)
+    protocol = address.partition("://")[0]
+    try:
+        return url_to_fs(address)  # type: ignore[no-any-return]
+    except ImportError as error:
+        package = known_implementations[protocol]["class"].partition(".")[0]
+        package = f"'fsspec[{protocol}]'" if package == "fsspec" else package
+        raise MissingExtraError(f"{protocol}:// needs another package ({error}): pip install {package}") from None
+    except ValueError as error:
+        raise OptionError(f"{address}: {error}; expected a path, or a URL that fsspec knows, such as s3://") from None
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """A picture file of another machine: its bytes are fetched when it is opened."""
+
+    address: str
+
+    def __str__(self) -> str:
+        return self.address
+
+    def open(self, mode: str = "rb") -> BinaryIO:
+        """The whole file, in memory."""
+        file_system, path = place(self.address)
+        return io.BytesIO(file_system.cat_file(path))
+
+
+def times(folder: str) -> Times:
+    """The times of results below a folder, and of pictures anywhere; what is not on this machine is listed once."""
+    remote, root = place(folder) if is_url(folder) else (None, "")
+    try:
+        results = set(remote.find(root)) if remote else set()
+    except FileNotFoundError:
+        results = set()
+
+    def time(address: str) -> float | None:
+        if not is_url(address):
+            return Path(address).stat().st_mtime
+        where, path = place(address)
+        if where is remote and path.startswith(f"{root}/") and path not in results:
+            raise FileNotFoundError(address)
+        try:
+            return float(where.modified(path).timestamp())
+        except (NotImplementedError, KeyError, AttributeError):
+            return None
+
+    return time
+
+
+def read_text(address: str) -> str:
+    """A text file, of whatever bytes."""
+    file_system, path = place(address)
+    return bytes(file_system.cat_file(path)).decode("utf-8", "surrogateescape")
+
+
+def write_text(text: str, address: str) -> None:
+    """A small text file."""
+    put(text.encode("utf-8"), address, f"{address}.part")
+
+
+def write_png(image: Image.Image, address: str, staging: str, **options: Any) -> None:
+    """Write a PNG with Pillow's options; its folder is made, and the file appears whole or not at all.
+
+    Args:
+        staging: a folder of the same storage; what a killed process leaves of a file, it leaves there.
+    """
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", **options)
+    put(buffer.getvalue(), address, f"{staging}/{uuid.uuid4().hex}")
+
+
+def put(data: bytes, address: str, part: str) -> None:
+    """Write a file by way of `part`, or at once where half a file is never seen.
+
+    Raises:
+        OSError: it cannot be written there.
+    """
+    file_system, path = place(address)
+    try:
+        if _is_whole(file_system):
+            file_system.pipe_file(path, data)
+        else:
+            _move_in(file_system, data, path, place(part)[1])
+    except OSError:
+        raise
+    except Exception as error:  # storages have exceptions of their own
+        raise OSError(f"{type(error).__name__}: {error}") from error
+
+
+def _move_in(file_system: AbstractFileSystem, data: bytes, path: str, part: str) -> None:
+    for each in (path, part):
+        file_system.makedirs(os.path.dirname(each), exist_ok=True)  # noqa: PTH120
+    try:
+        file_system.pipe_file(part, data)
+        file_system.mv(part, path)
+    except BaseException:
+        with suppress(Exception):
+            file_system.rm_file(part)
+        raise
+
+
+def remove(folder: str) -> None:
+    """A folder with what is in it, if there is one."""
+    file_system, path = place(folder)
+    if not _is_whole(file_system) and file_system.exists(path):
+        file_system.rm(path, recursive=True)
+
+
+def _is_whole(file_system: AbstractFileSystem) -> bool:
+    protocol = file_system.protocol
+    return not _WHOLE.isdisjoint([protocol] if isinstance(protocol, str) else protocol)
