@@ -275,6 +275,7 @@ def address(_toy_files: Zoo, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         port,
         ZOO_SEG_HOME=str(tmp_path_factory.mktemp("home")),
         ZOO_SEG_OFFLINE="1",
+        http_proxy="http://127.0.0.1:9",  # whatever stands there is not asked for this machine
         ZOO_SEG_MANIFEST=str(_toy_files.manifest),
         ZOO_SEG_MIRROR=str(_toy_files.mirror),
         GRADIO_TEMP_DIR=str(tmp_path_factory.mktemp("uploads")),

@@ -47,7 +47,7 @@ def page(networks: Networks | None = None) -> gr.Blocks:
     if street:
         chosen.predict(street, chosen.default)  # a network that cannot do it is told of before the page is opened
 
-    def show(picture: str | None, first: str, second: str) -> str:
+    def show(picture: str | None, first: str, second: str, _: gr.Progress = gr.Progress(track_tqdm=True)) -> str:
         return show_html(chosen, picture, first, second)
 
     names = chosen.names()
@@ -67,7 +67,13 @@ def page(networks: Networks | None = None) -> gr.Blocks:
                     buttons=[],
                 )
                 picture.preprocess = _path  # type: ignore[method-assign]  # not by a subclass: gradio writes a .pyi file beside every one
-                first = gr.Dropdown(names, value=chosen.default, label="Weights", elem_id="zoo-first")
+                first = gr.Dropdown(
+                    names,
+                    value=chosen.default,
+                    label="Weights",
+                    info="What is not on this machine yet is fetched once.",
+                    elem_id="zoo-first",
+                )
                 second = gr.Dropdown(
                     [("none", _NONE), *((name, name) for name in names)],
                     value=_NONE,
@@ -127,6 +133,8 @@ def launch(blocks: gr.Blocks, *, host: str | None = None, port: int | None = Non
         options: of `gradio.Blocks.launch`.
     """
     system = ["system-ui", "sans-serif"]  # gradio's own themes fetch their fonts
+    for name in ("NO_PROXY", "no_proxy"):  # gradio asks its own server whether it is there
+        os.environ[name] = ",".join(filter(None, (os.environ.get(name), "localhost,127.0.0.1,::1")))
     _, address, _ = blocks.launch(
         server_name=host,
         server_port=port,
