@@ -1,0 +1,131 @@
+"""What the pages show of the repository itself, put in when MkDocs builds them, so that nothing is typed twice.
+
+A page asks by a comment on a line of its own: `<!-- zoo -->` is the table of the manifest's weights, `<!-- count -->`
+how many there are (inside a line as well), `<!-- help -->` the command line's help, `<!-- file: NAME -->` a file of the
+repository without its title.
+"""
+
+from __future__ import annotations
+
+import html
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from zoo_seg.cli.main import _parser
+from zoo_seg.manifest import File, Manifest, Metric, Weights, published_manifest, read_manifest
+
+ROOT = Path(__file__).resolve().parent.parent
+COLUMNS = {
+    # heading: how a click sorts it
+    "id": "text",
+    "mIoU %": "number",
+    "parameters": "number",
+    "classes": "number",
+    "file": "number",
+    "model": "text",
+    "data set": "text",
+    "source": "text",
+    "licence: code": "text",
+    "licence: weights": "text",
+    "terms of the data": "text",
+    "links": "",
+}
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """MkDocs' event: a page's text before it becomes HTML."""
+    manifest = read_manifest(published_manifest())
+    markdown = markdown.replace("<!-- count -->", str(len(manifest.weights)))
+    markdown = re.sub(r"^<!-- zoo -->$", lambda _: zoo_table(manifest), markdown, flags=re.MULTILINE)
+    markdown = re.sub(r"^<!-- help -->$", lambda _: "\n".join(help_pages()), markdown, flags=re.MULTILINE)
+    return re.sub(r"^<!-- file: (\S+) -->$", lambda found: body(ROOT / found[1]), markdown, flags=re.MULTILINE)
+
+
+def body(path: Path) -> str:
+    """A Markdown file without its first heading."""
+    return path.read_text(encoding="utf-8").split("\n", 1)[1]
+
+
+# --- the zoo --------------------------------------------------------------------------------------
+
+
+def zoo_table(manifest: Manifest) -> str:
+    """A row for every weight; `sort.js` sorts by `data-key`, or by the text where there is none."""
+    headings = "".join(f'<th data-sort="{kind}">{heading}</th>' for heading, kind in COLUMNS.items())
+    rows = "\n".join(f"<tr>{''.join(_cells(record, manifest))}</tr>" for record in manifest.weights.values())
+    return f'<div id="zoo"><table><thead><tr>{headings}</tr></thead>\n<tbody>\n{rows}\n</tbody></table></div>'
+
+
+def _cells(record: Weights, manifest: Manifest) -> Iterator[str]:
+    """The cells of a row, in the order of COLUMNS."""
+    model, dataset = manifest.models[record.model], manifest.datasets[record.dataset]
+    source = manifest.sources[record.source]
+    size = record.files[0].size
+    yield _cell(f"<code>{record.id}</code>")
+    yield _cell("".join(map(_metric, record.metrics)), record.miou or 0)
+    yield _cell(f"{record.parameters / 1e6:.1f} M", record.parameters)
+    yield _cell(str(record.num_classes), record.num_classes)
+    yield _cell(f"{size / 1e6:.1f} MB" if size else "not stated", size or 0)
+    yield _cell(_link(model.paper, record.model))
+    yield _cell(_link(dataset.url, dataset.title))
+    yield _cell(_link(source.url, source.title))
+    for licence in (record.licence.code, record.licence.weights, record.licence.data):
+        yield _cell(html.escape(licence or "not stated"))
+    yield _cell(" ".join(_links(record)))
+
+
+def _metric(metric: Metric) -> str:
+    """The number, whose it is, and how it was measured."""
+    scales = metric.protocol.scales
+    looks = [
+        metric.split,
+        metric.protocol.mode,
+        "one scale" if scales == (1.0,) else f"{len(scales)} scales",
+        *(["flip"] if metric.protocol.flip else []),
+    ]
+    who = "reported" if metric.status == "reported" else "measured with zoo_seg"
+    return f"<b>{metric.value:.2f}</b><small>{who}: {', '.join(looks)}</small>"
+
+
+def _links(record: Weights) -> Iterator[str]:
+    for file in record.files:
+        yield from _file_links(file)
+    yield from (
+        _link(url, name)
+        for name, url in (("config", record.provenance.config_url), ("log", record.provenance.log_url))
+        if url
+    )
+
+
+def _file_links(file: File) -> Iterator[str]:
+    if file.packaged:
+        yield "in the package"
+        return
+    for name, url in (("file", file.url), *(("mirror", url) for url in file.mirrors)):
+        yield _link(url if url.startswith("https://") else None, name)
+
+
+def _link(url: str | None, text: str) -> str:
+    text = html.escape(text)
+    return f'<a href="{html.escape(url)}">{text}</a>' if url else text
+
+
+def _cell(content: str, key: float | None = None) -> str:
+    return f"<td>{content}</td>" if key is None else f'<td data-key="{key}">{content}</td>'
+
+
+# --- the command line -----------------------------------------------------------------------------
+
+
+def help_pages() -> Iterator[str]:
+    """`zoo-seg --help`, then that of every verb."""
+    with patch.dict(os.environ, {"COLUMNS": "98", "NO_COLOR": "1"}):
+        parser = _parser()
+        yield f"```text\n{parser.format_help()}```\n"
+        (verbs,) = (action for action in parser._actions if action.dest == "verb")
+        for name, verb in (verbs.choices or {}).items():
+            yield f"## {name}\n\n```text\n{verb.format_help()}```\n"
