@@ -7,13 +7,12 @@ from pathlib import Path
 
 from zoo_seg.cli.network import load_network
 from zoo_seg.cli.text import megabytes
-from zoo_seg.export.formats import format_of
-from zoo_seg.export.write import Exported, export
+from zoo_seg.export.write import Exported, choose, export
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the file, and say how far its answers are from the network's."""
-    format_of(Path(arguments.out), arguments.format)  # before anything is fetched or loaded
+    choose(Path(arguments.out), arguments.format, arguments.dtype, arguments.opset)  # before anything is fetched
     written = export(
         load_network(arguments),
         arguments.out,

@@ -12,6 +12,7 @@ from torch.export import ExportedProgram
 
 from zoo_seg.errors import OptionError
 from zoo_seg.export.facts import Facts
+from zoo_seg.export.graph import brief
 
 Format = Literal["onnx", "torch_export", "openvino"]
 OPSETS = range(18, 24)
@@ -23,9 +24,20 @@ SUFFIXES: dict[str, Format] = {".onnx": "onnx", ".pt2": "torch_export", ".xml": 
 class Opened:
     """A file in its runtime, on the CPU."""
 
+    path: Path
     metadata: Mapping[str, str]
-    run: Callable[[Tensor], Tensor]
+    compute: Callable[[Tensor], Tensor]
     """The file's input -> its output, or the logits in front of its last resize."""
+
+    def run(self, x: Tensor) -> Tensor:
+        """`compute`; raises OptionError for an input that the runtime does not take."""
+        try:
+            return self.compute(x)
+        except Exception as error:  # has no common base
+            raise OptionError(
+                f"{self.path} cannot be run on an input of {'x'.join(map(str, x.shape))} ({brief(error)}); take a "
+                "larger one, or where memory ran out a smaller one"
+            ) from None
 
 
 class Handler(Protocol):

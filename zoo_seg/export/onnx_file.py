@@ -53,10 +53,10 @@ def open_file(path: Path, *, before_resize: bool) -> Opened:
         ) from None
     name = session.get_inputs()[0].name
 
-    def run(x: Tensor) -> Tensor:
+    def compute(x: Tensor) -> Tensor:
         return torch.from_numpy(session.run(None, {name: x.contiguous().numpy()})[0])
 
-    return Opened({each.key: each.value for each in model.metadata_props}, run)
+    return Opened(path, {each.key: each.value for each in model.metadata_props}, compute)
 
 
 def _end_before_resize(path: Path, graph: Any) -> None:
@@ -64,8 +64,9 @@ def _end_before_resize(path: Path, graph: Any) -> None:
     made_by = {name: node for node in graph.node for name in node.output}
     name = graph.output[0].name if graph.output else ""
     while name in made_by and made_by[name].op_type != "Resize":
-        name = next(iter(made_by[name].input), "")
+        name = next(iter(made_by.pop(name).input), "")  # once: a damaged graph may go in circles
     if name not in made_by:
         raise CheckpointError(f"{path} does not end in a resize; expected a file that zoo-seg export wrote")
     del graph.output[:]
-    graph.output.append(onnx.helper.make_tensor_value_info(made_by[name].input[0], onnx.TensorProto.FLOAT, None))
+    before = next(iter(made_by[name].input), "")
+    graph.output.append(onnx.helper.make_tensor_value_info(before, onnx.TensorProto.FLOAT, None))

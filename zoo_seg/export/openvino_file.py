@@ -58,10 +58,10 @@ def open_file(path: Path, *, before_resize: bool) -> Opened:
             "export the network again"
         ) from None
 
-    def run(x: Tensor) -> Tensor:
+    def compute(x: Tensor) -> Tensor:
         return torch.from_numpy(compiled([x.contiguous().numpy()])[0])
 
-    return Opened(metadata, run)
+    return Opened(path, metadata, compute)
 
 
 def _metadata(model: Any) -> dict[str, str]:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from zoo_seg.errors import CheckpointError, ExportError, OptionError
+from zoo_seg.errors import CheckpointError, ExportError
 from zoo_seg.export.facts import Facts
 from zoo_seg.export.formats import Opened
 from zoo_seg.export.graph import brief, quiet
@@ -26,13 +26,13 @@ from zoo_seg.export.graph import brief, quiet
 
 def write(program: ExportedProgram, path: Path, facts: Facts, opset: int | None = None) -> None:
     """One file; the metadata are its extra files."""
+    content = io.BytesIO()  # torch's own writer does not tell a full disk from a mistake
     try:
         with quiet():
-            torch.export.save(program, path, extra_files=facts.as_strings())
-    except OSError:
-        raise
+            torch.export.save(program, content, extra_files=facts.as_strings())
     except Exception as error:  # of many kinds, with long explanations
         raise ExportError(f"torch.export cannot write this network: {brief(error)}") from error
+    path.write_bytes(content.getbuffer())
 
 
 def open_file(path: Path, *, before_resize: bool) -> Opened:
@@ -56,16 +56,11 @@ def open_file(path: Path, *, before_resize: bool) -> Opened:
         _end_before_resize(path, module)
 
     @torch.inference_mode()
-    def run(x: Tensor) -> Tensor:
-        try:
-            y: Tensor = module(x)
-        except AssertionError as error:  # torch.export's words for a size that its graph is not for
-            raise OptionError(
-                f"{path} does not take an input of {'x'.join(map(str, x.shape))} ({brief(error)}); use a larger one"
-            ) from None
+    def compute(x: Tensor) -> Tensor:
+        y: Tensor = module(x)
         return y
 
-    return Opened(metadata, run)
+    return Opened(path, metadata, compute)
 
 
 def _end_before_resize(path: Path, module: Any) -> None:
@@ -98,6 +93,8 @@ _OPERATORS = re.compile(
 """Those of tensors, and arithmetic."""
 _WORD = re.compile(r"[^\W\d]\w*")
 _WORDS = re.compile(r"[A-Z][A-Za-z]+|[a-z]\d+|positive|integer|L|size|x|and|or|not|is_contiguous|ceil|floor|oo")
+_LARGER = re.compile(r"(?<![\w.])torch\.sym_(max|min)(?=\()")
+"""The only functions by name, and the only use of `torch`."""
 _PUNCTUATION = re.compile(r"[\w\s'()\[\],.+\-*/%<>=!&|]*")
 
 
@@ -136,6 +133,6 @@ def _check(key: str, value: Any) -> None:
         raise _Foreign(f"its graph calls {str(value)[:80]!r}")
     texts = [value] if key == "expr_str" else value if key == "guards_code" and value else []
     for text in texts:
-        foreign = [word for word in _WORD.findall(text) if not _WORDS.fullmatch(word)]
+        foreign = [word for word in _WORD.findall(_LARGER.sub("", text)) if not _WORDS.fullmatch(word)]
         if foreign or not _PUNCTUATION.fullmatch(text):
             raise _Foreign(f"its sizes are computed by {text[:80]!r}")

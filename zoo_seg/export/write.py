@@ -11,10 +11,10 @@ from typing import get_args
 
 import torch
 
-from zoo_seg.errors import ExportError, OptionError
-from zoo_seg.export.check import TOLERANCES, Difference, trials
+from zoo_seg.errors import CheckpointError, ExportError, OptionError
+from zoo_seg.export.check import TOLERANCES, Difference, Trial, trials
 from zoo_seg.export.facts import Dtype, Facts
-from zoo_seg.export.formats import OPSETS, Format, format_of, handler
+from zoo_seg.export.formats import OPSETS, Format, Handler, format_of, handler
 from zoo_seg.export.graph import Graph, brief, trace
 from zoo_seg.inference.prepare import fold_batchnorm
 from zoo_seg.model import SegmentationModel
@@ -74,16 +74,9 @@ def export(
     if not isinstance(model, SegmentationModel):
         raise OptionError(f"model is a {type(model).__name__}; expected one of build_model or create_model")
     target = Path(path)
-    kind = format_of(target, format)
-    if dtype not in get_args(Dtype):
-        raise OptionError(f"dtype is {dtype!r}; expected one of {', '.join(get_args(Dtype))}")
-    if opset is not None and (kind != "onnx" or opset not in OPSETS):
-        raise OptionError(f"opset is {opset!r} for {kind}; expected {OPSETS[0]} to {OPSETS[-1]}, with ONNX alone")
+    kind, writer = choose(target, format, dtype, opset)
     if preprocess and model.in_chans != 3:
         raise OptionError(f"the network takes {model.in_chans} channels; preprocess=True is for RGB pictures")
-    if target.is_dir():
-        raise OptionError(f"{target} is a folder; expected a file that ends in {target.suffix}")
-    writer = handler(kind)
     facts = Facts.of(model, "image" if preprocess else "x", "class_map" if argmax else "logits", dtype)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".zoo_seg-") as folder:  # fails before the work does
@@ -96,25 +89,43 @@ def export(
         program = trace(Graph(network.to(inside), facts, inside), model.in_chans)
         new = Path(folder) / target.name
         writer.write(program, new, facts, opset)
-        differences = []
-        if expected:
-            run = writer.open_file(new, before_resize=False).run
-            for trial in expected:
-                try:
-                    differences.append(trial.difference(run(trial.x)))
-                except RuntimeError as error:
-                    raise ExportError(f"the {kind} file cannot be run: {brief(error)}") from error
-        tolerance = TOLERANCES[dtype]
-        for each in differences:
-            if not each.largest <= tolerance:  # NaN as well
-                raise ExportError(
-                    f"the {kind} file computes something else ({each}; allowed are {tolerance:g}); nothing was written"
-                )
+        differences = _compare(writer, new, expected, TOLERANCES[dtype]) if expected else ()
         parts = sorted(Path(folder).iterdir())  # .bin before .xml
         size = sum(part.stat().st_size for part in parts)
         for part in parts:
             part.replace(target.with_name(part.name))
-    return Exported(target, kind, size, facts, tuple(differences), tolerance)
+    return Exported(target, kind, size, facts, differences, TOLERANCES[dtype])
+
+
+def choose(path: Path, format: str | None, dtype: str, opset: int | None) -> tuple[Format, Handler]:  # noqa: A002
+    """The format and who writes it, as far as it can be said before there is a network.
+
+    Raises:
+        OptionError, MissingExtraError: see `export`.
+    """
+    kind = format_of(path, format)
+    if dtype not in get_args(Dtype):
+        raise OptionError(f"dtype is {dtype!r}; expected one of {', '.join(get_args(Dtype))}")
+    if opset is not None and (kind != "onnx" or opset not in OPSETS):
+        raise OptionError(f"opset is {opset!r} for {kind}; expected {OPSETS[0]} to {OPSETS[-1]}, with ONNX alone")
+    if path.is_dir():
+        raise OptionError(f"{path} is a folder; expected a file that ends in {path.suffix}")
+    return kind, handler(kind)
+
+
+def _compare(writer: Handler, path: Path, expected: list[Trial], tolerance: float) -> tuple[Difference, ...]:
+    """The file beside the network, for every trial."""
+    try:
+        opened = writer.open_file(path, before_resize=False)
+        differences = [trial.difference(opened.run(trial.x)) for trial in expected]
+    except (CheckpointError, OptionError) as error:
+        raise ExportError(f"what was written cannot be run, and was removed: {brief(error)}") from error
+    for each in differences:
+        if not each.largest <= tolerance:  # NaN as well
+            raise ExportError(
+                f"{path.name} computes something else ({each}; allowed are {tolerance:g}), and was removed"
+            )
+    return tuple(differences)
 
 
 def _bare(model: SegmentationModel) -> SegmentationNetwork:
