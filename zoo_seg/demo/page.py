@@ -47,7 +47,9 @@ def page(networks: Networks | None = None) -> gr.Blocks:
     if street:
         chosen.predict(street, chosen.default)  # a network that cannot do it is told of before the page is opened
 
-    def show(picture: str | None, first: str, second: str, _: gr.Progress = gr.Progress(track_tqdm=True)) -> str:
+    fetched = gr.Progress(track_tqdm=True)
+
+    def show(picture: str | None, first: str, second: str, _: gr.Progress = fetched) -> str:
         return show_html(chosen, picture, first, second)
 
     names = chosen.names()
