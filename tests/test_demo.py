@@ -435,8 +435,11 @@ def test_a_picture_is_pasted_dropped_and_removed(page: Page, tmp_path: Path) -> 
     wait_for_mask(page, "pasted_mask.png")
     page.get_by_label("Remove Image").click()
     page.wait_for_selector("[role=status] >> text=No picture yet")
-    page.locator(".gallery button, .gallery-item, [aria-label='Image']").first.click()
+    page.locator(".gallery-item").first.click()
     wait_for_mask(page, "street_mask.png")
+    (tmp_path / "broken.jpg").write_bytes(b"not a picture")
+    upload(page, tmp_path / "broken.jpg")  # it is zoo_seg that reads it, after an example as well
+    page.wait_for_selector("[role=alert] >> text=broken.jpg: not a picture that Pillow can read")
 
 
 # --- as a Space ---------------------------------------------------------------------------------

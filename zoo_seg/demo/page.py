@@ -135,6 +135,8 @@ def launch(blocks: gr.Blocks, *, host: str | None = None, port: int | None = Non
         options: of `gradio.Blocks.launch`.
     """
     system = ["system-ui", "sans-serif"]  # gradio's own themes fetch their fonts
+    theme = gr.themes.Default(font=system, font_mono=["ui-monospace", "monospace"])
+    theme.set(block_info_text_color="*neutral_500")  # its own grey is too light to read
     for name in ("NO_PROXY", "no_proxy"):  # gradio asks its own server whether it is there
         os.environ[name] = ",".join(filter(None, (os.environ.get(name), "localhost,127.0.0.1,::1")))
     _, address, _ = blocks.launch(
@@ -144,7 +146,7 @@ def launch(blocks: gr.Blocks, *, host: str | None = None, port: int | None = Non
         footer_links=[],
         run_history=False,
         max_file_size=_LARGEST_FILE,
-        theme=gr.themes.Default(font=system, font_mono=["ui-monospace", "monospace"]),
+        theme=theme,
         css_paths=_FOLDER / "page.css",
         head=f"<script>{(_FOLDER / 'page.js').read_text(encoding='utf-8')}</script>",
         **options,

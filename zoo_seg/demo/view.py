@@ -86,7 +86,7 @@ def _picture(result: Segmentation) -> str:
     said = ", ".join(f"{name} {_percent(share)}" for name, share in list(result.areas().items())[:5])
     return (
         f'<div class="zoo-picture" data-ids="{ids}" data-bytes="{shown.mask.itemsize}" data-names="{names}" '
-        f'data-width="{width}" data-height="{height}">'
+        f'data-width="{width}" data-height="{height}" style="--ratio:{width / height:.4f}">'
         f'<img class="zoo-below" alt="the picture" src="{_data(Image.fromarray(shown.picture), "JPEG", quality=88)}">'
         f'<img class="zoo-colours" alt="its classes: {html.escape(said)}" src="{_data(shown.colorize(), "PNG")}">'
         '<span class="zoo-label" aria-hidden="true"></span></div>'
