@@ -271,7 +271,7 @@ def address(_toy_files: Zoo, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     """Where `zoo-seg demo` serves, with the toys beside the published weights and no network."""
     if CHROMIUM is None:
         pytest.skip("there is no Chromium")
-    port = free_port()
+    port, temporary = free_port(), tmp_path_factory.mktemp("temporary")
     with serving(
         ["-m", "zoo_seg", "demo", "--port", str(port)],
         port,
@@ -280,9 +280,10 @@ def address(_toy_files: Zoo, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         http_proxy="http://127.0.0.1:9",  # whatever stands there is not asked for this machine
         ZOO_SEG_MANIFEST=str(_toy_files.manifest),
         ZOO_SEG_MIRROR=str(_toy_files.mirror),
-        GRADIO_TEMP_DIR=str(tmp_path_factory.mktemp("uploads")),
+        TMPDIR=str(temporary),
     ) as found:
         yield found
+    assert not [path for path in temporary.rglob("*") if path.is_file()]  # no upload stays
 
 
 @pytest.fixture(scope="module")
