@@ -81,6 +81,9 @@ def export(
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".zoo_seg-") as folder:  # fails before the work does
         network = _bare(model)
+        for name, value in network.state_dict().items():
+            if not value.isfinite().all():
+                raise ExportError(f"the network's {name} holds values that are not finite; train or load it again")
         expected = trials(network, facts) if check else []
         if not fold_batchnorm(network):
             network = _bare(model)
