@@ -18,7 +18,7 @@ from zoo_seg.cli.pictures import SETTINGS, is_named_like_result, is_wanted, pict
 from zoo_seg.cli.plan import note, work_of
 from zoo_seg.cli.report import Report
 from zoo_seg.errors import OptionError, ScaleError, ZooSegError
-from zoo_seg.scale.cluster import cluster, predict, share
+from zoo_seg.scale.cluster import check_reachable, cluster, predict, share
 from zoo_seg.scale.jobs import Job
 from zoo_seg.scale.places import Times, is_url, place, read_text, remove, times, write_text
 
@@ -57,18 +57,20 @@ class Ray:
         except (OSError, ValueError):
             return None
 
+    def load(self) -> None:
+        check_reachable(self.arguments.address)
+        self.model = load_predicting(self.arguments)
+        self.model.stream([], **work_of(self.arguments, "cpu").looks)  # refuses what the network does not do
+
     def predict(self, jobs: list[Job], settings: str, report: Report) -> str:
         arguments = self.arguments
-        model = load_predicting(arguments)
-        model.stream([], **work_of(arguments, "cpu").looks)  # refuses what the network does not do
         staging = f"{self.out}/.zoo_seg-{uuid.uuid4().hex}"
         with cluster(arguments.address):
             how = share(arguments.workers, arguments.device)
             write_text(settings, f"{self.out}/{SETTINGS}")
             begun = monotonic()
             try:
-                outcomes = predict(jobs, model, work_of(arguments, how.device), how, staging)
-                del model
+                outcomes = predict(jobs, self.model, work_of(arguments, how.device), how, staging)
                 for job, reason in _with_progress(outcomes, len(jobs)):
                     note(job, reason, report)
             finally:

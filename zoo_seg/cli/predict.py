@@ -33,6 +33,9 @@ class Engine(Protocol):
     def settings(self) -> str | None:
         """What an earlier run left in the folder of the results."""
 
+    def load(self) -> None:
+        """Get the network."""
+
     def predict(self, jobs: list[Job], settings: str, report: Report) -> str:
         """Do the jobs; the report is told of each. Returns what is to be said of it at the end."""
 
@@ -57,6 +60,8 @@ def run(arguments: argparse.Namespace) -> int:
         kept, jobs = split(jobs, known)
         report.kept = [result(job) for job in kept]
     where = f"results in {_out(arguments)}"
+    if jobs:
+        engine.load()
     try:
         if jobs:
             where += engine.predict(jobs, json.dumps(settings, indent=2) + "\n", report)
@@ -120,12 +125,14 @@ class Local:
         except (OSError, ValueError):
             return None
 
+    def load(self) -> None:
+        self.model = load_predicting(self.arguments)
+
     def predict(self, jobs: list[Job], settings: str, report: Report) -> str:
-        model = load_predicting(self.arguments)
         self.out.mkdir(parents=True, exist_ok=True)
         (self.out / SETTINGS).write_text(settings, encoding="utf-8")
         work = work_of(self.arguments, device_of(self.arguments))
-        reasons = work.on(jobs, model, Path, _write)
+        reasons = work.on(jobs, self.model, Path, _write)
         # disable=None: a bar on a terminal only
         for job, reason in zip(jobs, tqdm(reasons, total=len(jobs), unit="picture", disable=None), strict=True):
             note(job, reason, report)

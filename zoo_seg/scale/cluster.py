@@ -54,10 +54,13 @@ class Share:
 
 
 @contextmanager
-def cluster(address: str | None) -> Iterator[None]:
+def cluster(address: str | None, cores: int | None = None) -> Iterator[None]:
     """A Ray cluster: the running one of this process or at an address, else one of this machine that ends with it.
 
     Ray says nothing on the terminal meanwhile.
+
+    Args:
+        cores: of a cluster of this machine; None: all.
 
     Raises:
         ScaleError: there is no cluster at the address, or none can be started.
@@ -69,20 +72,52 @@ def cluster(address: str | None) -> Iterator[None]:
         # Sockets lie in it, whose paths may have 107 letters: a long TMPDIR leaves too few.
         folder = tempfile.mkdtemp(prefix="zoo_seg-", dir="/tmp" if os.name == "posix" else None)
         try:
-            _start(address or os.environ.get("RAY_ADDRESS") or "local", folder)
+            _start(address or os.environ.get("RAY_ADDRESS") or "local", cores, folder)
             yield
         finally:
             ray.shutdown()
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _start(address: str, folder: str) -> None:
-    own: dict[str, Any] = {"include_dashboard": False, "_temp_dir": folder} if address == "local" else {}
+def check_reachable(address: str | None) -> None:
+    """Ray itself would try for a minute.
+
+    Raises:
+        ScaleError: nobody answers at the address.
+    """
+    host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
+    if colon and port.isdecimal():
+        try:
+            socket.create_connection((host, int(port)), timeout=10).close()
+        except (OSError, OverflowError) as error:
+            raise _no_cluster(address, error) from None
+
+
+def _start(address: str, cores: int | None, folder: str) -> None:
+    own = {"include_dashboard": False, "num_cpus": cores, "_temp_dir": folder}
+    how: dict[str, Any] = own if address == "local" else {}
     try:
-        _check_reachable(address)
-        ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL, **own)
+        with _silent():
+            ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL, **how)
     except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
-        raise ScaleError(f"no Ray cluster at {address} ({_line(error)}); 'ray status' shows a running one") from None
+        raise _no_cluster(address, error) from None
+
+
+def _no_cluster(address: str | None, error: Exception) -> ScaleError:
+    return ScaleError(f"no Ray cluster at {address} ({_line(error)}); 'ray status' shows a running one")
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Ray's own core writes past Python."""
+    kept = os.dup(2)
+    with Path(os.devnull).open("w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def share(workers: int | None, device: str | None) -> Share:
@@ -91,23 +126,24 @@ def share(workers: int | None, device: str | None) -> Share:
     Raises:
         OptionError: the cluster has fewer cores or GPUs.
     """
-    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    cores = [int(machine.get("CPU", 0)) for machine in machines]
-    gpus = sum(int(machine.get("GPU", 0)) for machine in machines)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    machines = [(int(node.get("CPU", 0)), int(node.get("GPU", 0))) for node in nodes]
+    cores, gpus = (sum(column) for column in zip(*machines, strict=True))
     device = device or ("cuda" if gpus else "cpu")
     if device not in ("cpu", "cuda"):
         raise OptionError(f"--device {device}; a worker computes on cpu or on a GPU of its own: cuda")
-    most = gpus if device == "cuda" else sum(cores)
     if workers is None:
-        workers = gpus if device == "cuda" else sum(max(count // _THREADS, 1) for count in cores)
-    if not 1 <= workers <= most:
+        workers = gpus if device == "cuda" else sum(max(count // _THREADS, 1) for count, _ in machines)
+
+    def fit(threads: int) -> int:
+        """So many workers."""
+        return sum(min(count // threads, gpu if device == "cuda" else count) for count, gpu in machines)
+
+    if not 1 <= workers <= fit(1):
         raise OptionError(
-            f"--workers {workers} on {device}; there are {gpus} GPUs and {sum(cores)} cores on {len(cores)} machines"
+            f"{workers} workers on {device}: there are {gpus} GPUs and {cores} cores on {len(machines)} machines"
         )
-    threads = next(
-        (each for each in range(max(cores), 0, -1) if sum(count // each for count in cores) >= workers),
-        1,
-    )
+    threads = max(each for each in range(1, cores + 1) if fit(each) >= workers)
     return Share(workers, threads, device)
 
 
@@ -249,17 +285,6 @@ def _bytes(text: str | None) -> bytes | None:
 
 def _text(data: bytes | None) -> str | None:
     return None if data is None else data.decode("utf-8", "surrogateescape")
-
-
-def _check_reachable(address: str) -> None:
-    """Ray itself would try for a minute.
-
-    Raises:
-        OSError: nobody answers there.
-    """
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
-    if colon and port.isdecimal():
-        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def _line(error: BaseException) -> str:
