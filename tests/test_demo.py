@@ -436,7 +436,7 @@ def test_a_picture_is_pasted_dropped_and_removed(page: Page, tmp_path: Path) -> 
     wait_for_mask(page, "pasted_mask.png")
     page.get_by_label("Remove Image").click()
     page.wait_for_selector("[role=status] >> text=No picture yet")
-    page.locator(".gallery-item").first.click()
+    page.click("text=Show the drawn street")
     wait_for_mask(page, "street_mask.png")
     (tmp_path / "broken.jpg").write_bytes(b"not a picture")
     upload(page, tmp_path / "broken.jpg")  # it is zoo_seg that reads it, after an example as well

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import errno
+import os
 import socket
+import tempfile
 import threading
 
 from zoo_seg.cli.network import device_of, load_network
@@ -22,13 +24,16 @@ def run(arguments: argparse.Namespace) -> int:
     choose_device(device_of(arguments))
     model = load_network(arguments)
     name = model.weights.id if model.weights else shown(arguments.weights)
-    blocks = page(Networks({name: model}, device_of(arguments)))
-    address = launch(blocks, host=host, port=port, inbrowser=arguments.open, prevent_thread_lock=True, quiet=True)
-    print(f"zoo_seg is at {address} (Ctrl-C ends it)", flush=True)
-    try:
-        threading.Event().wait()
-    except KeyboardInterrupt:
-        blocks.close(verbose=False)
+    bound = f"[{host}]" if ":" in host else host  # as it stands in a link
+    with tempfile.TemporaryDirectory(prefix="zoo_seg_") as uploads:  # nobody else reads them, and none stays
+        os.environ.setdefault("GRADIO_TEMP_DIR", uploads)
+        blocks = page(Networks({name: model}, device_of(arguments)))
+        address = launch(blocks, host=bound, port=port, inbrowser=arguments.open, prevent_thread_lock=True, quiet=True)
+        print(f"zoo_seg is at {address} (Ctrl-C ends it)", flush=True)
+        try:
+            threading.Event().wait()
+        except KeyboardInterrupt:
+            blocks.close(verbose=False)
     return 0
 
 

@@ -67,6 +67,7 @@ def page(networks: Networks | None = None) -> gr.Blocks:
                     height=240,
                     elem_id="zoo-input",
                     buttons=[],
+                    alt_text="the picture",
                 )
                 picture.preprocess = _path  # type: ignore[method-assign]  # not by a subclass: gradio writes a .pyi file beside every one
                 first = gr.Dropdown(
@@ -83,10 +84,10 @@ def page(networks: Networks | None = None) -> gr.Blocks:
                     elem_id="zoo-second",
                 )
                 opacity = gr.Slider(0, 100, 50, step=1, label="Opacity (%)", elem_id="zoo-opacity")
-                if street:
-                    gr.Examples([[street]], [picture], label="Example: a drawn street")
+                example = gr.Button("Show the drawn street", size="sm", visible=street is not None)
             with gr.Column(scale=3, min_width=320):
                 results = gr.HTML(show(street, chosen.default, _NONE), elem_id="zoo-output")
+        example.click(lambda: street, None, picture, api_name=False)  # not gr.Examples, which makes a new gr.Image
         opacity.input(None, opacity, None, js="(percent) => window.zooOpacity(percent)")
         gr.on(
             [picture.change, first.input, second.input],
@@ -103,7 +104,7 @@ def page(networks: Networks | None = None) -> gr.Blocks:
 def show_html(networks: Networks, picture: str | None, first: str, second: str = _NONE) -> str:
     """What one or two networks make of a picture file; whatever goes wrong is a message in its place."""
     if picture is None:
-        return message_html("No picture yet: drop one, paste one, or choose the example.")
+        return message_html("No picture yet: drop one, paste one, or take the drawn street.")
     try:
         networks.picture(picture)
     except Exception as error:
@@ -143,6 +144,7 @@ def launch(blocks: gr.Blocks, *, host: str | None = None, port: int | None = Non
         server_name=host,
         server_port=port,
         share=False,
+        allowed_paths=[str(path) for path in _STREET],
         footer_links=[],
         run_history=False,
         max_file_size=_LARGEST_FILE,
