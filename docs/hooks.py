@@ -1,8 +1,7 @@
 """What the pages show of the repository itself, put in when MkDocs builds them, so that nothing is typed twice.
 
-A page asks by a comment on a line of its own: `<!-- zoo -->` is the table of the manifest's weights, `<!-- count -->`
-how many there are (inside a line as well), `<!-- help -->` the command line's help, `<!-- file: NAME -->` a file of the
-repository without its title.
+A page asks by a comment on a line of its own: `<!-- zoo -->` is the table of the manifest's weights,
+`<!-- help -->` the command line's help, `<!-- file: NAME -->` a file of the repository without its title.
 """
 
 from __future__ import annotations
@@ -38,9 +37,7 @@ COLUMNS = {
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """MkDocs' event: a page's text before it becomes HTML."""
-    manifest = read_manifest(published_manifest())
-    markdown = markdown.replace("<!-- count -->", str(len(manifest.weights)))
-    markdown = re.sub(r"^<!-- zoo -->$", lambda _: zoo_table(manifest), markdown, flags=re.MULTILINE)
+    markdown = re.sub(r"^<!-- zoo -->$", lambda _: zoo_table(), markdown, flags=re.MULTILINE)
     markdown = re.sub(r"^<!-- help -->$", lambda _: "\n".join(help_pages()), markdown, flags=re.MULTILINE)
     return re.sub(r"^<!-- file: (\S+) -->$", lambda found: body(ROOT / found[1]), markdown, flags=re.MULTILINE)
 
@@ -53,8 +50,9 @@ def body(path: Path) -> str:
 # --- the zoo --------------------------------------------------------------------------------------
 
 
-def zoo_table(manifest: Manifest) -> str:
+def zoo_table() -> str:
     """A row for every weight; `sort.js` sorts by `data-key`, or by the text where there is none."""
+    manifest = read_manifest(published_manifest())
     headings = "".join(f'<th data-sort="{kind}">{heading}</th>' for heading, kind in COLUMNS.items())
     rows = "\n".join(f"<tr>{''.join(_cells(record, manifest))}</tr>" for record in manifest.weights.values())
     return f'<div id="zoo"><table><thead><tr>{headings}</tr></thead>\n<tbody>\n{rows}\n</tbody></table></div>'
