@@ -13,7 +13,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 import zlib
 from collections.abc import Iterator
@@ -238,29 +237,25 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def serving(command: list[str | Path], port: int, **environment: str) -> Iterator[str]:
-    """The address at which a command serves; it is ended by Ctrl-C, and must end cleanly."""
+def serving(command: list[str | Path], port: int, **environment: str) -> Iterator[subprocess.Popen[str]]:
+    """A process that has said that it serves at this port."""
     process = subprocess.Popen(
         [sys.executable, *map(str, command)],
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY), **environment},
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": "1", **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
-    address = f"http://127.0.0.1:{port}/"
     try:
-        end = time.monotonic() + 400  # on a machine with other things to do
-        while True:
-            assert time.monotonic() < end
-            assert process.poll() is None, process.communicate()[0]
-            with contextlib.suppress(OSError):
-                urllib.request.urlopen(address, timeout=60).close()
+        assert process.stdout
+        said = []
+        for line in process.stdout:
+            said.append(line)
+            if f"http://127.0.0.1:{port}" in line:
                 break
-            time.sleep(0.1)
-        yield address
-        process.send_signal(signal.SIGINT)
-        output = process.communicate(timeout=60)[0]
-        assert "Traceback" not in output and process.returncode == 0, output
+        else:
+            pytest.fail("".join(said))
+        yield process
     finally:
         process.kill()
         process.wait()
@@ -281,8 +276,11 @@ def address(_toy_files: Zoo, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         ZOO_SEG_MANIFEST=str(_toy_files.manifest),
         ZOO_SEG_MIRROR=str(_toy_files.mirror),
         TMPDIR=str(temporary),
-    ) as found:
-        yield found
+    ) as process:
+        yield f"http://127.0.0.1:{port}/"
+        process.send_signal(signal.SIGINT)
+        output = process.communicate(timeout=60)[0]
+        assert (process.returncode, output) == (0, "")
     assert not [path for path in temporary.rglob("*") if path.is_file()]  # no upload stays
 
 
@@ -452,6 +450,6 @@ def test_the_space_serves_the_same_page(tmp_path: Path) -> None:
     facts = dict(line.split(": ", 1) for line in header.strip().splitlines())
     assert facts["sdk"] == "gradio" and (folder / facts["app_file"]).is_file()
     port = free_port()
-    with serving([folder / "app.py"], port, GRADIO_SERVER_PORT=str(port), GRADIO_TEMP_DIR=str(tmp_path)) as found:
-        config = json.loads(urllib.request.urlopen(f"{found}config", timeout=60).read())
+    with serving([folder / "app.py"], port, GRADIO_SERVER_PORT=str(port), GRADIO_TEMP_DIR=str(tmp_path)):
+        config = json.loads(urllib.request.urlopen(f"http://127.0.0.1:{port}/config", timeout=60).read())
     assert config["title"] == "zoo_seg" and not config["analytics_enabled"]

@@ -87,7 +87,9 @@ def page(networks: Networks | None = None) -> gr.Blocks:
                 example = gr.Button("Show the drawn street", size="sm", visible=street is not None)
             with gr.Column(scale=3, min_width=320):
                 results = gr.HTML(show(street, chosen.default, _NONE), elem_id="zoo-output")
-        example.click(lambda: street, None, picture, api_name=False)  # not gr.Examples, which makes a new gr.Image
+        example.click(
+            lambda: street, None, picture, api_visibility="private"
+        )  # not gr.Examples, which makes a new gr.Image
         opacity.input(None, opacity, None, js="(percent) => window.zooOpacity(percent)")
         gr.on(
             [picture.change, first.input, second.input],
@@ -96,7 +98,7 @@ def page(networks: Networks | None = None) -> gr.Blocks:
             results,
             trigger_mode="always_last",
             concurrency_limit=1,
-            api_name=False,
+            api_visibility="private",
         )
     return blocks
 
