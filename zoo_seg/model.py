@@ -15,7 +15,7 @@ from torch import nn
 
 from zoo_seg.data.labels import voc_palette
 from zoo_seg.errors import CheckpointError, DownloadError, OptionError, UnknownNameError
-from zoo_seg.inference.picture import Picture, read_picture
+from zoo_seg.inference.picture import Picture, drawn_street, read_picture
 from zoo_seg.inference.predicting import Predicting
 from zoo_seg.inference.predictor import Predictor
 from zoo_seg.manifest import Architecture, Licence, Metric, Preprocess, Recipe, Weights, get_weights
@@ -250,7 +250,7 @@ class SegmentationModel(SegmentationNetwork, Predicting):
         if example is not None:
             picture: Picture | None = read_picture(example)
         else:
-            picture = self._drawn_street() if card is None or PICTURE in card else None
+            picture = self._example() if card is None or PICTURE in card else None
         target = huggingface.open_target(repo_id, private=private, revision=revision, token=token)
         overlay = None if picture is None else self.predict(picture).overlay(legend=True)
         with tempfile.TemporaryDirectory() as name:
@@ -316,13 +316,9 @@ class SegmentationModel(SegmentationNetwork, Predicting):
             data_licence=known.data_licence,
         )
 
-    def _drawn_street(self) -> Path | None:
-        """This project's own picture, where it makes sense: inside the package in a wheel, beside it in a checkout."""
-        if self.in_chans != 3 or not _STREET & {name.lower() for name in self.classes}:
-            return None
-        package = Path(__file__).resolve().parent
-        found = (package / "packaged" / "street.jpg", package.parent / "examples" / "street.jpg")
-        return next((path for path in found if path.is_file()), None)
+    def _example(self) -> Path | None:
+        """The drawn street, for a network that knows streets."""
+        return drawn_street() if self.in_chans == 3 and _STREET & {name.lower() for name in self.classes} else None
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy or a pickle carries the network, not what was prepared from it."""

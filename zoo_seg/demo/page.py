@@ -9,6 +9,7 @@ from typing import Any
 from zoo_seg.demo.networks import Networks
 from zoo_seg.demo.view import View, message_html, results_html
 from zoo_seg.errors import MissingExtraError, ZooSegError
+from zoo_seg.inference.picture import drawn_street
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before it is imported: it looks for newer versions of itself then
 try:
@@ -18,8 +19,6 @@ except ImportError as error:
     raise MissingExtraError(f"the web page needs gradio ({error}); pip install 'zoo_seg[demo]'") from None
 
 _FOLDER = Path(__file__).resolve().parent
-_STREET = _FOLDER.parent / "packaged" / "street.jpg", _FOLDER.parent.parent / "examples" / "street.jpg"
-"""The drawn street: inside the package in a wheel, beside it in a checkout."""
 _LARGEST_FILE = "100mb"
 _KEPT = 3600
 """Seconds that an uploaded picture stays on the disk, at most; and seconds between clearings."""
@@ -43,7 +42,8 @@ def page(networks: Networks | None = None) -> gr.Blocks:
         ZooSegError: the default network cannot be had or cannot see a picture.
     """
     chosen = networks or Networks()
-    street = next((str(path) for path in _STREET if path.is_file()), None)
+    drawn = drawn_street()
+    street = None if drawn is None else str(drawn)
     if street:
         chosen.predict(street, chosen.default)  # a network that cannot do it is told of before the page is opened
 
@@ -146,7 +146,7 @@ def launch(blocks: gr.Blocks, *, host: str | None = None, port: int | None = Non
         server_name=host,
         server_port=port,
         share=False,
-        allowed_paths=[str(path) for path in _STREET],
+        allowed_paths=[str(path) for path in [drawn_street()] if path],
         footer_links=[],
         run_history=False,
         max_file_size=_LARGEST_FILE,

@@ -7,11 +7,9 @@ import html
 import io
 import json
 import re
-import tempfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -102,11 +100,9 @@ def _below(result: Segmentation, file: str) -> str:
         for name, share in result.areas().items()
     )
     height, width = result.mask.shape
-    with tempfile.TemporaryDirectory() as folder:
-        mask = base64.b64encode(result.save(Path(folder) / "mask.png").read_bytes()).decode("ascii")
     return (
         f'<ul class="zoo-legend" aria-label="classes and their share of the picture">{rows}</ul>'
-        f'<a class="zoo-download" download="{html.escape(file)}" href="data:image/png;base64,{mask}">'
+        f'<a class="zoo-download" download="{html.escape(file)}" href="{_data(result.indexed(), "PNG")}">'
         f"Download the mask <small>PNG of class ids, {width}×{height}</small></a>"
     )
 

@@ -231,3 +231,10 @@ def _check_type_and_size(found: str, shape: tuple[int, ...], dtype: str, convert
         raise ImageError(f"{found}, expected uint8 values from 0 to 255; {hint}")
     if 0 in shape:
         raise ImageError(f"{found}, expected at least 1x1 pixels")
+
+
+def drawn_street() -> Path | None:
+    """This project's own picture, of a drawn street: inside the package in a wheel, beside it in a checkout."""
+    package = Path(__file__).resolve().parent.parent
+    found = (package / "packaged" / "street.jpg", package.parent / "examples" / "street.jpg")
+    return next((path for path in found if path.is_file()), None)
