@@ -38,20 +38,19 @@ WIDTHS = (29, 12, 5, 8, 7, 9, 8)
 def awake(model: zoo_seg.SegmentationModel) -> zoo_seg.SegmentationModel:
     """Give every layer a say, and every class a part of the picture.
 
-    Fresh residual branches are multiplied by zero, fresh statistics change nothing, and of fresh logits one is the
-    largest everywhere.
+    In a fresh network residual branches are multiplied by zero, the picture fades from layer to layer, and one logit is
+    the largest everywhere.
     """
     torch.manual_seed(0)
     for name, parameter in model.named_parameters():
         if parameter.ndim == 1:
-            parameter.normal_(0, 0.1) if name.endswith("bias") else parameter.uniform_(0.2, 0.8)
-    for name, buffer in model.named_buffers():
-        if name.endswith("running_mean"):
-            buffer.normal_(0, 0.1)
-        elif name.endswith("running_var"):
-            buffer.uniform_(0.5, 1.5)
-    logits = model.eval()(torch.randn(1, 3, 96, 128))
-    model.head.classifier.bias -= logits.mean((0, 2, 3))
+            parameter.normal_(0, 0.1) if name.endswith("bias") else parameter.uniform_(0.5, 1.5)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None  # the statistics become those of one run
+    x = torch.randn(2, 3, 96, 128)
+    model.train()(x)
+    model.head.classifier.bias -= model.eval()(x).mean((0, 2, 3))
     return model
 
 

@@ -73,7 +73,7 @@ def format_of(path: Path, format: str | None = None) -> Format:  # noqa: A002
     """The format of a file by its ending, which a given format must agree with."""
     if format is not None and format not in get_args(Format):
         raise OptionError(f"format is {format!r}; expected one of {', '.join(get_args(Format))}")
-    found = SUFFIXES.get(path.suffix.lower())
+    found = SUFFIXES.get(path.suffix)
     if found is None or format not in (None, found):
         endings = ", ".join(f"{suffix} ({name})" for suffix, name in SUFFIXES.items() if format in (None, name))
         raise OptionError(f"{path} ends in {path.suffix or 'nothing'!r}; expected {endings}")

@@ -57,7 +57,8 @@ def export(
         model: a network with its classes; it stays as it is.
         path: replaced once the new file has passed its check. Folders are made.
         format: `"onnx"` (.onnx), `"openvino"` (.xml, with its values in a .bin beside it) or `"torch_export"` (.pt2);
-            None follows the path's ending.
+            None follows the path's ending. A torch.export file refuses pictures so small that the backbone's last map
+            is one cell (32 pixels, usually), OpenVINO some that are smaller still.
         preprocess: normalise in the graph, which then takes `image`: uint8 RGB (N, H, W, 3).
         argmax: choose the class in the graph, which then gives `class_map`: (N, H, W), uint8, or int16 beyond 256
             classes.
