@@ -29,7 +29,7 @@ _SECTION = "zoo_seg"
 def write(program: ExportedProgram, path: Path, facts: Facts, opset: int | None = None) -> None:
     """Two files; float16 is how they hold the values, in a graph that computes in float32."""
     exported = to_onnx(program, OPSETS[0], extra="openvino")
-    with TemporaryDirectory() as folder:
+    with TemporaryDirectory(dir=path.parent) as folder:  # where there is space for what it becomes
         between = Path(folder) / "model.onnx"
         exported.save(between, external_data=False)
         try:
@@ -38,7 +38,10 @@ def write(program: ExportedProgram, path: Path, facts: Facts, opset: int | None 
             raise ExportError(f"OpenVINO cannot convert this network: {brief(error)}") from error
         for name, value in facts.as_strings().items():
             model.set_rt_info(value, [_SECTION, name])
-        openvino.save_model(model, path, compress_to_fp16=facts.dtype == "float16")
+        try:
+            openvino.save_model(model, path, compress_to_fp16=facts.dtype == "float16")
+        except RuntimeError as error:  # a full disk as well
+            raise ExportError(f"OpenVINO cannot write {path.name}: {brief(error)}") from error
 
 
 def open_file(path: Path, *, before_resize: bool) -> Opened:
