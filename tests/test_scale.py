@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -16,7 +17,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Zoo
+from conftest import REPOSITORY, Zoo
+from drawn import draw_folder
 from PIL import Image
 
 from zoo_seg.cli import main
@@ -199,6 +201,26 @@ def test_a_picture_that_takes_its_worker_along_is_given_up(two_cores: list[str],
     reasons = {job: reason for job, reason in outcomes if reason}
     assert reasons == {jobs[4]: "2 workers were lost while they were at it; is there enough memory for it?"}
     assert [Path(job.mask).exists() for job in jobs] == [job != jobs[4] for job in jobs]
+
+
+# --- training -----------------------------------------------------------------------------------
+
+
+def test_two_processes_train_under_accelerate(tmp_path: Path) -> None:
+    """As docs/scale.md has it; tests/test_finetune.py has torchrun, and that two processes do what one does."""
+    pytest.importorskip("accelerate")
+    draw_folder(tmp_path / "data", train=4, val=2)
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launch += ["--main_process_port", "0", "-m", "zoo_seg", "finetune", "--device", "cpu"]
+    options = "--model fcn --backbone mobilenetv3_small_050 --channels 8 --epochs 1 --batch-size 2 --workers 0"
+    command = [*launch, *options.split(), "--crop-size", "32", "32", "--data", "data", "--out", "run"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    result = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=500, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert "1 epoch of 2 steps (2 processes, cpu, float32)" in result.stderr
+    assert result.stdout.count("mIoU") == 1 and (tmp_path / "run" / "model.safetensors").is_file()
 
 
 # --- without a cluster --------------------------------------------------------------------------

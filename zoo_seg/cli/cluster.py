@@ -57,17 +57,20 @@ class Ray:
         except (OSError, ValueError):
             return None
 
-    def load(self) -> None:
+    def begin(self, settings: str) -> None:
         check_reachable(self.arguments.address)
         self.model = load_predicting(self.arguments)
         self.model.stream([], **work_of(self.arguments, "cpu").looks)  # refuses what the network does not do
+        try:
+            write_text(settings, f"{self.out}/{SETTINGS}")
+        except OSError as error:
+            raise ScaleError(f"{self.out} cannot be written ({error.strerror or error}); check your access") from None
 
-    def predict(self, jobs: list[Job], settings: str, report: Report) -> str:
+    def predict(self, jobs: list[Job], report: Report) -> str:
         arguments = self.arguments
         staging = f"{self.out}/.zoo_seg-{uuid.uuid4().hex}"
         with cluster(arguments.address):
             how = share(arguments.workers, arguments.device)
-            write_text(settings, f"{self.out}/{SETTINGS}")
             begun = monotonic()
             try:
                 outcomes = predict(jobs, self.model, work_of(arguments, how.device), how, staging)

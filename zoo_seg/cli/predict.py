@@ -33,10 +33,10 @@ class Engine(Protocol):
     def settings(self) -> str | None:
         """What an earlier run left in the folder of the results."""
 
-    def load(self) -> None:
-        """Get the network."""
+    def begin(self, settings: str) -> None:
+        """Get the network, and leave the settings for a later run."""
 
-    def predict(self, jobs: list[Job], settings: str, report: Report) -> str:
+    def predict(self, jobs: list[Job], report: Report) -> str:
         """Do the jobs; the report is told of each. Returns what is to be said of it at the end."""
 
 
@@ -61,10 +61,10 @@ def run(arguments: argparse.Namespace) -> int:
         report.kept = [result(job) for job in kept]
     where = f"results in {_out(arguments)}"
     if jobs:
-        engine.load()
+        engine.begin(json.dumps(settings, indent=2) + "\n")
     try:
         if jobs:
-            where += engine.predict(jobs, json.dumps(settings, indent=2) + "\n", report)
+            where += engine.predict(jobs, report)
     finally:  # what was done before an interruption as well
         report.tell(arguments.json, where)
     return 1 if report.failed else 0
@@ -125,12 +125,12 @@ class Local:
         except (OSError, ValueError):
             return None
 
-    def load(self) -> None:
+    def begin(self, settings: str) -> None:
         self.model = load_predicting(self.arguments)
-
-    def predict(self, jobs: list[Job], settings: str, report: Report) -> str:
         self.out.mkdir(parents=True, exist_ok=True)
         (self.out / SETTINGS).write_text(settings, encoding="utf-8")
+
+    def predict(self, jobs: list[Job], report: Report) -> str:
         work = work_of(self.arguments, device_of(self.arguments))
         reasons = work.on(jobs, self.model, Path, _write)
         # disable=None: a bar on a terminal only
