@@ -357,6 +357,12 @@ def test_a_mismatch_leaves_nothing(
     assert not list((tmp_path / "other").iterdir())
 
 
+def test_a_mismatch_in_float16_says_what_else_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spoil_values(monkeypatch)
+    with pytest.raises(ExportError, match=r"allowed are 0\.05.*use float32"):
+        zoo_seg.export(network("fcn"), tmp_path / "net.pt2", dtype="float16")
+
+
 def test_values_that_are_no_numbers_fail(tmp_path: Path) -> None:
     model = build("fcn", "test_efficientnet")
     with torch.no_grad():

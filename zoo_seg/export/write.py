@@ -93,7 +93,7 @@ def export(
         program = trace(Graph(network.to(inside), facts, inside), model.in_chans)
         new = Path(folder) / target.name
         writer.write(program, new, facts, opset)
-        differences = _compare(writer, new, expected, TOLERANCES[dtype]) if expected else ()
+        differences = _compare(writer, new, expected, dtype) if expected else ()
         parts = sorted(Path(folder).iterdir())  # .bin before .xml
         size = sum(part.stat().st_size for part in parts)
         for part in parts:
@@ -117,8 +117,9 @@ def choose(path: Path, format: str | None, dtype: str, opset: int | None) -> tup
     return kind, handler(kind)
 
 
-def _compare(writer: Handler, path: Path, expected: list[Trial], tolerance: float) -> tuple[Difference, ...]:
+def _compare(writer: Handler, path: Path, expected: list[Trial], dtype: Dtype) -> tuple[Difference, ...]:
     """The file beside the network, for every trial."""
+    tolerance = TOLERANCES[dtype]
     try:
         opened = writer.open_file(path, before_resize=False)
         differences = [trial.difference(opened.run(trial.x)) for trial in expected]
@@ -128,6 +129,7 @@ def _compare(writer: Handler, path: Path, expected: list[Trial], tolerance: floa
         if not each.largest <= tolerance:  # NaN as well
             raise ExportError(
                 f"{path.name} computes something else ({each}; allowed are {tolerance:g}), and was removed"
+                + ("; its network may need more digits than float16 has, use float32" if dtype == "float16" else "")
             )
     return tuple(differences)
 
