@@ -95,7 +95,8 @@ def plan_a_million() -> dict[str, float]:
     for job in jobs:
         note(job, None, report)
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"memory": (after - before) / 1024, "seconds": time.perf_counter() - begun, "blocks": len(tables)}
+    assert sum(map(len, tables)) == len(report.done)
+    return {"memory": (after - before) / 1024, "seconds": time.perf_counter() - begun}
 
 
 def draw(folder: Path, count: int) -> None:
@@ -216,7 +217,7 @@ def tell(measured: dict[str, list[dict[str, float]]], size: float, driver: dict[
     second += [
         "",
         f"Masks and overlays of a million such pictures: {size / 1e3:.0f} GB. The plan and the report of a million "
-        f"pictures, where the command runs: {driver['memory']:.0f} MiB and {driver['seconds']:.0f} s ({driver['blocks']:.0f} blocks).",
+        f"pictures, where the command runs: {driver['memory']:.0f} MiB and {driver['seconds']:.0f} s.",
     ]
     print("\n".join([*first, "", *second]))
     if arguments.write:

@@ -63,6 +63,10 @@ class ExportedModel(Predicting):
         self._crop, self._takes_image, self._run = facts.crop, facts.input == "image", opened.run
         self._predictor: Predictor | None = None
 
+    def __reduce__(self) -> tuple[object, tuple[Path]]:
+        """In another process it is opened anew; its file must be there under the same path."""
+        return from_exported, (self.path.absolute(),)
+
     @property
     def num_classes(self) -> int:
         """How many classes the logits have."""
