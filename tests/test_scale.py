@@ -283,6 +283,7 @@ def test_without_ray_the_message_names_the_command(predict: Predict, monkeypatch
         ([(2, 0)], None, None, (1, 2, "cpu")),
         ([(2, 0)], 2, None, (2, 1, "cpu")),
         ([(16, 0), (16, 0), (2, 0)], None, None, (9, 3, "cpu")),
+        ([(0, 0), (16, 0), (16, 0)], None, None, (8, 4, "cpu")),
         ([(16, 0), (16, 0)], 4, None, (4, 8, "cpu")),
         ([(16, 0), (16, 0)], 3, None, (3, 8, "cpu")),
         ([(16, 2), (8, 1)], None, None, (3, 8, "cuda")),

@@ -133,7 +133,7 @@ def share(workers: int | None, device: str | None) -> Share:
     if device not in ("cpu", "cuda"):
         raise OptionError(f"--device {device}; a worker computes on cpu or on a GPU of its own: cuda")
     if workers is None:
-        workers = gpus if device == "cuda" else sum(max(count // _THREADS, 1) for count, _ in machines)
+        workers = gpus if device == "cuda" else sum(max(count // _THREADS, min(count, 1)) for count, _ in machines)
 
     def fit(threads: int) -> int:
         """So many workers."""
@@ -161,14 +161,13 @@ def predict(
     Raises:
         ScaleError: the workers cannot start, or the cluster is gone.
     """
-    rows = max(1, min(_MOST_ROWS, len(jobs) // (8 * how.workers)))
+    rows = max(work.looks.get("batch_size", 1), min(_MOST_ROWS, len(jobs) // (8 * how.workers)))
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     tables = [_table(jobs[first : first + rows], first) for first in range(0, len(jobs), rows)]
     ledger = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Ledger).remote()
     arguments = [[ray.put(model)], ledger, work, how.threads, staging, settings.max_pixels()]
-    del model
     try:
         outcomes = ray.data.from_arrow(tables).map_batches(
             Worker,
