@@ -422,6 +422,7 @@ def test_what_fails_is_a_message_in_the_page(page: Page, tmp_path: Path) -> None
 
 def test_a_picture_is_pasted_dropped_and_removed(page: Page, tmp_path: Path) -> None:
     data = base64.b64encode(blocks(tmp_path / "pasted.png").read_bytes()).decode()
+    page.get_by_label("Remove Image").wait_for()  # what takes the paste is there
     page.evaluate(
         """async data => {
             const carried = new DataTransfer();

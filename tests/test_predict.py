@@ -274,3 +274,10 @@ def test_a_slide_holds_no_full_size_logits() -> None:
     with Watch():
         result = model.predict(picture, mode="slide", crop=(256, 256), stride=(171, 171))
     assert result.mask.shape == (6000, 256) and peak < 64 << 20
+
+
+def test_a_network_with_nan_is_not_folded_and_predicts() -> None:
+    model = zoo_seg.build_model("fcn", "mobilenetv3_small_050", 3, channels=8).eval()
+    with torch.no_grad():
+        next(model.parameters()).fill_(float("nan"))
+    assert model.predict(np.zeros((40, 50, 3), np.uint8), resize=None).mask.shape == (40, 50)

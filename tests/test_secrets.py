@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import subprocess
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 import requests
 import torch
-from conftest import REPOSITORY, Zoo
+from conftest import REPOSITORY, Zoo, toy_manifest
 from safetensors.torch import save
 from servers import Server, redirect, status
 
@@ -226,3 +227,18 @@ def test_info_tells_the_hosts_and_no_password(
     assert main(["info", "semanticfpn_resnet50.voc_ssseg"]) == 0
     printed = capsys.readouterr().out
     assert "hosts asked       https://mirror.test/zoo, github.com" in printed and SECRET not in printed
+
+
+def test_info_tells_where_the_hub_is(
+    zoo: Zoo, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    raw = toy_manifest()
+    file = raw["weights"]["toy_r50.toys_me"]["files"][0]
+    file["url"], file["mirrors"] = "hf://org/repo/toys.pth", ["file:///somewhere/toys.pth"]
+    (tmp_path / "mine.json").write_text(json.dumps(raw))
+    monkeypatch.setenv("ZOO_SEG_MANIFEST", str(tmp_path / "mine.json"))
+    monkeypatch.delenv("ZOO_SEG_MIRROR", raising=False)
+    for endpoint, host in (("", "huggingface.co"), ("https://mirror.test:8000/hf", "mirror.test")):
+        monkeypatch.setenv("HF_ENDPOINT", endpoint)
+        assert main(["info", "toy_r50.toys_me"]) == 0
+        assert f"hosts asked       {host}, none (a file of this machine)" in capsys.readouterr().out

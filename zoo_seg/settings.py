@@ -34,3 +34,8 @@ def manifests() -> list[Path]:
 def max_pixels() -> str | None:
     """`ZOO_SEG_MAX_PIXELS`: the most pixels that a picture file may announce; without it Pillow's limit holds."""
     return os.environ.get("ZOO_SEG_MAX_PIXELS") or None
+
+
+def hub() -> str:
+    """`HF_ENDPOINT`: the address of the Hugging Face Hub, or of a mirror of it (huggingface_hub's own setting)."""
+    return os.environ.get("HF_ENDPOINT") or "https://huggingface.co"

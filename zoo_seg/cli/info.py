@@ -92,7 +92,9 @@ def _stride(architecture: Architecture) -> str:
 
 def _hosts(*urls: str) -> list[str]:
     mirror = settings.mirror()
-    return [*([shown(mirror)] if mirror else []), *(urlsplit(url).netloc for url in urls)]
+    addresses = [settings.hub() if url.startswith("hf://") else url for url in urls]
+    hosts = [urlsplit(address).hostname or "none (a file of this machine)" for address in addresses]
+    return [*([shown(mirror)] if mirror else []), *hosts]
 
 
 def _row(label: str, text: str | None) -> None:

@@ -37,5 +37,6 @@ def run(arguments: argparse.Namespace) -> int:
         for record in records
     ]
     print(table(["id", "data set", "source", "classes", "parameters", "mIoU %"], rows, right=(3, 4, 5)))
-    print(f"\n{len(rows)} weights; mIoU as reported by the publisher, single scale. 'zoo-seg info ID' tells more.")
+    count = f"{len(rows)} weight{'' if len(rows) == 1 else 's'}"
+    print(f"\n{count}; mIoU as reported by the publisher, single scale. 'zoo-seg info ID' tells more.")
     return 0
