@@ -205,10 +205,10 @@ def tell(measured: dict[str, list[dict[str, float]]], size: float, driver: dict[
     ]
     where = f"{os.cpu_count()} cores {platform.machine()}, torch {torch.__version__}, Ray {ray.__version__}"
     what = f"`{arguments.model or arguments.weights}`, {arguments.pictures} JPEGs of 640x480, {arguments.runs} runs"
+    busy = os.getloadavg()[2]
     load = "the machine did nothing else"
-    if os.getloadavg()[2] > 3:
-        load = f"other programs ran at the same time (load {os.getloadavg()[2]:.0f}), so that the processor times compare, "
-        load += "not the rates"
+    if busy > 3:
+        load = f"other programs ran at the same time (load {busy:.0f}), so that the processor times compare, not rates"
     first = [f"Measured on: {where}; {what}; {load}.", "", *table([*head[:-1], "memory of a worker"], rows)]
 
     each = median(two, "cpu")
