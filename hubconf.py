@@ -44,6 +44,7 @@ dependencies = [
     "safetensors",
     "requests",
     "filelock",
+    "fsspec",
     "PIL",
     "numpy",
     "tqdm",

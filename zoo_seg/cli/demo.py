@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import signal
 import socket
 import tempfile
 import threading
@@ -29,6 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
         os.environ.setdefault("GRADIO_TEMP_DIR", uploads)
         blocks = page(Networks({name: model}, device_of(arguments)))
         address = launch(blocks, host=bound, port=port, inbrowser=arguments.open, prevent_thread_lock=True, quiet=True)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that uploads go then, too
         print(f"zoo_seg is at {address} (Ctrl-C ends it)", flush=True)
         try:
             threading.Event().wait()
