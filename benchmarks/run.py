@@ -27,6 +27,8 @@ from typing import Any
 
 import numpy as np
 
+import zoo_seg
+
 HERE = Path(__file__).resolve().parent
 THREADS = 2
 
@@ -86,17 +88,31 @@ def ours(work: dict[str, Any]) -> Callable[[], np.ndarray]:
     """From a decoded picture to its class map with `predict`."""
     from PIL import Image
 
-    import zoo_seg
-
-    model = zoo_seg.create_model(work["model"], work["checkpoint"])
+    model = cached(work)
     image = np.asarray(Image.open(work["picture"]))
     return lambda: model.predict(image, resize=None, dtype=work["dtype"]).mask
 
 
+def cached(work: dict[str, Any]) -> zoo_seg.SegmentationModel:
+    """The network with the checkpoint as published weights are had: a record, a mirror and the cache."""
+    checkpoint, classes = Path(work["checkpoint"]), work["classes"]
+    os.environ.update(ZOO_SEG_HOME=str(checkpoint.parent / "home"), ZOO_SEG_MIRROR=str(checkpoint.parent))
+    like = zoo_seg.get_weights(work["model"], "ade20k")
+    record = replace(
+        like,
+        id=f"{like.model}.{checkpoint.stem}",
+        tag=checkpoint.stem,
+        protocol=work["source"],
+        num_classes=classes,
+        classes=tuple(map(str, range(classes))),
+        palette=((0, 0, 0),) * classes,
+        files=(replace(like.files[0], url=f"https://example.org/{checkpoint.name}", mirrors=(), size=None),),
+    )
+    return zoo_seg.create_model(work["model"], record, progress=False)
+
+
 def ours_init(work: dict[str, Any]) -> Callable[[], np.ndarray]:
     """From a name to a ready network whose file is in the cache."""
-    import zoo_seg
-
     folder = Path(work["checkpoint"]).parent
     published = folder / "mirror" / zoo_seg.get_weights(PSPNET, "ade20k").files[0].name
     published.parent.mkdir(exist_ok=True)
@@ -112,9 +128,7 @@ def ours_init(work: dict[str, Any]) -> Callable[[], np.ndarray]:
 
 def ours_slide(work: dict[str, Any]) -> Callable[[], np.ndarray]:
     """Windows over a picture whose float32 logits would take 10 GB."""
-    import zoo_seg
-
-    model = zoo_seg.create_model(work["model"], work["checkpoint"])
+    model = cached(work)
     image = np.random.default_rng(0).integers(0, 256, (*work["size"], 3), dtype=np.uint8)
     return lambda: model.predict(image, resize=None, mode="slide", crop=(512, 512), stride=(341, 341)).mask
 
@@ -122,8 +136,6 @@ def ours_slide(work: dict[str, Any]) -> Callable[[], np.ndarray]:
 def ours_folder(work: dict[str, Any]) -> Callable[[], np.ndarray]:
     """A folder of pictures of mixed sizes: streamed, or one call of `predict` after the other."""
     from PIL import Image
-
-    import zoo_seg
 
     folder = Path(work["checkpoint"]).parent / "pictures"
     if not folder.exists():
@@ -133,12 +145,13 @@ def ours_folder(work: dict[str, Any]) -> Callable[[], np.ndarray]:
         for i, (width, height) in enumerate(sizes.tolist()):
             street.resize((width, height)).save(folder / f"{i:03}.jpg", quality=92)
     paths = sorted(folder.iterdir())
-    model = zoo_seg.create_model(work["model"], work["checkpoint"])
+    model = cached(work)
     model.preprocess = zoo_seg.get_weights(FPN, "ade20k").preprocess
 
     def run() -> np.ndarray:
         results = list(model.stream(paths)) if work["stream"] else [model.predict(path) for path in paths]
-        return results[-1].mask
+        mask: np.ndarray = results[-1].mask
+        return mask
 
     return run
 
@@ -206,6 +219,8 @@ def compare(row: Row, peers: str, folder: Path, runs: int) -> list[str]:
         "picture": str(picture),
         "threads": THREADS,
         "model": row.model,
+        "source": row.source,
+        "classes": row.classes,
         "test_scale": [row.size[1], row.size[0]],
     }
     theirs = make_checkpoint(folder, replace(row, source=row.peer_source or row.source), peers)
@@ -244,6 +259,8 @@ def slide(peers: str, folder: Path) -> list[str]:
     work: dict[str, Any] = {
         "side": "ours_slide",
         "model": row.model,
+        "source": row.source,
+        "classes": row.classes,
         "checkpoint": str(make_checkpoint(folder, row, peers)),
     }
     work |= {"size": [4096, 4096], "mask": str(folder / "m")}
@@ -267,7 +284,13 @@ def slide(peers: str, folder: Path) -> list[str]:
 def folder_of_pictures(peers: str, folder: Path, runs: int) -> list[str]:
     """100 pictures streamed, beside one call of `predict` after the other."""
     row = Row("Semantic FPN R-50, a folder of 100 pictures of mixed size", FPN, 150, "mmseg", "-", faster=1.3)
-    work = {"side": "ours_folder", "model": row.model, "checkpoint": str(make_checkpoint(folder, row, peers))}
+    work = {
+        "side": "ours_folder",
+        "model": row.model,
+        "source": row.source,
+        "classes": row.classes,
+        "checkpoint": str(make_checkpoint(folder, row, peers)),
+    }
     workers = [
         Worker([sys.executable, __file__, "--work", json.dumps({**work, "stream": stream, "mask": str(folder / "m")})])
         for stream in (True, False)
