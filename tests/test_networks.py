@@ -14,14 +14,14 @@ import torch.nn.functional as F
 from reference import FIXTURES, fill, image_tensor, key_lists, keys
 
 import zoo_seg
+from zoo_seg.checkpoints.convert import convert
 from zoo_seg.errors import OptionError, UnknownNameError
+from zoo_seg.families.pspnet import POOL_SIZES, PSPHead
+from zoo_seg.layers.resample import bilinear_matrix, pooling_matrix, resize
 from zoo_seg.manifest import get_architecture
-from zoo_seg.networks.network import FAMILIES, SegmentationNetwork, build_network
-from zoo_seg.networks.pspnet import POOL_SIZES, PSPHead
-from zoo_seg.networks.resample import bilinear_matrix, pooling_matrix, resize
-from zoo_seg.weights.convert import convert
-from zoo_seg.weights.load import Checkpoint
-from zoo_seg.weights.load import fill as fill_network
+from zoo_seg.network import FAMILIES, SegmentationNetwork, build_network
+from zoo_seg.pretrained import Checkpoint
+from zoo_seg.pretrained import fill as fill_network
 
 EXPECTED = sorted(FIXTURES.glob("expected_*.npz"))
 BACKBONES = ["resnet18", "convnext_atto", "mobilenetv3_small_050", "swin_tiny_patch4_window7_224"]

@@ -115,7 +115,7 @@ def module_name(path: Path) -> str:
 
 
 def unit(module: str) -> str:
-    """`zoo_seg.weights.load` -> `weights`: the line of DESIGN.md that a module belongs to."""
+    """`zoo_seg.pretrained` -> `weights`: the line of DESIGN.md that a module belongs to."""
     parts = module.split(".")
     return parts[1] if len(parts) > 1 else "__init__"
 
@@ -158,7 +158,7 @@ def test_imports_point_down(path: Path) -> None:
 
 def test_the_walk_sees_what_it_should() -> None:
     found = {module for module, _ in imports(PACKAGE / "factory.py")}
-    assert {"zoo_seg.manifest", "zoo_seg.model", "zoo_seg.networks.network", "zoo_seg.weights.load"} <= found
+    assert {"zoo_seg.manifest", "zoo_seg.model", "zoo_seg.network", "zoo_seg.pretrained"} <= found
     assert ("zoo_seg.factory", False) in set(imports(PACKAGE / "zoo.py"))  # inside a function
     assert ("zoo_seg.model", True) in set(imports(PACKAGE / "zoo.py"))
 

@@ -22,14 +22,14 @@ from reference import Key, checkpoint, keys, state_dict
 from safetensors.torch import save_file
 
 import zoo_seg
+from zoo_seg.checkpoints.convert import convert
+from zoo_seg.checkpoints.digest import file_tensors_sha256, tensors_sha256
+from zoo_seg.checkpoints.opening import open_checkpoint
 from zoo_seg.cli.main import main
 from zoo_seg.errors import CheckpointError
+from zoo_seg.hub import links
+from zoo_seg.hub.pin import insert
 from zoo_seg.manifest import published_manifest, read_manifest
-from zoo_seg.weights import links
-from zoo_seg.weights.checkpoint import open_checkpoint
-from zoo_seg.weights.convert import convert
-from zoo_seg.weights.digest import file_tensors_sha256, tensors_sha256
-from zoo_seg.weights.pin import insert
 
 # --- the digest ---------------------------------------------------------------------------------
 

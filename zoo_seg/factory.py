@@ -6,12 +6,12 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from zoo_seg.checkpoints.restore import build
 from zoo_seg.data.labels import voc_palette
 from zoo_seg.manifest import Architecture, Weights, get_architecture
 from zoo_seg.model import IMAGENET, SegmentationModel, check_positive, class_names
-from zoo_seg.networks.network import SegmentationNetwork, build_network
-from zoo_seg.weights.load import load_checkpoint
-from zoo_seg.weights.restore import build
+from zoo_seg.network import SegmentationNetwork, build_network
+from zoo_seg.pretrained import load_checkpoint
 
 NUM_CLASSES = 21
 """Classes of a network built without weights and without `num_classes` (torchvision's choice as well)."""

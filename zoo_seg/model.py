@@ -13,18 +13,18 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from zoo_seg.checkpoints.restore import restore
 from zoo_seg.data.labels import voc_palette
 from zoo_seg.errors import CheckpointError, DownloadError, OptionError, UnknownNameError
-from zoo_seg.inference.picture import Picture, drawn_street, read_picture
+from zoo_seg.hub import huggingface
+from zoo_seg.images.reading import Picture, drawn_street, read_picture
 from zoo_seg.inference.predicting import Predicting
 from zoo_seg.inference.predictor import Predictor
 from zoo_seg.manifest import Architecture, Licence, Metric, Preprocess, Recipe, Weights, get_weights
-from zoo_seg.networks.network import SegmentationNetwork
-from zoo_seg.weights import huggingface
-from zoo_seg.weights.card import PICTURE, model_card
-from zoo_seg.weights.folder import LIBRARY, SCHEMA_VERSION, Config, config_of, write_folder
-from zoo_seg.weights.load import Checkpoint, open_folder, open_repository
-from zoo_seg.weights.restore import restore
+from zoo_seg.network import SegmentationNetwork
+from zoo_seg.pretrained import Checkpoint, open_folder, open_repository
+from zoo_seg.saving.card import PICTURE, model_card
+from zoo_seg.saving.folder import LIBRARY, SCHEMA_VERSION, Config, config_of, write_folder
 
 _log = logging.getLogger("zoo_seg")
 

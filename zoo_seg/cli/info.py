@@ -8,8 +8,8 @@ from urllib.parse import urlsplit
 
 from zoo_seg import settings
 from zoo_seg.cli.text import megabytes, print_json
+from zoo_seg.hub.download import shown
 from zoo_seg.manifest import Architecture, Weights, get_architecture, get_weights, list_weights
-from zoo_seg.weights.download import shown
 
 _WIDTH = 18
 

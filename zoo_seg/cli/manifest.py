@@ -10,14 +10,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from zoo_seg.checkpoints.digest import file_tensors_sha256
 from zoo_seg.cli.text import megabytes, table
 from zoo_seg.decode import suggest
 from zoo_seg.errors import CheckpointError, DownloadError, OptionError, UnknownNameError
+from zoo_seg.hub.files import hash_file
+from zoo_seg.hub.links import Answer, ask_all
+from zoo_seg.hub.pin import Pinned, measure, write
 from zoo_seg.manifest import File, Manifest, Weights, published_manifest, read_manifest
-from zoo_seg.weights.digest import file_tensors_sha256
-from zoo_seg.weights.files import hash_file
-from zoo_seg.weights.links import Answer, ask_all
-from zoo_seg.weights.pin import Pinned, measure, write
 
 _CLAIM = {
     True: "hold",

@@ -18,7 +18,7 @@ from zoo_seg.export.formats import OPSETS, Format, Handler, format_of, handler
 from zoo_seg.export.graph import Graph, brief, trace
 from zoo_seg.inference.prepare import fold_batchnorm
 from zoo_seg.model import SegmentationModel
-from zoo_seg.networks.network import SegmentationNetwork
+from zoo_seg.network import SegmentationNetwork
 
 
 @dataclass(frozen=True)

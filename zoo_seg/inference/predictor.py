@@ -14,16 +14,16 @@ import torch
 from torch import Tensor
 
 from zoo_seg.errors import ImageError, OptionError, OutOfMemoryError
+from zoo_seg.images.preprocess import normalise, resize_uint8, resized_size
+from zoo_seg.images.reading import RGB, Picture, read_picture
 from zoo_seg.inference.labels import class_map, id_type
 from zoo_seg.inference.looks import Infer, Size, Whole
 from zoo_seg.inference.memory import give_back, keep_large_blocks
-from zoo_seg.inference.picture import RGB, Picture, read_picture
 from zoo_seg.inference.prepare import prepare
-from zoo_seg.inference.preprocess import normalise, resize_uint8, resized_size
 from zoo_seg.inference.protocol import Protocol, Rules, looks, scaled_inputs, strips
 from zoo_seg.inference.segmentation import Segmentation
 from zoo_seg.manifest import LARGEST_SIDE, Preprocess, Resize
-from zoo_seg.networks.network import SegmentationNetwork
+from zoo_seg.network import SegmentationNetwork
 
 A = TypeVar("A")
 B = TypeVar("B")

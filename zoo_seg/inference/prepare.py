@@ -14,7 +14,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from zoo_seg.inference.cpu import suit_cpu
 from zoo_seg.inference.memory import drop_file_pages, give_back
-from zoo_seg.networks.network import SegmentationNetwork
+from zoo_seg.network import SegmentationNetwork
 
 _log = logging.getLogger("zoo_seg")
 

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from zoo_seg.data.layouts import SegmentationData
 from zoo_seg.errors import OptionError
 from zoo_seg.factory import build_model, create_model, from_pretrained
+from zoo_seg.hub.download import shown
 from zoo_seg.manifest import Recipe, Resize, Weights, get_architecture, get_weights
 from zoo_seg.model import SegmentationModel
-from zoo_seg.networks.network import FAMILIES
+from zoo_seg.network import FAMILIES
+from zoo_seg.saving.folder import is_network
 from zoo_seg.training.settings import Settings
-from zoo_seg.weights.download import shown
-from zoo_seg.weights.folder import is_network
 
 
 def starting_network(

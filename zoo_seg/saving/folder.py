@@ -15,9 +15,9 @@ from torch import Tensor
 
 from zoo_seg.decode import Mistake, decode, read_json
 from zoo_seg.errors import CheckpointError
+from zoo_seg.hub.files import replacing
 from zoo_seg.manifest import Architecture, Metric, Preprocess, Provenance, Recipe, Weights, load_manifest
 from zoo_seg.version import __version__
-from zoo_seg.weights.files import replacing
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 SCHEMA_VERSION = 1

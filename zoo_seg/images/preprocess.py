@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from zoo_seg.errors import OptionError
-from zoo_seg.inference.picture import RGB
+from zoo_seg.images.reading import RGB
 from zoo_seg.manifest import Resize
 
 _BLOCK = 32

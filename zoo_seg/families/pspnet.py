@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo_seg.networks.layers import ConvNormAct
-from zoo_seg.networks.resample import bilinear_matrix, pooling_matrix
+from zoo_seg.layers.blocks import ConvNormAct
+from zoo_seg.layers.resample import bilinear_matrix, pooling_matrix
 
 POOL_SIZES = (1, 2, 3, 6)
 

@@ -25,10 +25,10 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urljoin, urlsplit, urlunsplit
 
 from zoo_seg.errors import DownloadError, HashMismatchError
-from zoo_seg.weights.files import check_weight_file, describe, file_path
-from zoo_seg.weights.partial import MAX_UNPUBLISHED, Partial, Unfit, Version, http_date
-from zoo_seg.weights.privacy import no_telemetry
-from zoo_seg.weights.refusals import explain, plain, symptom
+from zoo_seg.hub.files import check_weight_file, describe, file_path
+from zoo_seg.hub.partial import MAX_UNPUBLISHED, Partial, Unfit, Version, http_date
+from zoo_seg.hub.privacy import no_telemetry
+from zoo_seg.hub.refusals import explain, plain, symptom
 
 if TYPE_CHECKING:  # requests, filelock and tqdm are imported where a download really happens
     import requests

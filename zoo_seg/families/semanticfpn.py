@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo_seg.networks.layers import ConvNormAct
-from zoo_seg.networks.resample import resize
+from zoo_seg.layers.blocks import ConvNormAct
+from zoo_seg.layers.resample import resize
 
 NECKS = ("conv_norm_act", "conv")
 

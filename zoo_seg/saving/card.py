@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from zoo_seg.checkpoints.restore import described
 from zoo_seg.manifest import Metric, Protocol, Recipe
-from zoo_seg.weights.folder import Config
-from zoo_seg.weights.restore import described
+from zoo_seg.saving.folder import Config
 
 PICTURE = "overlay.jpg"
 """Beside the card, where a picture is shown."""

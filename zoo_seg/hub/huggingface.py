@@ -19,13 +19,13 @@ from urllib.parse import quote, unquote
 
 from zoo_seg import settings
 from zoo_seg.errors import CheckpointError, DownloadError, ManifestError, OfflineError, OptionError, PushError
+from zoo_seg.hub import cache
+from zoo_seg.hub.files import check_weight_file, replacing
+from zoo_seg.hub.privacy import no_telemetry
+from zoo_seg.hub.refusals import explain, symptom
 from zoo_seg.manifest import File
+from zoo_seg.saving.folder import CONFIG, WEIGHTS, read_config
 from zoo_seg.version import __version__
-from zoo_seg.weights import cache
-from zoo_seg.weights.files import check_weight_file, replacing
-from zoo_seg.weights.folder import CONFIG, WEIGHTS, read_config
-from zoo_seg.weights.privacy import no_telemetry
-from zoo_seg.weights.refusals import explain, symptom
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

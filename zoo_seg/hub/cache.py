@@ -23,9 +23,9 @@ from urllib.parse import quote, unquote
 
 from zoo_seg import settings
 from zoo_seg.errors import DownloadError, HashMismatchError, OfflineError, OptionError
+from zoo_seg.hub.download import Downloaded, Source, download, shown
+from zoo_seg.hub.files import check_weight_file, exclusive, file_path, hash_file, replacing, sweep
 from zoo_seg.manifest import File, Weights
-from zoo_seg.weights.download import Downloaded, Source, download, shown
-from zoo_seg.weights.files import check_weight_file, exclusive, file_path, hash_file, replacing, sweep
 
 _log = getLogger("zoo_seg")
 

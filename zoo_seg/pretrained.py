@@ -19,14 +19,14 @@ from safetensors.torch import save_file
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
+from zoo_seg.checkpoints.convert import Layout, convert
+from zoo_seg.checkpoints.digest import tensors_sha256 as digest
+from zoo_seg.checkpoints.opening import check_finite, open_checkpoint
 from zoo_seg.errors import CheckpointError
+from zoo_seg.hub import cache, huggingface
+from zoo_seg.hub.files import exclusive, replacing, sweep
 from zoo_seg.manifest import Weights, get_weights
-from zoo_seg.weights import cache, huggingface
-from zoo_seg.weights.checkpoint import check_finite, open_checkpoint
-from zoo_seg.weights.convert import Layout, convert
-from zoo_seg.weights.digest import tensors_sha256 as digest
-from zoo_seg.weights.files import exclusive, replacing, sweep
-from zoo_seg.weights.folder import WEIGHTS, Config, is_network, read_config
+from zoo_seg.saving.folder import WEIGHTS, Config, is_network, read_config
 
 _log = logging.getLogger("zoo_seg")
 

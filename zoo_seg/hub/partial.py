@@ -13,7 +13,7 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from zoo_seg.weights.files import replace_durably
+from zoo_seg.hub.files import replace_durably
 
 if TYPE_CHECKING:
     from tqdm import tqdm

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from zoo_seg.weights.claims import check_directory
+from zoo_seg.checkpoints.claims import check_directory
 
 if TYPE_CHECKING:
     import filelock

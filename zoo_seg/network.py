@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from zoo_seg.backbones.timm_backbone import create_backbone
 from zoo_seg.errors import OptionError, UnknownNameError
-from zoo_seg.networks.backbone import create_backbone
-from zoo_seg.networks.fcn import FCNHead
-from zoo_seg.networks.pspnet import PSPHead
-from zoo_seg.networks.resample import resize
-from zoo_seg.networks.semanticfpn import NECKS, SemanticFPNHead
+from zoo_seg.families.fcn import FCNHead
+from zoo_seg.families.pspnet import PSPHead
+from zoo_seg.families.semanticfpn import NECKS, SemanticFPNHead
+from zoo_seg.layers.resample import resize
 
 
 @dataclass(frozen=True)

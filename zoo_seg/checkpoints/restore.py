@@ -10,8 +10,8 @@ from torch import nn
 
 from zoo_seg.errors import CheckpointError
 from zoo_seg.manifest import Architecture
-from zoo_seg.networks.network import SegmentationNetwork, build_network
-from zoo_seg.weights.load import Checkpoint, classifier_names, fill
+from zoo_seg.network import SegmentationNetwork, build_network
+from zoo_seg.pretrained import Checkpoint, classifier_names, fill
 
 _log = logging.getLogger("zoo_seg")
 

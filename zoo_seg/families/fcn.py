@@ -11,7 +11,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from zoo_seg.networks.layers import ConvNormAct
+from zoo_seg.layers.blocks import ConvNormAct
 
 
 class FCNHead(nn.Module):

@@ -9,15 +9,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from zoo_seg.checkpoints.convert import convert
+from zoo_seg.checkpoints.digest import tensors_sha256
+from zoo_seg.checkpoints.opening import check_finite, open_checkpoint
 from zoo_seg.decode import locate
 from zoo_seg.errors import CheckpointError, DownloadError
+from zoo_seg.hub import cache
+from zoo_seg.hub.download import shown
+from zoo_seg.hub.files import replacing
 from zoo_seg.manifest import File, Manifest, Weights, read_manifest
-from zoo_seg.weights import cache
-from zoo_seg.weights.checkpoint import check_finite, open_checkpoint
-from zoo_seg.weights.convert import convert
-from zoo_seg.weights.digest import tensors_sha256
-from zoo_seg.weights.download import shown
-from zoo_seg.weights.files import replacing
 
 _FIELDS = ("size", "sha256", "tensors_sha256")
 

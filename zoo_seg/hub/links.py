@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urljoin, urlsplit
 
 from zoo_seg import settings
+from zoo_seg.hub.download import MAX_REDIRECTS, shown
+from zoo_seg.hub.files import file_path
+from zoo_seg.hub.privacy import no_telemetry
 from zoo_seg.manifest import File
 from zoo_seg.version import __version__
-from zoo_seg.weights.download import MAX_REDIRECTS, shown
-from zoo_seg.weights.files import file_path
-from zoo_seg.weights.privacy import no_telemetry
 
 if TYPE_CHECKING:  # imported where a link is really asked
     import requests

@@ -12,9 +12,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from zoo_seg.checkpoints.claims import Claim, Damaged, Refused, Unsafe, plain, read_claims
 from zoo_seg.errors import CheckpointError
-from zoo_seg.weights.claims import Claim, Damaged, Refused, Unsafe, plain, read_claims
-from zoo_seg.weights.files import MAX_HEADER
+from zoo_seg.hub.files import MAX_HEADER
 
 T = TypeVar("T")
 

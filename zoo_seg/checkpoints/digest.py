@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from zoo_seg.weights.checkpoint import open_checkpoint
-from zoo_seg.weights.convert import convert
+from zoo_seg.checkpoints.convert import convert
+from zoo_seg.checkpoints.opening import open_checkpoint
 
 
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
