@@ -104,7 +104,7 @@ def build_model(
         backbone_pretrained=backbone_pretrained,
         **head_options,
     )
-    architecture = Architecture(family, backbone, output_stride, head_options.get("channels"))
+    architecture = Architecture(family, backbone, output_stride, options=head_options)
     return _named(network, num_classes, architecture, classes, palette)
 
 

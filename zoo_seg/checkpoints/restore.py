@@ -18,15 +18,13 @@ _log = logging.getLogger("zoo_seg")
 
 def build(architecture: Architecture, num_classes: int, in_chans: int, **head_options: Any) -> SegmentationNetwork:
     """The network of an architecture with random values (with none at all on the meta device)."""
-    if architecture.channels is not None:
-        head_options.setdefault("channels", architecture.channels)
     return build_network(
         architecture.family,
         architecture.backbone,
         num_classes,
         output_stride=architecture.output_stride,
         in_chans=in_chans,
-        **head_options,
+        **{**architecture.options, **head_options},
     )
 
 

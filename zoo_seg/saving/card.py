@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from zoo_seg.checkpoints.restore import described
-from zoo_seg.manifest import Metric, Protocol, Recipe
+from zoo_seg.manifest import Metric, Recipe, TestOptions, load_manifest
 from zoo_seg.saving.folder import Config
 
 PICTURE = "overlay.jpg"
@@ -70,12 +70,12 @@ def _header(config: Config, name: str | None) -> str:
             dataset_name=dataset,
             dataset_split=metric.split,
             metric_type=_METRICS.get(metric.name, metric.name.lower()),
-            metric_name=f"{metric.name} in percent ({_how(metric.protocol)}; {metric.status})",
+            metric_name=f"{metric.name} in percent ({_how(metric.test)}; {metric.status})",
             metric_value=round(metric.value, 2),
             metric_args={
-                "mode": metric.protocol.mode,
-                "scales": list(metric.protocol.scales),
-                "flip": metric.protocol.flip,
+                "mode": metric.test.mode,
+                "scales": list(metric.test.scales),
+                "flip": metric.test.flip,
             },
         )
         for metric in config.metrics
@@ -110,7 +110,9 @@ def _introduction(config: Config) -> Iterator[str]:
     size, resize = "in their own size", config.preprocess.resize
     if resize:
         size = f"with a shorter side of {resize.short} pixels, the longer one at most {resize.long}"
-    paper = f" ([paper]({_text(config.architecture.paper)}))" if config.architecture.paper else ""
+    papers = {model.architecture.family: model.paper for model in load_manifest().models.values()}
+    link = papers.get(config.architecture.family)
+    paper = f" ([paper]({_text(link)}))" if link else ""
     yield (
         f"Semantic segmentation: a class for every pixel of a picture. `{_text(described(config.architecture))}`, a "
         f"backbone of timm{paper}, {len(config.classes)} classes; pictures are looked at {size}, by the rules of "
@@ -140,7 +142,7 @@ def _measured(config: Config) -> str:
     if not config.metrics:
         return "Nothing has been measured of these values."
     rows = [
-        f"| {_text(metric.name)} | {metric.value:.2f} % | {_on(config, metric)} | {_how(metric.protocol)} "
+        f"| {_text(metric.name)} | {metric.value:.2f} % | {_on(config, metric)} | {_how(metric.test)} "
         f"| {_who(metric)} |"
         for metric in config.metrics
     ]
@@ -156,10 +158,10 @@ def _who(metric: Metric) -> str:
     return "the publisher (not verified here)" if metric.status == "reported" else "zoo_seg"
 
 
-def _how(protocol: Protocol) -> str:
-    scales = " ".join(f"{scale:g}" for scale in protocol.scales)
-    mode = "whole pictures" if protocol.mode == "whole" else "sliding windows"
-    return f"{mode}, scale{'s' if len(protocol.scales) > 1 else ''} {scales}, {'flip' if protocol.flip else 'no flip'}"
+def _how(test: TestOptions) -> str:
+    scales = " ".join(f"{scale:g}" for scale in test.scales)
+    mode = "whole pictures" if test.mode == "whole" else "sliding windows"
+    return f"{mode}, scale{'s' if len(test.scales) > 1 else ''} {scales}, {'flip' if test.flip else 'no flip'}"
 
 
 def _training(config: Config) -> Iterator[str]:

@@ -16,7 +16,17 @@ from torch import Tensor
 from zoo_seg.decode import Mistake, decode, read_json
 from zoo_seg.errors import CheckpointError
 from zoo_seg.hub.files import replacing
-from zoo_seg.manifest import Architecture, Metric, Preprocess, Provenance, Recipe, Weights, load_manifest
+from zoo_seg.manifest import (
+    Architecture,
+    Metric,
+    Preprocess,
+    Provenance,
+    Recipe,
+    Weights,
+    architecture_of_schema_1,
+    load_manifest,
+    metric_of_schema_1,
+)
 from zoo_seg.version import __version__
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
@@ -108,6 +118,10 @@ def read_config(folder: Path) -> Config:
     def config(raw: object) -> Config:
         if not isinstance(raw, dict):
             raise Mistake("expected an object")
+        if isinstance(raw.get("architecture"), dict):
+            raw["architecture"] = architecture_of_schema_1(raw["architecture"])
+        if isinstance(raw.get("metrics"), list):
+            raw["metrics"] = [metric_of_schema_1(metric) for metric in raw["metrics"]]
         result: Config = decode(Config, raw, ())
         return result
 

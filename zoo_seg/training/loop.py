@@ -18,7 +18,7 @@ from zoo_seg.data.layouts import SegmentationData
 from zoo_seg.errors import OptionError, OutOfMemoryError, TrainingError, ZooSegError
 from zoo_seg.evaluation.measure import measure
 from zoo_seg.inference.memory import keep_large_blocks
-from zoo_seg.manifest import Metric, Protocol
+from zoo_seg.manifest import Metric, TestOptions
 from zoo_seg.model import SegmentationModel
 from zoo_seg.training.journal import Journal
 from zoo_seg.training.losses import SegmentationLoss
@@ -225,7 +225,7 @@ class Loop:
 
     def _keep(self, miou: float) -> None:
         """The network of this epoch, as the last one and, where it is, as the best one."""
-        metric = Metric("mIoU", miou, "val", Protocol("whole", (1.0,), False), "reproduced")
+        metric = Metric("mIoU", miou, "val", TestOptions(), "reproduced")
         folders = [self.run.folder / "last"]
         if miou > self.best:
             self.best = miou

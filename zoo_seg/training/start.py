@@ -86,7 +86,7 @@ def _from_scratch(
         _, known = get_architecture(model)
         family, stride = known.family, known.output_stride
         if backbone is None:
-            backbone, channels = known.backbone, channels or known.channels
+            backbone, channels = known.backbone, channels or known.options.get("channels")
     if backbone is None:
         raise OptionError(f"{model!r} is a family; add a backbone, such as backbone='mobilenetv4_conv_small'")
     head: dict[str, Any] = {} if channels is None else {"channels": channels}
