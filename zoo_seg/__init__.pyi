@@ -11,14 +11,14 @@ from zoo_seg.factory import create_model as create_model
 from zoo_seg.factory import from_pretrained as from_pretrained
 from zoo_seg.inference.predictor import Predictor as Predictor
 from zoo_seg.inference.segmentation import Segmentation as Segmentation
+from zoo_seg.manifest import Pretrained
 from zoo_seg.manifest import Weights as Weights
 from zoo_seg.manifest import get_weights as get_weights
 from zoo_seg.manifest import list_models as list_models
 from zoo_seg.manifest import list_weights as list_weights
 from zoo_seg.model import SegmentationModel as SegmentationModel
-from zoo_seg.training import finetune as finetune
+from zoo_seg.training.finetune import finetune as finetune
 from zoo_seg.version import __version__ as __version__
-from zoo_seg.manifest import Pretrained
 
 def fcn_resnet50_os8(
     pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True

@@ -6,7 +6,6 @@ anybody's: its length, its numbers and the letters of its strings are bounded, s
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import re
@@ -24,7 +23,7 @@ from zoo_seg.errors import ManifestError
 T = TypeVar("T")
 
 MAX_BYTES = 4 << 20
-"""Of a file; the published manifest has less than a tenth of it. Python needs about 30 times as much for what is in it."""
+"""Of a file; Python needs about 30 times as much for what is in it."""
 _MAX_DIGITS = 20
 """Of a whole number; a time in nanoseconds has 19."""
 _MAX_DEPTH = 8
@@ -141,9 +140,7 @@ def decode(
         Mistake: below `path`.
     """
     try:
-        if is_dataclass(kind):
-            return _record(typing.cast(type, kind), value, known or {}, shared or {})
-        return _decoder(kind)(value, shared or {})
+        return _record(kind, value, known, shared or {}) if known else _decoder(kind)(value, shared or {})
     except Mistake as mistake:
         raise mistake.below(*path) from None
 
@@ -306,7 +303,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 def _is_text(value: str) -> bool:
     """Whether a terminal only shows it, and a file can hold it (half of a surrogate pair it cannot)."""
-    return not _CONTROL.search(value)
+    return value.isprintable() or not _CONTROL.search(value)
 
 
 def show(value: Any) -> str:
@@ -316,6 +313,8 @@ def show(value: Any) -> str:
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
+    import difflib  # for a mistake only
+
     known = list(known)
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or [each for each in known if name and name in each]
     if close:

@@ -1,12 +1,11 @@
 """Every published weight as a typed record, decoded from `weights_manifest.json`.
 
-The dataclasses below *are* the schema, see `decode.py`: what stands in the file for each is decoded, and so checked, when it
-is asked for. Nothing here imports torch.
+The dataclasses below *are* the schema, see `decode.py`. A record is decoded, and so checked, when it is asked for.
+Nothing here imports torch.
 """
 
 from __future__ import annotations
 
-import html
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -15,7 +14,6 @@ from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
-from urllib.parse import unquote, urlsplit
 
 from zoo_seg import settings
 from zoo_seg.decode import Document, Mistake, Shared, decode, open_json, show, suggest
@@ -89,6 +87,8 @@ def _check_link(url: str) -> None:
     """A link of a manifest is public, so it may be shown, and names a file below its host and repository."""
     if _PLAIN_LINK.fullmatch(url):
         return  # nearly all of them, and a manifest has thousands
+    from urllib.parse import unquote, urlsplit
+
     public = re.sub("//[^/]*@", "//", re.split("[?#]", url)[0])[:200]
     _check(
         bool(re.match(r"(https|hf|file|package)://.", url)),
@@ -404,7 +404,9 @@ class Weights:
 
     def _repr_html_(self) -> str:
         """In a notebook: the record as a small table."""
-        rows = "".join(
+        import html
+
+    rows = "".join(
             f'<tr><th style="text-align:left;vertical-align:top">{html.escape(label)}</th>'
             f'<td style="text-align:left">{cell}</td></tr>'
             for label, cell in _cells(self)
@@ -414,6 +416,8 @@ class Weights:
 
 def _cells(record: Weights) -> Iterator[tuple[str, str]]:
     """(label, HTML) of what one wants to know first; `zoo-seg info` has the rest."""
+    import html
+
     first = ", ".join(record.classes[:4]) + (", ..." if record.num_classes > 4 else "")
     yield "data set", html.escape(f"{record.dataset}: {record.num_classes} classes ({first})")
     for metric in record.metrics:

@@ -42,7 +42,7 @@ def factory_names() -> list[str]:
 
 
 def find_factory(name: str) -> Callable[..., SegmentationModel] | None:
-    """The function that builds the model of this name or alias, the same for all its names; None without such a model."""
+    """The function that builds the model of this name or alias, one for all its names; None without such a model."""
     model = find_model(name)
     return None if model is None else _factory(model.name, _docstring(model))
 
@@ -89,10 +89,9 @@ def stub() -> str:
     models = read_manifest(published_manifest()).models
     options = "*, num_classes: int | None = None, in_chans: int = 3, progress: bool = True"
     lines = ['"""The names of `zoo_seg`; written by `zoo-seg manifest stub`."""', ""]
-    lines += sorted(
-        f"from {module.removesuffix(f'.{name}')} import {name} as {name}" for name, module in EXPORTS.items()
-    )
-    lines.append("from zoo_seg.manifest import Pretrained")
+    sources = {name: "zoo_seg" if module == f"zoo_seg.{name}" else module for name, module in EXPORTS.items()}
+    imports = [f"from {module} import {name} as {name}" for name, module in sources.items()]
+    lines += sorted([*imports, "from zoo_seg.manifest import Pretrained"])
     for name, model in models.items():
         lines += [
             "",

@@ -70,10 +70,10 @@ def _protocol(arguments: argparse.Namespace, reported: Sequence[Metric]) -> Test
     """What the options say; where they say nothing, how the weights' first number for this split was measured."""
     metrics = [metric for metric in reported if _is_for(metric, arguments.split)]
     published = metrics[0].test if metrics else TestOptions()
-    return Protocol(
+    return TestOptions(
         arguments.mode or published.mode,
-        tuple(arguments.scales or published.scales),
-        published.flip if arguments.flip is None else arguments.flip,
+        scales=tuple(arguments.scales or published.scales),
+        flip=published.flip if arguments.flip is None else arguments.flip,
     )
 
 
