@@ -669,7 +669,7 @@ def test_a_record_is_decoded_when_it_is_asked_for(tmp_path: Path, monkeypatch: p
 
 
 def test_1100_records_are_listed_at_once(tmp_path: Path) -> None:
-    """0.3 s of processor time beyond Python's own start: the best of some tries, since others use the machine as well."""
+    """0.3 s of processor time beyond Python's own start: the best of some tries, on a machine that others use."""
     (tmp_path / "big.json").write_text(json.dumps(many_records(), indent=2), encoding="utf-8")
     listed = (
         "import sys, pathlib, zoo_seg.manifest as manifest; from zoo_seg.cli.main import main; "

@@ -406,7 +406,7 @@ class Weights:
         """In a notebook: the record as a small table."""
         import html
 
-    rows = "".join(
+        rows = "".join(
             f'<tr><th style="text-align:left;vertical-align:top">{html.escape(label)}</th>'
             f'<td style="text-align:left">{cell}</td></tr>'
             for label, cell in _cells(self)
