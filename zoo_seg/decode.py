@@ -152,7 +152,7 @@ _Decoder = Callable[[Any, Shared], Any]
 def _decoder(kind: Any) -> _Decoder:
     """What decodes a value of this type; made once, since a manifest has thousands of them."""
     if is_dataclass(kind):
-        return lambda value, shared: _record(typing.cast(type, kind), value, {}, shared)
+        return lambda value, shared: _record(kind, value, {}, shared)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is types.UnionType or origin is typing.Union:
         return _union(arguments)
@@ -265,14 +265,14 @@ def _check_plain(value: Any, depth: int = 0) -> None:
 
 
 @cache
-def _fields(cls: type) -> tuple[dict[str, _Decoder], tuple[str, ...]]:
+def _fields(cls: Any) -> tuple[dict[str, _Decoder], tuple[str, ...]]:
     """A decoder for each field of a dataclass, and the fields without a default."""
     hints, each = typing.get_type_hints(cls), fields(cls)
     required = tuple(one.name for one in each if one.default is MISSING and one.default_factory is MISSING)
     return {one.name: _decoder(hints[one.name]) for one in each}, required
 
 
-def _record(cls: type, value: Any, known: Mapping[str, Any], shared: Shared) -> Any:
+def _record(cls: Any, value: Any, known: Mapping[str, Any], shared: Shared) -> Any:
     if cls in shared and isinstance(value, str):
         if value not in shared[cls]:
             raise Mistake(f"nothing is named {show(value)}; {suggest(value, shared[cls])}")
