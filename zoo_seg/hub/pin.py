@@ -106,21 +106,21 @@ def write(manifest: Path, id_: str, pinned: Pinned, base: Manifest) -> int:
         with replacing(manifest) as temporary:
             temporary.write_bytes(edited.encode("utf-8"))
             shutil.copymode(manifest, temporary)
-            read_manifest(temporary, base)  # an edit that breaks the file is none
+            _ = read_manifest(temporary, base).weights[id_]  # an edit that breaks the file is none
     return len(pinned.new)
 
 
 def insert(text: str, place: tuple[str | int, ...], values: Mapping[str, int | str]) -> str:
     """A JSON text with these values in the object at `place`: in the place of null, or after the key before them.
 
-    What stands there must be null or missing; the object must have the key `url`.
+    What stands there must be null or missing; the object must have the key `url` or `path`.
     """
     for name, value in values.items():
         begin, end, depth = locate(text, (*place, name))
         if depth == len(place) + 1:
             text = text[:begin] + json.dumps(value) + text[end:]
             continue
-        before = ("url", *_FIELDS[: _FIELDS.index(name)])
+        before = ("url", "path", "other_paths", "mirrors", *_FIELDS[: _FIELDS.index(name)])
         anchors = [(key, locate(text, (*place, key))) for key in before]
         key, (begin, end, _) = next(each for each in reversed(anchors) if each[1][2] == len(place) + 1)
         key_and_space = re.search(rf'(\s*)"{key}"(\s*:(\s*))$', text[:begin])
