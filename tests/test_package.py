@@ -122,7 +122,7 @@ def test_a_factory_is_a_function_like_others(model: str) -> None:
 
 
 def test_the_stub_has_the_manifest_s_names() -> None:
-    """`zoo-seg manifest stub > zoo_seg/__init__.pyi` writes it anew."""
+    """`zoo-seg manifest stub > zoo_seg/__init__.pyi` writes it."""
     assert (PACKAGE / "__init__.pyi").read_text(encoding="utf-8") == stub()
     names = {
         node.asname if isinstance(node, ast.alias) else node.name if isinstance(node, ast.FunctionDef) else node.id

@@ -170,6 +170,11 @@ def test_pin_writes_what_it_found_and_nothing_else(own: Path, capsys: pytest.Cap
     [
         ('{"url": "u"}', '{"url": "u", "size": 5, "sha256": "s", "tensors_sha256": "t"}'),
         ('{"sha256":null,"url":"u"}', '{"sha256":"s","tensors_sha256":"t","url":"u","size":5}'),
+        (
+            '{"path": "p", "other_paths": ["q"], "sha256_prefix_claimed": "c"}',
+            '{"path": "p", "other_paths": ["q"], "size": 5, "sha256": "s", "tensors_sha256": "t", '
+            '"sha256_prefix_claimed": "c"}',
+        ),
         ('{"url": "u", "size": null, "x": 1}', '{"url": "u", "size": 5, "sha256": "s", "tensors_sha256": "t", "x": 1}'),
         (
             '{ "tensors_sha256" : null\n, "url" : "a \\"sha256\\": null" }',
@@ -197,12 +202,13 @@ def test_the_library_s_own_manifest_changes_in_one_place() -> None:
     old, new = text.split("\n"), edited.split("\n")
     start = next(i for i, (one, other) in enumerate(zip(old, new, strict=False)) if one != other)
     assert f'"{record.id}": {{' in "\n".join(old[start - 15 : start])
-    assert new[start : start + 3] == [
+    assert new[start : start + 4] == [
+        old[start] + ",",
         '          "size": 1,',
         f'          "sha256": "{"a" * 64}",',
         f'          "tensors_sha256": "{"b" * 64}"',
     ]
-    assert new[:start] + old[start : start + 2] + new[start + 3 :] == old
+    assert new[:start] + old[start : start + 1] + new[start + 4 :] == old
 
 
 def edit(manifest: Path, **fields: Any) -> None:
