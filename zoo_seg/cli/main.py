@@ -188,6 +188,12 @@ def _add_manifest(verbs: Any) -> None:
         "Print sha256 and the digest of the tensors, which is the same for a .pth and its safetensors copy: two files "
         "with one digest hold the same network.",
     )
+    digest.add_argument(
+        "--model",
+        metavar="ID",
+        help="'model.tag' or a model name: digest the tensors in the form in which this network has them, as a manifest "
+        "records them; without it, as they stand in the file",
+    )
     digest.add_argument("files", nargs="+", type=_path, metavar="FILE", help=".pth or .safetensors")
     _verb(
         actions,
