@@ -191,7 +191,7 @@ def _add_manifest(verbs: Any) -> None:
     digest.add_argument(
         "--model",
         metavar="ID",
-        help="'model.tag' or a model name: digest the tensors in the form in which this network has them, as a manifest "
+        help="'model.tag' or a model name: digest the tensors in the form in which the network has them, as a manifest "
         "records them; without it, as they stand in the file",
     )
     digest.add_argument("files", nargs="+", type=_path, metavar="FILE", help=".pth or .safetensors")
