@@ -98,7 +98,12 @@ def toy_manifest() -> dict[str, Any]:
         "models": {
             "toy_r50": {  # looks like an alias, but is a name
                 "title": "FCN on MobileNetV3-Small",
-                "architecture": {"family": "fcn", "backbone": "mobilenetv3_small_050", "output_stride": 16},
+                "architecture": {
+                    "family": "fcn",
+                    "backbone": "mobilenetv3_small_050",
+                    "output_stride": 16,
+                    "options": {"channels": 8},
+                },
             }
         },
         "weights": {f"toy_r50.{name}_me": weights(name) for name in ("toys", "games")},
