@@ -6,6 +6,7 @@ import difflib
 import re
 from typing import Any
 
+import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -73,8 +74,6 @@ def create_backbone(
         UnknownNameError: timm has no such model.
         OptionError: the backbone has fewer maps or cannot have this output stride.
     """
-    import timm  # takes seconds, and most networks do without
-
     base = name.split(".", 1)[0]
     # A name is all that is taken: timm would follow "hf-hub:..." to the network and "local-dir:..." to a config.
     if not re.fullmatch(r"\w+(\.\w+)?", name) or not timm.is_model(base):
@@ -128,14 +127,3 @@ def create_backbone(
     if channels_last or any(_wants_multiples(module) for module in body.modules()):
         body = _PaddedBackbone(body, reductions, channels_last)
     return body, channels
-
-
-def imagenet_weights(name: str, in_chans: int) -> dict[str, Tensor]:
-    """timm's ImageNet weights of a backbone, without its classifier; fetches them.
-
-    Raises:
-        OptionError: timm has none.
-        DownloadError: they cannot be fetched.
-    """
-    body, _ = create_backbone(name, levels=1, in_chans=in_chans, pretrained=True)
-    return body.state_dict()
