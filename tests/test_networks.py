@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -96,12 +95,11 @@ def test_every_published_name_and_shape_fits_strictly(group: str, name: str) -> 
 
 def test_parameters_in_the_manifest_are_the_networks() -> None:
     for record in zoo_seg.list_weights():
-        _, architecture = get_architecture(record.model)
-        options: dict[str, Any] = {"neck": "conv"} if record.source == "mmseg" else {}
-        if architecture.channels:
-            options["channels"] = architecture.channels
+        architecture = record.architecture
         with torch.device("meta"):
-            network = build_network(architecture.family, architecture.backbone, record.num_classes, **options)
+            network = build_network(
+                architecture.family, architecture.backbone, record.num_classes, **architecture.options
+            )
         assert sum(parameter.numel() for parameter in network.parameters()) == record.parameters, record.id
 
 

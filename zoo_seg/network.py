@@ -1,110 +1,146 @@
-"""A backbone, a head and an auxiliary head, and how to build one by name."""
+"""A backbone, a head and auxiliary heads, and how they are built from an architecture."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo_seg.backbones.timm_backbone import create_backbone
-from zoo_seg.errors import OptionError, UnknownNameError
-from zoo_seg.families.fcn import FCNHead
-from zoo_seg.families.pspnet import PSPHead
-from zoo_seg.families.semanticfpn import NECKS, SemanticFPNHead
+from zoo_seg.backbones.registry import find_backbone
+from zoo_seg.errors import OptionError
+from zoo_seg.families.registry import Family, find_family
+from zoo_seg.layers.readout import HeadOutput, Queries, read_out
 from zoo_seg.layers.resample import resize
-
-
-@dataclass(frozen=True)
-class Family:
-    """What makes a family: its head, how many of the backbone's last maps it reads, and an auxiliary head."""
-
-    head: Callable[..., nn.Module]
-    levels: int
-    auxiliary: bool
-
-
-FAMILIES = {
-    "fcn": Family(FCNHead, levels=2, auxiliary=True),
-    "pspnet": Family(PSPHead, levels=2, auxiliary=True),
-    "semanticfpn": Family(SemanticFPNHead, levels=4, auxiliary=False),
-}
+from zoo_seg.manifest import Architecture
 
 
 class SegmentationNetwork(nn.Module):
-    """The pure network: tensors in, tensors out."""
+    """The pure network: tensors in, tensors out.
+
+    Args:
+        backbone: (N, in_chans, H, W) -> feature maps, finest first.
+        head: feature maps -> logits at the stride of one of them, or `Queries`.
+        aux_heads: read the same maps; trained with a part of the loss, unused in `forward`.
+        align_corners: of the resize to the input's size.
+        size_divisor: the input is padded with zeros (the mean colour) at the right and bottom to a multiple.
+        probe: side of the noise image on which a rewritten network is compared with itself.
+    """
 
     backbone: nn.Module
     head: nn.Module
-    aux_head: nn.Module | None
-    """Reads the same maps as `head`; trained with a part of the loss, unused in `forward`."""
+    aux_heads: nn.ModuleList
 
-    def __init__(self, backbone: nn.Module, head: nn.Module, aux_head: nn.Module | None) -> None:
+    def __init__(
+        self,
+        backbone: nn.Module,
+        head: nn.Module,
+        aux_heads: Sequence[nn.Module] = (),
+        *,
+        align_corners: bool = False,
+        size_divisor: int = 1,
+        probe: int = 64,
+    ) -> None:
         super().__init__()
-        self.backbone, self.head, self.aux_head = backbone, head, aux_head
+        self.backbone, self.head, self.aux_heads = backbone, head, nn.ModuleList(aux_heads)
+        self.align_corners, self.size_divisor, self.probe = align_corners, size_divisor, probe
+
+    def with_parts(self, backbone: nn.Module, head: nn.Module) -> SegmentationNetwork:
+        """A network like this one on other parts, without auxiliary heads."""
+        return SegmentationNetwork(
+            backbone, head, align_corners=self.align_corners, size_divisor=self.size_divisor, probe=self.probe
+        )
 
     @property
     def in_chans(self) -> int:
-        """Channels of the picture: those that the first convolution reads."""
+        """Channels of the image: those that the first convolution reads."""
         return next(parameter for parameter in self.backbone.parameters() if parameter.ndim == 4).shape[1]
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
-        """(N, in_chans, H, W) -> the backbone's maps, finest first."""
-        return list(self.backbone(x))
+        """(N, in_chans, H, W) -> the backbone's feature maps, finest first."""
+        return list(self.backbone(self.pad(x)))
 
-    def forward_head(self, features: list[Tensor]) -> Tensor:
-        """The backbone's maps -> logits (N, num_classes, h, w) at the head's own stride."""
-        logits: Tensor = self.head(features)
-        return logits
+    def forward_head(self, features: list[Tensor]) -> HeadOutput:
+        """The backbone's feature maps -> logits (N, num_classes, h, w) at the head's own stride, or `Queries`."""
+        output: HeadOutput = self.head(features)
+        return output
 
-    def forward_logits(self, x: Tensor) -> Tensor:
-        """(N, in_chans, H, W) -> logits (N, num_classes, h, w) at the head's own stride."""
+    def forward_train(self, x: Tensor, *, auxiliary: bool = True) -> list[HeadOutput]:
+        """(N, in_chans, H, W) -> what training compares with the labels: the head's logits, then the auxiliary ones."""
+        features = self.forward_features(x)
+        trained = getattr(self.head, "forward_train", None)
+        outputs = list(trained(features)) if trained else [self.forward_head(features)]
+        return outputs + [head(features) for head in self.aux_heads if auxiliary]
+
+    def forward_logits(self, x: Tensor) -> HeadOutput:
+        """(N, in_chans, H, W) -> logits (N, num_classes, h, w) at the head's own stride, or `Queries`."""
         return self.forward_head(self.forward_features(x))
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_chans, H, W), normalised float -> logits (N, num_classes, H, W), resized bilinearly."""
-        return resize(self.forward_logits(x), (x.shape[-2], x.shape[-1]))
+        output = self.forward_logits(x)
+        values, classes = output if isinstance(output, Queries) else (output, None)
+        height, width = x.shape[-2:]
+        size = padded_size(height, width, self.size_divisor)
+        return read_out(resize(values, size, self.align_corners)[..., :height, :width], classes)
+
+    def pad(self, x: Tensor) -> Tensor:
+        """The input at a size that the network takes."""
+        height, width = padded_size(x.shape[-2], x.shape[-1], self.size_divisor)
+        return F.pad(x, (0, width - x.shape[-1], 0, height - x.shape[-2])) if self.size_divisor > 1 else x
+
+
+def padded_size(height: int, width: int, divisor: int) -> tuple[int, int]:
+    """The sides rounded up to multiples; without negative numbers, which exported graphs round the other way."""
+    return (height + divisor - 1) // divisor * divisor, (width + divisor - 1) // divisor * divisor
+
+
+def with_all_options(architecture: Architecture) -> Architecture:
+    """The same with every option of its family, so that a later version's defaults change nothing.
+
+    Raises:
+        OptionError: an option is not allowed.
+    """
+    return replace(architecture, options=asdict(find_family(architecture.family).make_options(architecture.options)))
 
 
 def build_network(
-    family: str,
-    backbone: str,
-    num_classes: int,
-    *,
-    output_stride: int | None = None,
-    in_chans: int = 3,
-    backbone_pretrained: bool = False,
-    aux_channels: int | None = None,
-    **head_options: Any,
+    architecture: Architecture, num_classes: int, *, in_chans: int = 3, backbone_pretrained: bool = False
 ) -> SegmentationNetwork:
-    """Build a network of a family on a timm backbone, with random values but for the backbone on request.
+    """The network of an architecture, with random weights but for the backbone's on request.
 
-    Args:
-        family: `"fcn"`, `"pspnet"` or `"semanticfpn"`.
-        backbone: a timm model name.
-        num_classes: at least 1.
-        output_stride: of the backbone's last map; None keeps the backbone's own.
-        in_chans: channels of the picture.
-        backbone_pretrained: fetch timm's ImageNet weights for the backbone.
-        aux_channels: width of the auxiliary head of FCN and PSPNet; None is that of the head.
-        head_options: `channels=` (width of the head) for every family, `neck=` for Semantic FPN.
+    Raises:
+        UnknownNameError: there is no such family or backbone.
+        OptionError: they do not go together, or an option is not allowed.
     """
-    if family not in FAMILIES:
-        raise UnknownNameError(f"there is no family {family!r}; known are {', '.join(FAMILIES)}")
     if num_classes < 1 or in_chans < 1:
         raise OptionError(f"num_classes is {num_classes} and in_chans {in_chans}; both must be at least 1")
-    if head_options.get("neck", NECKS[0]) not in NECKS:
-        raise OptionError(f"neck is {head_options['neck']!r}; expected one of {', '.join(NECKS)}")
-    kind = FAMILIES[family]
-    body, channels = create_backbone(
-        backbone, levels=kind.levels, output_stride=output_stride, in_chans=in_chans, pretrained=backbone_pretrained
+    family = find_family(architecture.family)
+    options = family.make_options(architecture.options)
+    body = _build_backbone(architecture, family, family.levels_of(options), in_chans, backbone_pretrained)
+    channels: Sequence[int] = body.channels  # type: ignore[assignment]
+    heads = family.build(channels, num_classes, options, align_corners=architecture.align_corners)
+    return SegmentationNetwork(
+        body,
+        heads.head,
+        heads.aux_heads,
+        align_corners=architecture.align_corners,
+        size_divisor=architecture.size_divisor,
+        probe=family.probe,
     )
-    try:
-        head = kind.head(channels, num_classes, **head_options)
-    except TypeError as error:
-        raise OptionError(f"{family} does not take these options: {error}") from None
-    if not kind.auxiliary:
-        return SegmentationNetwork(body, head, None)
-    width = aux_channels or head_options.get("channels", 512)
-    return SegmentationNetwork(body, head, FCNHead(channels, num_classes, channels=width, num_convs=1, level=-2))
+
+
+def _build_backbone(
+    architecture: Architecture, family: Family, levels: int, in_chans: int, pretrained: bool
+) -> nn.Module:
+    name = architecture.backbone
+    if family.backbones is not None and name not in family.backbones:
+        raise OptionError(f"{family.name} stands on {' or '.join(family.backbones)}, not on {name!r}")
+    return find_backbone(name).create(
+        output_stride=architecture.output_stride,
+        in_chans=in_chans,
+        levels=levels,
+        pretrained=pretrained,
+        **architecture.backbone_options,
+    )

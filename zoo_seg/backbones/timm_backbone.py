@@ -1,9 +1,11 @@
-"""A timm backbone that returns its maps, finest first, as (N, C, H, W)."""
+"""Backbones of timm: the feature maps of any of its models, finest first, as (N, C, H, W)."""
 
 from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import timm
@@ -11,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo_seg.backbones.registry import Backbone
 from zoo_seg.errors import DownloadError, OptionError, UnknownNameError
 
 
@@ -58,31 +61,44 @@ def _wants_multiples(module: nn.Module) -> bool:
     return isinstance(module, nn.Upsample)
 
 
-def create_backbone(
-    name: str, *, levels: int, output_stride: int | None = None, in_chans: int = 3, pretrained: bool = False
-) -> tuple[nn.Module, list[int]]:
-    """Build a timm backbone; return it with the channels of its maps, finest first.
+def find_timm_backbone(name: str, ours: Iterable[str]) -> Backbone:
+    """The backbone of a timm model name, e.g. `"convnext_tiny"`.
 
     Args:
-        name: a timm model name, e.g. `"resnet50c"` or `"convnext_tiny"`.
-        levels: how many of the last maps to return.
-        output_stride: stride of the last map; None keeps the backbone's own.
-        in_chans: channels of the picture.
-        pretrained: fetch timm's ImageNet weights.
+        ours: the names that are no model of timm's, for suggestions.
 
     Raises:
         UnknownNameError: timm has no such model.
-        OptionError: the backbone has fewer maps or cannot have this output stride.
     """
     base = name.split(".", 1)[0]
     # A name is all that is taken: timm would follow "hf-hub:..." to the network and "local-dir:..." to a config.
     if not re.fullmatch(r"\w+(\.\w+)?", name) or not timm.is_model(base):
-        near = difflib.get_close_matches(base, timm.list_models(), n=3)
+        near = difflib.get_close_matches(base, [*timm.list_models(), *ours], n=3)
         raise UnknownNameError(
-            f"timm has no backbone {name!r}; "
-            + (f"did you mean {' or '.join(map(repr, near))}?" if near else "timm.list_models() lists them all")
+            f"there is no backbone {name!r}, here or in timm; "
+            + (f"did you mean {' or '.join(map(repr, near))}?" if near else "timm.list_models() lists timm's")
         )
-    options: dict[str, Any] = {} if output_stride is None else {"output_stride": output_stride}
+    return Backbone(name, partial(_create, name))
+
+
+def _create(
+    name: str,
+    *,
+    levels: int,
+    output_stride: int | None = None,
+    in_chans: int = 3,
+    pretrained: bool = False,
+    **options: Any,
+) -> nn.Module:
+    """Build it; see `Backbone.create`.
+
+    Raises:
+        OptionError: the backbone has fewer feature maps, cannot have this output stride, or is of one size only.
+        DownloadError: timm's ImageNet weights cannot be fetched.
+    """
+    base = name.split(".", 1)[0]
+    if output_stride is not None:
+        options["output_stride"] = output_stride
     if getattr(timm.get_pretrained_cfg(base, allow_unregistered=True), "fixed_input_size", False):
         options["strict_img_size"] = False
     try:
@@ -126,4 +142,5 @@ def create_backbone(
     channels = list(info.channels())
     if channels_last or any(_wants_multiples(module) for module in body.modules()):
         body = _PaddedBackbone(body, reductions, channels_last)
-    return body, channels
+    body.__dict__.update(channels=tuple(channels), strides=tuple(reductions))
+    return body

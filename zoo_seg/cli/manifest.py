@@ -18,6 +18,7 @@ from zoo_seg.hub.files import hash_file
 from zoo_seg.hub.links import Answer, ask_all
 from zoo_seg.hub.pin import Pinned, measure, write
 from zoo_seg.manifest import File, Manifest, Weights, published_manifest, read_manifest
+from zoo_seg.zoo import stub
 
 _CLAIM = {
     True: "hold",
@@ -26,14 +27,19 @@ _CLAIM = {
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Pin, check or digest; exit code 1 when something is not as it should be."""
+    """Pin, check, digest or stub; exit code 1 when something is not as it should be."""
+    if arguments.action == "stub":
+        print(stub(), end="")
+        return 0
     if arguments.action == "digest":
         return _digest([Path(name) for name in arguments.files])
     path = Path(arguments.manifest) if arguments.manifest else published_manifest()
-    base = Manifest({}, {}, {}, {})
+    base = Manifest()
     if path.resolve() != published_manifest().resolve():
         base = read_manifest(published_manifest())
-    known = read_manifest(path, base).weights
+    manifest = read_manifest(path, base)
+    manifest.check()
+    known = manifest.weights
     own = {name: record for name, record in known.items() if name not in base.weights}
     records = _chosen(own, arguments.ids, path)
     return _pin(records, path, base) if arguments.action == "pin" else _check(records, arguments)

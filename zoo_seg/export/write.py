@@ -137,4 +137,4 @@ def _compare(writer: Handler, path: Path, expected: list[Trial], dtype: Dtype) -
 def _bare(model: SegmentationModel) -> SegmentationNetwork:
     """A copy in float32 on the CPU, in `eval()`, without the auxiliary head."""
     backbone, head = copy.deepcopy((model.backbone, model.head))
-    return SegmentationNetwork(backbone, head, None).eval().requires_grad_(False).float().cpu()
+    return model.network.with_parts(backbone, head).eval().requires_grad_(False).float().cpu()

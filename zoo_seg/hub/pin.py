@@ -17,7 +17,7 @@ from zoo_seg.errors import CheckpointError, DownloadError
 from zoo_seg.hub import cache
 from zoo_seg.hub.download import shown
 from zoo_seg.hub.files import replacing
-from zoo_seg.manifest import File, Manifest, Weights, read_manifest
+from zoo_seg.manifest import Architecture, File, Manifest, Weights, read_manifest
 
 _FIELDS = ("size", "sha256", "tensors_sha256")
 
@@ -64,13 +64,26 @@ def measure(weights: Weights, file: File, *, progress: bool = True) -> Pinned:
         )
     tensors, _ = open_checkpoint(cached.path)
     check_finite(cached.path, tensors)
-    digest = tensors_sha256(convert(tensors)[0])
+    digest = tensors_sha256(convert(tensors, weights.architecture).tensors)
     if weights.tensors_sha256 not in (None, digest):
         raise CheckpointError(
             f"{cached.path} holds other tensors than {weights.id}: expected the digest {weights.tensors_sha256}, "
             f"got {digest}"
         )
     return Pinned(file, source, cached.path.stat().st_size, cached.sha256, digest)
+
+
+def file_tensors_sha256(path: Path, architecture: Architecture | None) -> str:
+    """The digest of the tensors in a weight file of any container, whoever named them.
+
+    Args:
+        architecture: of the network; None takes the tensors in the form they have in the file.
+
+    Raises:
+        CheckpointError: it cannot be opened safely, or holds another network.
+    """
+    tensors, _ = open_checkpoint(path)
+    return tensors_sha256(convert(tensors, architecture).tensors if architecture else tensors)
 
 
 def write(manifest: Path, id_: str, pinned: Pinned, base: Manifest) -> int:
@@ -93,21 +106,21 @@ def write(manifest: Path, id_: str, pinned: Pinned, base: Manifest) -> int:
         with replacing(manifest) as temporary:
             temporary.write_bytes(edited.encode("utf-8"))
             shutil.copymode(manifest, temporary)
-            read_manifest(temporary, base)  # an edit that breaks the file is none
+            _ = read_manifest(temporary, base).weights[id_]  # an edit that breaks the file is none
     return len(pinned.new)
 
 
 def insert(text: str, place: tuple[str | int, ...], values: Mapping[str, int | str]) -> str:
     """A JSON text with these values in the object at `place`: in the place of null, or after the key before them.
 
-    What stands there must be null or missing; the object must have the key `url`.
+    What stands there must be null or missing; the object must have the key `url` or `path`.
     """
     for name, value in values.items():
         begin, end, depth = locate(text, (*place, name))
         if depth == len(place) + 1:
             text = text[:begin] + json.dumps(value) + text[end:]
             continue
-        before = ("url", *_FIELDS[: _FIELDS.index(name)])
+        before = ("url", "path", "other_paths", "mirrors", *_FIELDS[: _FIELDS.index(name)])
         anchors = [(key, locate(text, (*place, key))) for key in before]
         key, (begin, end, _) = next(each for each in reversed(anchors) if each[1][2] == len(place) + 1)
         key_and_space = re.search(rf'(\s*)"{key}"(\s*:(\s*))$', text[:begin])

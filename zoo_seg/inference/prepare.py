@@ -56,7 +56,7 @@ def _copy(network: SegmentationNetwork, device: torch.device) -> SegmentationNet
         memo[id(tensor)] = nn.Parameter(copied, requires_grad=False) if isinstance(tensor, nn.Parameter) else copied
         drop_file_pages(tensor)
     copies = copy.deepcopy(parts, memo)
-    return SegmentationNetwork(copies["backbone"], copies["head"], None).eval()
+    return network.with_parts(copies["backbone"], copies["head"]).eval()
 
 
 _LARGE = 64 << 20

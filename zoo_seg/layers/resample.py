@@ -13,28 +13,35 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear, `align_corners=False`, as both original projects do; (N, C, h, w) -> (N, C, *size)."""
+def resize(x: Tensor, size: tuple[int, int], align_corners: bool = False) -> Tensor:
+    """Bilinear; (N, C, h, w) -> (N, C, *size)."""
     sides = (*x.shape[-2:], *size)
     # A graph that is exported for any size must not depend on whether this one is the same.
     if not any(isinstance(side, torch.SymInt) for side in sides) and x.shape[-2:] == size:
         return x
-    return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=align_corners)
 
 
-def bilinear_matrix(size: int, new_size: int, like: Tensor, span: tuple[int, int] | None = None) -> Tensor:
-    """(new_size, size): the weights with which a bilinear resize mixes one axis (`align_corners=False`).
+def bilinear_matrix(
+    size: int, new_size: int, like: Tensor, span: tuple[int, int] | None = None, align_corners: bool = False
+) -> Tensor:
+    """(new_size, size): the weights with which a bilinear resize mixes one axis.
 
     With a span only its rows, first to last (exclusive).
     """
     first, last = span or (0, new_size)
     target = torch.arange(first, last, device=like.device, dtype=torch.float64)
-    place = ((target + 0.5) * (size / new_size) - 0.5).clamp(0, size - 1)
+    if align_corners:
+        place = target * ((size - 1) / max(new_size - 1, 1))
+    else:
+        place = ((target + 0.5) * (size / new_size) - 0.5).clamp(0, size - 1)
     source = torch.arange(size, device=like.device, dtype=torch.float64)
     return (1 - (place[:, None] - source).abs()).clamp(min=0).to(like.dtype)
 
 
-def mixing_matrix(size: int, targets: Sequence[int], like: Tensor, span: tuple[int, int]) -> tuple[int, Tensor | None]:
+def mixing_matrix(
+    size: int, targets: Sequence[int], like: Tensor, span: tuple[int, int], align_corners: bool = False
+) -> tuple[int, Tensor | None]:
     """What one axis' bilinear resizes to each target in turn take, for a span of the last target.
 
     Returns:
@@ -45,7 +52,7 @@ def mixing_matrix(size: int, targets: Sequence[int], like: Tensor, span: tuple[i
     for source, target in zip(reversed([size, *targets[:-1]]), reversed(targets), strict=True):
         if source == target:
             continue
-        step = bilinear_matrix(source, target, like, span)
+        step = bilinear_matrix(source, target, like, span, align_corners)
         matrix = step if matrix is None else matrix @ step
         used = matrix.any(dim=0).nonzero()
         span = int(used[0]), int(used[-1]) + 1

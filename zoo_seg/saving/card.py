@@ -7,13 +7,14 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from zoo_seg.checkpoints.restore import described
-from zoo_seg.manifest import Metric, Protocol, Recipe
-from zoo_seg.saving.folder import Config
+from zoo_seg.checkpoints.convert import described
+from zoo_seg.families.registry import find_family
+from zoo_seg.info import ModelInfo
+from zoo_seg.manifest import Architecture, Metric, Recipe, TestOptions
+from zoo_seg.saving.folder import LIBRARY
 
 PICTURE = "overlay.jpg"
 """Beside the card, where a picture is shown."""
-_FAMILIES = {"fcn": "FCN", "pspnet": "PSPNet", "semanticfpn": "Semantic FPN"}
 _METRICS = {"mIoU": "mean_iou", "aAcc": "accuracy"}
 """Names of huggingface.co/metrics."""
 _LICENCES = {
@@ -29,20 +30,20 @@ _LICENCES = {
 """Those the Hub knows and weights are given under."""
 
 
-def model_card(config: Config, *, name: str | None = None, picture: bool = False) -> str:
+def model_card(info: ModelInfo, *, name: str | None = None, picture: bool = False) -> str:
     """Markdown with the header that the Hugging Face Hub reads.
 
     Args:
         name: `org/repo`; None for a folder on a disk.
         picture: `PICTURE` lies beside the card.
     """
-    sections = [_title(config), *_introduction(config)]
+    sections = [_title(info), *_introduction(info)]
     if picture:
         sections.append(f"![A picture under the colours of the classes]({PICTURE})")
-    sections += [_loading(name), "## Measured", _measured(config), "## Trained", *_training(config)]
-    sections += ["## Licences", *_licences(config), "## Classes"]
-    sections.append(", ".join(f"{number} {_text(each)}" for number, each in enumerate(config.classes)) + ".")
-    text = f"---\n{_header(config, name)}\n---\n\n" + "\n\n".join(sections) + "\n"
+    sections += [_loading(name), "## Measured", _measured(info), "## Trained", *_training(info)]
+    sections += ["## Licences", *_licences(info), "## Classes"]
+    sections.append(", ".join(f"{number} {_text(each)}" for number, each in enumerate(info.classes)) + ".")
+    text = f"---\n{_header(info, name)}\n---\n\n" + "\n\n".join(sections) + "\n"
     return f"{text}\n{_seal(text)}\n"
 
 
@@ -57,11 +58,11 @@ def _seal(text: str) -> str:
     return f"<!-- made by zoo_seg, {hashlib.sha256(text.encode()).hexdigest()[:16]} -->"
 
 
-def _header(config: Config, name: str | None) -> str:
+def _header(info: ModelInfo, name: str | None) -> str:
     """YAML: tags, licence, what it was made from, and the metrics with their protocol as model-index."""
     from huggingface_hub import EvalResult, ModelCardData
 
-    dataset = config.dataset or "the author's own data"
+    dataset = info.dataset or "the author's own data"
     results = [
         EvalResult(
             task_type="image-segmentation",
@@ -70,55 +71,54 @@ def _header(config: Config, name: str | None) -> str:
             dataset_name=dataset,
             dataset_split=metric.split,
             metric_type=_METRICS.get(metric.name, metric.name.lower()),
-            metric_name=f"{metric.name} in percent ({_how(metric.protocol)}; {metric.status})",
+            metric_name=f"{metric.name} in percent ({_how(metric.test)}; {metric.status})",
             metric_value=round(metric.value, 2),
             metric_args={
-                "mode": metric.protocol.mode,
-                "scales": list(metric.protocol.scales),
-                "flip": metric.protocol.flip,
+                "mode": metric.test.mode,
+                "scales": list(metric.test.scales),
+                "flip": metric.test.flip,
             },
         )
-        for metric in config.metrics
+        for metric in info.metrics
     ]
     licence: dict[str, Any] = {}
-    if config.is_published:
-        stated = (config.weights_licence or "").lower()
+    if info.is_published:
+        stated = (info.licence.weights or "").lower()
         licence["license"] = stated if stated in _LICENCES else "other"
         if licence["license"] == "other":
             licence["license_name"] = "see-the-card" if stated else "not-stated-by-the-publisher"
-    base = re.fullmatch(r"hf://([^/@]+/[^/@]+)(@[^/]+)?", config.started_from or "")
+    base = re.fullmatch(r"hf://([^/@]+/[^/@]+)(@[^/]+)?", info.started_from or "")
     data = ModelCardData(
         library_name="zoo_seg",
         pipeline_tag="image-segmentation",
-        tags=["semantic-segmentation", "zoo_seg", config.architecture.family],
+        tags=["semantic-segmentation", "zoo_seg", _architecture(info).family],
         base_model=base[1] if base else None,
-        model_name=name or described(config.architecture) if results else None,
+        model_name=name or described(_architecture(info)) if results else None,
         eval_results=results or None,
         **licence,
     )
     return str(data.to_yaml())
 
 
-def _title(config: Config) -> str:
-    architecture = config.architecture
-    family = _FAMILIES.get(architecture.family, _text(architecture.family))
-    what = _text(config.dataset) if config.dataset else f"{len(config.classes)} classes"
-    return f"# {family} on {_text(architecture.backbone)}: {what}"
+def _title(info: ModelInfo) -> str:
+    architecture = _architecture(info)
+    what = _text(info.dataset) if info.dataset else f"{len(info.classes)} classes"
+    return f"# {find_family(architecture.family).title} on {_text(architecture.backbone)}: {what}"
 
 
-def _introduction(config: Config) -> Iterator[str]:
-    size, resize = "in their own size", config.preprocess.resize
+def _introduction(info: ModelInfo) -> Iterator[str]:
+    size, resize = "in their own size", info.preprocess.resize
     if resize:
         size = f"with a shorter side of {resize.short} pixels, the longer one at most {resize.long}"
-    paper = f" ([paper]({_text(config.architecture.paper)}))" if config.architecture.paper else ""
+    link = find_family(_architecture(info).family).paper
     yield (
-        f"Semantic segmentation: a class for every pixel of a picture. `{_text(described(config.architecture))}`, a "
-        f"backbone of timm{paper}, {len(config.classes)} classes; pictures are looked at {size}, by the rules of "
-        f"{config.protocol}. Written by {_text(config.library)}."
+        f"Semantic segmentation: a class for every pixel of an image. `{_text(described(_architecture(info)))}`"
+        f"{f' ([paper]({link}))' if link else ''}, {len(info.classes)} classes; images are predicted {size}, by the "
+        f"rules of {_text(info.protocol)}. Written by {_text(LIBRARY)}."
     )
-    if config.is_published:
-        where = f", published by {_link(config.provenance.project)}" if config.provenance else ""
-        yield f"The values are those of `{_text(config.started_from)}`{where}: renamed, and not trained any further."
+    if info.is_published:
+        where = f", published by {_link(info.provenance.project)}" if info.provenance else ""
+        yield f"The values are those of `{_text(info.started_from)}`{where}: renamed, and not trained any further."
 
 
 def _loading(name: str | None) -> str:
@@ -136,39 +136,38 @@ zoo-seg predict picture.jpg --weights {of_command} --out out/
 ```"""
 
 
-def _measured(config: Config) -> str:
-    if not config.metrics:
+def _measured(info: ModelInfo) -> str:
+    if not info.metrics:
         return "Nothing has been measured of these values."
     rows = [
-        f"| {_text(metric.name)} | {metric.value:.2f} % | {_on(config, metric)} | {_how(metric.protocol)} "
-        f"| {_who(metric)} |"
-        for metric in config.metrics
+        f"| {_text(metric.name)} | {metric.value:.2f} % | {_on(info, metric)} | {_how(metric.test)} | {_who(metric)} |"
+        for metric in info.metrics
     ]
-    notes = "".join(f"\n\n{_text(metric.name)}: {_text(metric.note)}." for metric in config.metrics if metric.note)
+    notes = "".join(f"\n\n{_text(metric.name)}: {_text(metric.note)}." for metric in info.metrics if metric.note)
     return "\n".join(["| metric | value | data | protocol | measured by |", "|---|---|---|---|---|", *rows]) + notes
 
 
-def _on(config: Config, metric: Metric) -> str:
-    return f"{_text(config.dataset)}, {_text(metric.split)}" if config.dataset else _text(metric.split)
+def _on(info: ModelInfo, metric: Metric) -> str:
+    return f"{_text(info.dataset)}, {_text(metric.split)}" if info.dataset else _text(metric.split)
 
 
 def _who(metric: Metric) -> str:
     return "the publisher (not verified here)" if metric.status == "reported" else "zoo_seg"
 
 
-def _how(protocol: Protocol) -> str:
-    scales = " ".join(f"{scale:g}" for scale in protocol.scales)
-    mode = "whole pictures" if protocol.mode == "whole" else "sliding windows"
-    return f"{mode}, scale{'s' if len(protocol.scales) > 1 else ''} {scales}, {'flip' if protocol.flip else 'no flip'}"
+def _how(test: TestOptions) -> str:
+    scales = " ".join(f"{scale:g}" for scale in test.scales)
+    mode = "whole pictures" if test.mode == "whole" else "sliding windows"
+    return f"{mode}, scale{'s' if len(test.scales) > 1 else ''} {scales}, {'flip' if test.flip else 'no flip'}"
 
 
-def _training(config: Config) -> Iterator[str]:
-    if not config.is_published:
-        yield f"Started from {f'`{_text(config.started_from)}`' if config.started_from else 'random values'}."
-    if config.recipe is not None:
-        yield _recipe(config.recipe)
-    if config.provenance:
-        links = {"configuration": config.provenance.config_url, "log": config.provenance.log_url}
+def _training(info: ModelInfo) -> Iterator[str]:
+    if not info.is_published:
+        yield f"Started from {f'`{_text(info.started_from)}`' if info.started_from else 'random values'}."
+    if info.recipe is not None:
+        yield _recipe(info.recipe)
+    if info.provenance:
+        links = {"configuration": info.provenance.config_url, "log": info.provenance.log_url}
         if known := [f"[{what}]({_text(url)})" for what, url in links.items() if url]:
             yield f"By the publisher: {', '.join(known)}."
 
@@ -189,13 +188,13 @@ def _recipe(recipe: Recipe) -> str:
     )
 
 
-def _licences(config: Config) -> Iterator[str]:
-    stated = (config.code_licence, config.weights_licence, config.data_licence)
-    if not config.is_published:
+def _licences(info: ModelInfo) -> Iterator[str]:
+    stated = (info.licence.code, info.licence.weights, info.licence.data)
+    if not info.is_published:
         yield "The licence of these values and of the data they were trained on is for their author to state."
         if not any(stated):
             return
-        yield f"Training started from `{_text(config.started_from)}`, for which hold:"
+        yield f"Training started from `{_text(info.started_from)}`, for which hold:"
     kinds = ("code", "weights", "terms of the data")
     yield "\n".join(
         f"* {kind}: {_text(licence) if licence else 'not stated by the publisher'}"
@@ -208,6 +207,11 @@ def _link(url: str) -> str:
 
 
 def _text(value: str | None) -> str:
-    """On one line, and without what is markup: a card may be made of a stranger's config."""
+    """On one line, and without what is markup: a card may be made of a stranger's info."""
     text = " ".join((value or "").split())
     return re.sub(r"([|<>\[\]`])", r"\\\1", text)
+
+
+def _architecture(info: ModelInfo) -> Architecture:
+    assert info.architecture is not None  # what is saved has one
+    return info.architecture

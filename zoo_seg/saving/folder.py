@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -16,76 +16,13 @@ from torch import Tensor
 from zoo_seg.decode import Mistake, decode, read_json
 from zoo_seg.errors import CheckpointError
 from zoo_seg.hub.files import replacing
-from zoo_seg.manifest import Architecture, Metric, Preprocess, Provenance, Recipe, Weights, load_manifest
+from zoo_seg.info import ModelInfo
+from zoo_seg.manifest import architecture_of_schema_1, metric_of_schema_1
 from zoo_seg.version import __version__
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 LIBRARY = f"zoo_seg {__version__}"
-
-
-@dataclass(frozen=True)
-class Config:
-    """Everything about a network but its values: `config.json`."""
-
-    schema_version: int
-    library: str
-    """Name and version of what wrote it."""
-    architecture: Architecture
-    in_chans: int
-    classes: tuple[str, ...]
-    palette: tuple[tuple[int, int, int], ...]
-    ignore_index: int
-    preprocess: Preprocess
-    protocol: Literal["ssseg", "mmseg"]
-    metrics: tuple[Metric, ...] = ()
-    recipe: Recipe | None = None
-    started_from: str | None = None
-    """The weights that training started from: an id, a link or a file name; None is random values."""
-    is_published: bool = False
-    """The values are those of `started_from`, under other names but not trained any further."""
-    dataset: str | None = None
-    """Title of the data set that the metrics were measured on."""
-    provenance: Provenance | None = None
-    code_licence: str | None = None
-    weights_licence: str | None = None
-    data_licence: str | None = None
-    """The three licences of the values, or of what training started from; None where nobody stated it."""
-
-    def __post_init__(self) -> None:
-        if self.schema_version != SCHEMA_VERSION:
-            raise ValueError(f"schema_version is {self.schema_version}, this library reads {SCHEMA_VERSION}")
-        if not self.classes or len(self.classes) != len(self.palette):
-            raise ValueError(f"{len(self.classes)} classes and {len(self.palette)} palette colours, expected as many")
-        if not all(0 <= channel <= 255 for colour in self.palette for channel in colour):
-            raise ValueError("a palette colour is outside 0..255")
-        if self.in_chans < 1:
-            raise ValueError(f"in_chans is {self.in_chans}, expected at least 1")
-
-
-def config_of(weights: Weights, architecture: Architecture) -> Config:
-    """A published record as the config of its network."""
-    dataset = load_manifest().datasets.get(weights.dataset)
-    return Config(
-        schema_version=SCHEMA_VERSION,
-        library=LIBRARY,
-        architecture=architecture,
-        in_chans=3,
-        classes=weights.classes,
-        palette=weights.palette,
-        ignore_index=dataset.ignore_index if dataset else 255,
-        preprocess=weights.preprocess,
-        protocol=weights.protocol,
-        metrics=weights.metrics,
-        recipe=weights.recipe,
-        started_from=weights.id,
-        is_published=True,
-        dataset=dataset.title if dataset else weights.dataset,
-        provenance=weights.provenance,
-        code_licence=weights.licence.code,
-        weights_licence=weights.licence.weights,
-        data_licence=weights.licence.data,
-    )
 
 
 def is_network(name: str) -> bool:
@@ -93,7 +30,7 @@ def is_network(name: str) -> bool:
     return bool(name) and (Path(name) / CONFIG).is_file()
 
 
-def read_config(folder: Path) -> Config:
+def read_config(folder: Path) -> ModelInfo:
     """The `config.json` of a folder.
 
     Raises:
@@ -105,23 +42,50 @@ def read_config(folder: Path) -> Config:
         found = ", ".join(sorted(each.name for each in folder.iterdir())[:5]) or "nothing"
         raise CheckpointError(f"{folder} holds {found}; expected {CONFIG} and {WEIGHTS}, as finetune writes them")
 
-    def config(raw: object) -> Config:
-        if not isinstance(raw, dict):
-            raise Mistake("expected an object")
-        result: Config = decode(Config, raw, ())
-        return result
-
-    return read_json(path, config)
+    return read_json(path, _decode)
 
 
-def write_folder(folder: Path, config: Config, tensors: Mapping[str, Tensor], card: str) -> None:
+def _decode(raw: object) -> ModelInfo:
+    if not isinstance(raw, dict):
+        raise Mistake("expected an object")
+    version = raw.get("schema_version")
+    if version not in (1, SCHEMA_VERSION):
+        raise Mistake(f"schema_version is {version}, this library reads {SCHEMA_VERSION}; install a newer zoo_seg")
+    known = {name: value for name, value in raw.items() if name not in ("schema_version", "library")}
+    info: ModelInfo = decode(ModelInfo, _of_schema_1(known) if version == 1 else known, ())
+    if info.architecture is None:
+        raise Mistake("expected the network's architecture", "architecture")
+    return info
+
+
+def _of_schema_1(raw: dict[str, Any]) -> dict[str, Any]:
+    """What zoo_seg wrote before a network's options travelled whole, under today's names."""
+    published = raw.pop("is_published", False)
+    licences = {name: raw.pop(f"{name}_licence", None) for name in ("code", "weights", "data")}
+    return {
+        **raw,
+        "architecture": architecture_of_schema_1(raw.get("architecture") or {}),
+        "metrics": [metric_of_schema_1(metric) for metric in raw.get("metrics", ())],
+        "licence": licences,
+        "weights": raw.get("started_from") if published else None,
+    }
+
+
+def options_are_whole(folder: Path) -> bool:
+    """Whether a folder's config holds all options of its network; older ones leave some to the tensors' shapes."""
+    found: object = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("schema_version")
+    return found != 1
+
+
+def write_folder(folder: Path, info: ModelInfo, tensors: Mapping[str, Tensor], card: str) -> None:
     """Write a network; its files are replaced when all are there, so that a full disk leaves those before.
 
     Raises:
         OSError: the folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(asdict(config), indent=1, ensure_ascii=False) + "\n"
+    config = {"schema_version": SCHEMA_VERSION, "library": LIBRARY, **asdict(info)}
+    text = json.dumps(config, indent=1, ensure_ascii=False) + "\n"
     with ExitStack() as stack:
         weights, *texts = (stack.enter_context(replacing(folder / name)) for name in (WEIGHTS, CONFIG, CARD))
         weights.touch()

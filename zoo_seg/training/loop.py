@@ -17,8 +17,10 @@ from zoo_seg.data.layouts import SegmentationData
 from zoo_seg.errors import OptionError, OutOfMemoryError, TrainingError, ZooSegError
 from zoo_seg.evaluation.measure import measure
 from zoo_seg.inference.memory import keep_large_blocks
-from zoo_seg.manifest import Metric, Protocol
+from zoo_seg.layers.readout import HeadOutput
+from zoo_seg.manifest import Metric, TestOptions
 from zoo_seg.model import SegmentationModel
+from zoo_seg.network import SegmentationNetwork
 from zoo_seg.training.journal import Journal
 from zoo_seg.training.losses import SegmentationLoss
 from zoo_seg.training.run import Run
@@ -32,18 +34,14 @@ if TYPE_CHECKING:
 
 
 class _Heads(nn.Module):
-    """What a training step computes: the logits of both heads, at their own strides."""
+    """What a training step computes: the logits of all heads, at their own strides."""
 
-    def __init__(self, model: SegmentationModel, auxiliary: bool) -> None:
+    def __init__(self, network: SegmentationNetwork, auxiliary: bool) -> None:
         super().__init__()
-        self.model, self.auxiliary = model, auxiliary
+        self.network, self.auxiliary = network, auxiliary
 
-    def forward(self, x: Tensor) -> list[Tensor]:
-        features = self.model.forward_features(x)
-        logits = [self.model.forward_head(features)]
-        if self.auxiliary and self.model.aux_head is not None:
-            logits.append(self.model.aux_head(features))
-        return logits
+    def forward(self, x: Tensor) -> list[HeadOutput]:
+        return self.network.forward_train(x, auxiliary=self.auxiliary)
 
 
 class Loop:
@@ -89,7 +87,7 @@ class Loop:
 
         self.kept = copy.deepcopy(model).eval()  # plain modules, whatever happens to those in training
         self.frozen = freeze(model, settings)
-        heads = _Heads(model, settings.aux_weight > 0)
+        heads = _Heads(model.network, settings.aux_weight > 0)
         freeze_unused(heads.eval(), model.parameters())
         if accelerator.num_processes > 1 and settings.freeze != "batchnorm":
             synchronise(model, self.device)
@@ -166,7 +164,8 @@ class Loop:
 
     def _loss(self, x: Tensor, y: Tensor) -> Tensor:
         total = torch.zeros((), device=self.device)
-        for logits, share in zip(self.heads(x), (1.0, self.settings.aux_weight), strict=False):
+        for number, logits in enumerate(self.heads(x)):
+            share = self.settings.aux_weight if number else 1.0
             sums = self.loss(logits, y)
             weight = self.accelerator.reduce(sums.weight.detach(), "sum").clamp(min=1e-12)
             # gradients are averaged over the processes, so each one's part counts that many times
@@ -222,7 +221,7 @@ class Loop:
 
     def _keep(self, miou: float) -> None:
         """The network of this epoch, as the last one and, where it is, as the best one."""
-        metric = Metric("mIoU", miou, "val", Protocol("whole", (1.0,), False), "reproduced")
+        metric = Metric("mIoU", miou, "val", TestOptions(), "reproduced")
         folders = [self.run.folder / "last"]
         if miou > self.best:
             self.best = miou
