@@ -9,8 +9,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from zoo_seg.backbones.registry import register_backbone
-from zoo_seg.backbones.staged import StagedBackbone
-from zoo_seg.backbones.timm_backbone import imagenet_weights
+from zoo_seg.backbones.staged import StagedBackbone, create_with_timm_names
 from zoo_seg.errors import OptionError
 
 
@@ -119,4 +118,5 @@ class MobileNetV4(StagedBackbone):
         return [stem, [blocks[0]], [blocks[1]], [blocks[2]], [blocks[3], blocks[4]]]
 
 
-register_backbone("mobilenetv4_conv_small", MobileNetV4, imagenet=partial(imagenet_weights, "mobilenetv4_conv_small"))
+_NAME = "mobilenetv4_conv_small"
+register_backbone(_NAME, partial(create_with_timm_names, _NAME, MobileNetV4))

@@ -14,10 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo_seg.backbones.registry import register_backbone
-from zoo_seg.backbones.staged import StagedBackbone
-from zoo_seg.backbones.timm_backbone import imagenet_weights
-from zoo_seg.checkpoints.keymap import KeyMap
+from zoo_seg.backbones.staged import StagedBackbone, create_with_timm_names
 from zoo_seg.errors import OptionError
+from zoo_seg.keymap import KeyMap
 
 DilationStyle = Literal["timm", "mmseg"]
 
@@ -140,13 +139,8 @@ class ResNet(StagedBackbone):
         super().__init__((64, widest // 8, widest // 4, widest // 2, widest), reached, levels)
         if output_stride not in (None, 8, 16, 32):
             raise OptionError(f"a ResNet's output stride is {output_stride}; expected 8, 16 or 32")
-        if dilations is not None and (len(dilations) != 4 or min(dilations) < 1):
-            raise OptionError(f"dilations of a ResNet are {list(dilations)}; expected 4 positive integers")
-        if multi_grid is not None and (len(multi_grid) != counts[-1] or min(multi_grid) < 1):
-            raise OptionError(
-                f"multi_grid is {list(multi_grid)}; expected {counts[-1]} positive integers, one for each block of the "
-                "last stage"
-            )
+        _check("dilations", dilations, 4, "stage")
+        _check("multi_grid", multi_grid, counts[-1], "block of the last stage")
         if dilation_style not in get_args(DilationStyle):
             raise OptionError(f"dilation_style is {dilation_style!r}; expected one of {get_args(DilationStyle)}")
 
@@ -198,6 +192,14 @@ class ResNet(StagedBackbone):
         return [stem, [self.maxpool, self.layer1], [self.layer2], [self.layer3], [self.layer4]]
 
 
+def _check(option: str, values: Sequence[int] | None, count: int, each: str) -> None:
+    if values is None:
+        return
+    is_list = isinstance(values, list | tuple) and len(values) == count
+    if not is_list or not all(isinstance(value, int) and value > 0 for value in values):
+        raise OptionError(f"{option} is {values!r}; expected {count} positive integers, one for each {each}")
+
+
 def _shortcut_pooling(avg_down: bool, stride: int, dilation: int, style: DilationStyle) -> list[nn.Module]:
     if not avg_down:
         return []
@@ -206,18 +208,14 @@ def _shortcut_pooling(avg_down: bool, stride: int, dilation: int, style: Dilatio
     return [_SameAvgPool() if dilation > 1 and style == "timm" else nn.Identity()]
 
 
-_STAGES = ((r"layer([1-4])\.", r"layer\1."),)
-_PLAIN_STEM = KeyMap(((r"conv1\.", "conv1."), (r"bn1\.", "bn1."), *_STAGES))
 # The deep stem is one sequence in both projects; its last BatchNorm stands alone here.
-_DEEP_STEM = KeyMap(((r"stem\.7\.", "bn1."), (r"stem\.([0-6])\.", r"conv1.\1."), *_STAGES))
+_DEEP_STEM = KeyMap((("stem.7.", "bn1."), ("stem.{}.", "conv1.{}."), ("layer{}.", "layer{}.")))
+_PLAIN_STEM = KeyMap((("conv1.", "conv1."), ("bn1.", "bn1."), ("layer{}.", "layer{}.")))
 
 for _depth in _BLOCKS:
     for _letter in ("", "c", "d"):
-        _name = f"resnet{_depth}{_letter}"
-        _map = _DEEP_STEM if _letter else _PLAIN_STEM
+        _name, _map = f"resnet{_depth}{_letter}", _DEEP_STEM if _letter else _PLAIN_STEM
+        _build = partial(ResNet, _depth, deep_stem=bool(_letter), avg_down=_letter == "d")
         register_backbone(
-            _name,
-            partial(ResNet, _depth, deep_stem=bool(_letter), avg_down=_letter == "d"),
-            key_maps={"mmseg": _map, "ssseg": _map},
-            imagenet=None if _name in ("resnet18c", "resnet34c") else partial(imagenet_weights, _name),
+            _name, partial(create_with_timm_names, _name, _build), key_maps={"mmseg": _map, "ssseg": _map}
         )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -50,3 +51,27 @@ class StagedBackbone(nn.Module):
                 x = module(x)
             maps.append(x)
         return maps
+
+
+def create_with_timm_names(
+    name: str,
+    build: Callable[..., StagedBackbone],
+    *,
+    levels: int | None = None,
+    output_stride: int | None = None,
+    in_chans: int = 3,
+    pretrained: bool = False,
+    **options: Any,
+) -> StagedBackbone:
+    """`Backbone.create` of a network whose parameters have timm's names, so that timm's ImageNet weights fit.
+
+    Raises:
+        OptionError: an option is not allowed, or timm has no such weights.
+        DownloadError: they cannot be fetched.
+    """
+    backbone = build(levels=levels, output_stride=output_stride, in_chans=in_chans, **options)
+    if pretrained:
+        from zoo_seg.backbones.timm_backbone import imagenet_weights
+
+        backbone.load_state_dict(imagenet_weights(name, in_chans))
+    return backbone
