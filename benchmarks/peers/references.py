@@ -34,6 +34,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -105,7 +106,7 @@ class Network:
 
 class MMSegNetwork(Network):
     def __init__(self, config: str) -> None:
-        from mmengine import Config
+        from mmengine import Config, ConfigDict
         from mmengine.registry import init_default_scope
         from mmseg.registry import MODELS
         from mmseg.utils import register_all_modules
@@ -115,7 +116,7 @@ class MMSegNetwork(Network):
         init_default_scope("mmseg")
         cfg = cfg.model.to_dict()
         self.size_divisor = (cfg.pop("data_preprocessor").get("test_cfg") or {}).get("size_divisor", 1)
-        self.model = MODELS.build(plain(cfg)).eval()
+        self.model = MODELS.build(ConfigDict(plain(cfg))).eval()
         head = self.model.decode_head[-1] if isinstance(self.model.decode_head, torch.nn.ModuleList) else self.model.decode_head
         self.num_classes, self.align_corners = head.num_classes, head.align_corners
 
@@ -143,19 +144,28 @@ class SSSegNetwork(Network):
         return F.interpolate(logits, size=x.shape[2:], mode="bilinear", align_corners=self.align_corners)
 
 
+def stub_fvcore() -> None:
+    """SSSegmentation initialises parameters of Mask2Former with two functions of fvcore. They are filled here."""
+    weight_init = types.ModuleType("fvcore.nn.weight_init")
+    weight_init.c2_xavier_fill = weight_init.c2_msra_fill = lambda module: None  # type: ignore[attr-defined]
+    nn = types.ModuleType("fvcore.nn")
+    nn.weight_init = weight_init  # type: ignore[attr-defined]
+    sys.modules |= {"fvcore": types.ModuleType("fvcore"), "fvcore.nn": nn, "fvcore.nn.weight_init": weight_init}
+
+
 def run(network: Network, size: Size, number: int, dtype: torch.dtype) -> np.ndarray:
     """The logits (classes, h, w) of image `number`."""
     x = torch.from_numpy(reference.image_tensor(*size, seed=number)).to(dtype)
     height, width = size
     divisor = network.size_divisor
     x = F.pad(x, (0, -width % divisor, 0, -height % divisor))
-    previous = torch.get_default_dtype()
     torch.set_default_dtype(dtype)  # tables that a forward pass makes
+    cast = torch.Tensor.double if dtype == torch.float64 else torch.Tensor.float
     try:
-        with torch.no_grad():
+        with torch.no_grad(), mock.patch.object(torch.Tensor, "float", cast):
             return network.logits(x)[0, :, :height, :width].numpy()
     finally:
-        torch.set_default_dtype(previous)
+        torch.set_default_dtype(torch.float32)
 
 
 def make(project: str, name: str, config: str, sizes: Sequence[Size], build: Callable[[str], Network]) -> dict[str, Any]:
@@ -216,7 +226,7 @@ def make(project: str, name: str, config: str, sizes: Sequence[Size], build: Cal
     }
 
 
-PROJECT_VERSION = {"mmseg": mmseg_peer.VERSIONS["mmseg"], "ssseg": "eb1878c1"}
+PROJECT_VERSION = {"mmseg": mmseg_peer.VERSIONS["mmseg"], "ssseg": "1.7.0+eb1878c1"}
 
 
 def main() -> None:
@@ -230,12 +240,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     if arguments.ssseg:
         sys.path.insert(0, str(arguments.ssseg.resolve()))
-        # SSSegmentation initialises its parameters with these; they are filled here
-        weight_init = types.ModuleType("fvcore.nn.weight_init")
-        weight_init.c2_xavier_fill = weight_init.c2_msra_fill = lambda module: None  # type: ignore[attr-defined]
-        nn = types.ModuleType("fvcore.nn")
-        nn.weight_init = weight_init  # type: ignore[attr-defined]
-        sys.modules |= {"fvcore": types.ModuleType("fvcore"), "fvcore.nn": nn, "fvcore.nn.weight_init": weight_init}
+        stub_fvcore()
     projects = {"mmseg": (MMSEG, MMSegNetwork)}
     if arguments.ssseg:
         projects["ssseg"] = (SSSEG, SSSegNetwork)  # type: ignore[assignment]
