@@ -125,6 +125,7 @@ class Run:
         assert tuple(logits.shape) == (1, *self.shape)
         return float(np.abs(logits.detach().reshape(-1)[self.positions].numpy() - self.logits).max() / self.std)
 
+
 @dataclass(frozen=True)
 class PublishedReference:
     """A network of a project, run by its own code (benchmarks/peers/references.py)."""

@@ -74,7 +74,7 @@ CHANGES: dict[str, dict[str, Any]] = {"semanticfpn_resnet101.mmseg": {"model.bac
 NETWORKS = {
     "ddrnet_23.mmseg": "ddrnet/ddrnet_23_in1k-pre_2xb6-120k_cityscapes-1024x1024.py",
     "ddrnet_23_slim.mmseg": "ddrnet/ddrnet_23-slim_in1k-pre_2xb6-120k_cityscapes-1024x1024.py",
-    "deeplabv3_resnet101_os16_mg124.mmseg": "deeplabv3/deeplabv3_r101-d16-mg124_4xb2-40k_cityscapes-512x1024.py",
+    "deeplabv3_resnet101_os16_mg124.mmseg": "deeplabv3/deeplabv3_r101-d16-mg124_4xb2-80k_cityscapes-512x1024.py",
     "deeplabv3_resnet101_os8.mmseg": "deeplabv3/deeplabv3_r101-d8_4xb4-80k_ade20k-512x512.py",
     "deeplabv3_resnet101b_os8.mmseg": "deeplabv3/deeplabv3_r101b-d8_4xb2-80k_cityscapes-512x1024.py",
     "deeplabv3_resnet18_os8.mmseg": "deeplabv3/deeplabv3_r18-d8_4xb2-80k_cityscapes-512x1024.py",
@@ -82,7 +82,9 @@ NETWORKS = {
     "deeplabv3_resnet50_os8.mmseg": "deeplabv3/deeplabv3_r50-d8_4xb4-80k_ade20k-512x512.py",
     "deeplabv3_resnet50_os8.mmseg_769": "deeplabv3/deeplabv3_r50-d8_4xb2-40k_cityscapes-769x769.py",
     "deeplabv3_resnet50b_os8.mmseg": "deeplabv3/deeplabv3_r50b-d8_4xb2-80k_cityscapes-512x1024.py",
-    "deeplabv3plus_resnet101_os16_mg124.mmseg": "deeplabv3plus/deeplabv3plus_r101-d16-mg124_4xb2-80k_cityscapes-512x1024.py",
+    "deeplabv3plus_resnet101_os16_mg124.mmseg": (
+        "deeplabv3plus/deeplabv3plus_r101-d16-mg124_4xb2-80k_cityscapes-512x1024.py"
+    ),
     "deeplabv3plus_resnet101_os8.mmseg": "deeplabv3plus/deeplabv3plus_r101-d8_4xb4-160k_ade20k-512x512.py",
     "deeplabv3plus_resnet101b_os8.mmseg": "deeplabv3plus/deeplabv3plus_r101b-d8_4xb2-80k_cityscapes-512x1024.py",
     "deeplabv3plus_resnet18_os8.mmseg": "deeplabv3plus/deeplabv3plus_r18-d8_4xb2-80k_cityscapes-512x1024.py",
@@ -99,9 +101,9 @@ NETWORKS = {
     "fcn_resnet101b_os8.mmseg": "fcn/fcn_r101b-d8_4xb2-80k_cityscapes-512x1024.py",
     "fcn_resnet18_os8.mmseg": "fcn/fcn_r18-d8_4xb2-80k_cityscapes-512x1024.py",
     "fcn_resnet18b_os8.mmseg": "fcn/fcn_r18b-d8_4xb2-80k_cityscapes-512x1024.py",
-    "fcn_resnet50_os16_d6.mmseg": "fcn/fcn-d6_r50-d16_4xb2-40k_cityscapes-512x1024.py",
+    "fcn_resnet50_os16_d6.mmseg": "fcn/fcn-d6_r50-d16_4xb2-80k_cityscapes-512x1024.py",
     "fcn_resnet50_os16_d6.mmseg_769": "fcn/fcn-d6_r50-d16_4xb2-40k_cityscapes-769x769.py",
-    "fcn_resnet50_os8.mmseg": "fcn/fcn_r50-d8_4xb4-80k_ade20k-512x512.py",
+    "fcn_resnet50_os8.mmseg": "fcn/fcn_r50-d8_4xb2-80k_cityscapes-512x1024.py",
     "fcn_resnet50_os8.mmseg_769": "fcn/fcn_r50-d8_4xb2-40k_cityscapes-769x769.py",
     "fcn_resnet50b_os16_d6.mmseg": "fcn/fcn-d6_r50b-d16_4xb2-80k_cityscapes-512x1024.py",
     "fcn_resnet50b_os8.mmseg": "fcn/fcn_r50b-d8_4xb2-80k_cityscapes-512x1024.py",
@@ -119,7 +121,7 @@ NETWORKS = {
     "pspnet_resnet18b_os8.mmseg": "pspnet/pspnet_r18b-d8_4xb2-80k_cityscapes-512x1024.py",
     "pspnet_resnet50_os32.mmseg": "pspnet/pspnet_r50-d32_4xb2-80k_cityscapes-512x1024.py",
     "pspnet_resnet50_os8.mmseg": "pspnet/pspnet_r50-d8_4xb4-80k_ade20k-512x512.py",
-    "pspnet_resnet50_os8.mmseg_769": "pspnet/pspnet_r50-d8_4xb2-40k_cityscapes-769x769.py",
+    "pspnet_resnet50_os8.mmseg_769": "pspnet/pspnet_r50-d8_4xb2-80k_cityscapes-769x769.py",
     "pspnet_resnet50b_os32.mmseg": "pspnet/pspnet_r50b-d32_4xb2-80k_cityscapes-512x1024.py",
     "pspnet_resnet50b_os8.mmseg": "pspnet/pspnet_r50b-d8_4xb2-80k_cityscapes-512x1024.py",
     "segformer_mit_b0.mmseg": "segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py",
@@ -140,9 +142,13 @@ NETWORKS = {
     "upernet_resnet50.mmseg": "upernet/upernet_r50_4xb4-80k_ade20k-512x512.py",
     "upernet_resnet50.mmseg_769": "upernet/upernet_r50_4xb2-40k_cityscapes-769x769.py",
     "upernet_swin_base.mmseg": "swin/swin-base-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py",
-    "upernet_swin_base_window12.mmseg": "swin/swin-base-patch4-window12-in1k-384x384-pre_upernet_8xb2-160k_ade20k-512x512.py",
+    "upernet_swin_base_window12.mmseg": (
+        "swin/swin-base-patch4-window12-in1k-384x384-pre_upernet_8xb2-160k_ade20k-512x512.py"
+    ),
     "upernet_swin_large.mmseg": "swin/swin-large-patch4-window7-in22k-pre_upernet_8xb2-160k_ade20k-512x512.py",
-    "upernet_swin_large_window12.mmseg": "swin/swin-large-patch4-window12-in22k-384x384-pre_upernet_8xb2-160k_ade20k-512x512.py",
+    "upernet_swin_large_window12.mmseg": (
+        "swin/swin-large-patch4-window12-in22k-384x384-pre_upernet_8xb2-160k_ade20k-512x512.py"
+    ),
     "upernet_swin_small.mmseg": "swin/swin-small-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py",
     "upernet_swin_tiny.mmseg": "swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py",
     "deeplabv3_resnet101_os16.ssseg": "deeplabv3/deeplabv3_resnet101os16_ade20k.py",
@@ -261,6 +267,12 @@ class SSSegNetwork(Network):
         return F.interpolate(logits, size=x.shape[2:], mode="bilinear", align_corners=self.align_corners)
 
 
+# Modules that are to be filled need no random start.
+NO_INIT = {
+    name: lambda tensor, *_, **__: tensor for name in ("kaiming_uniform_", "xavier_uniform_", "uniform_", "normal_")
+}
+
+
 def stub_fvcore() -> None:
     """SSSegmentation initialises parameters of Mask2Former with two functions of fvcore. They are filled here."""
     weight_init = types.ModuleType("fvcore.nn.weight_init")
@@ -301,12 +313,13 @@ def make(name: str) -> dict[str, Any]:
     model, _, tag = name.partition(".")
     project = tag.partition("_")[0]
     network: Network
-    if project == "mmseg":
-        network = MMSegNetwork(NETWORKS[name], CHANGES.get(name))
-        version, auxiliary = mmseg_peer.VERSIONS["mmseg"], "auxiliary_head"
-    else:
-        network = SSSegNetwork(NETWORKS[name])
-        version, auxiliary = SSSEG_VERSION, "auxiliary_decoder"
+    with mock.patch.multiple(torch.nn.init, **NO_INIT):
+        if project == "mmseg":
+            network = MMSegNetwork(NETWORKS[name], CHANGES.get(name))
+            version, auxiliary = mmseg_peer.VERSIONS["mmseg"], "auxiliary_head"
+        else:
+            network = SSSegNetwork(NETWORKS[name])
+            version, auxiliary = SSSEG_VERSION, "auxiliary_decoder"
     scales = [scale for pattern, items in SCALES.items() if re.match(pattern, name) for scale in items]
     entries = fill(network, scales)
     counts = {key: value.numel() for key, value in network.model.named_parameters()}
@@ -368,7 +381,10 @@ def main() -> None:
         arrays = make(name)
         np.savez_compressed(path, **arrays)
         meta = json.loads(arrays["meta"])
-        print(f"{path.name}: {path.stat().st_size / 1e3:.1f} kB, {meta['parameters'] / 1e6:.2f} M, {meta['rounding']:.1e}", *meta["failed"])
+        print(
+            f"{path.name}: {path.stat().st_size / 1e3:.1f} kB, {meta['parameters'] / 1e6:.2f} M, {meta['rounding']:.1e}",
+            *meta["failed"],
+        )
         for size in meta["sizes"]:
             print(f"    {size['input']} mean {size['mean']:.3g} std {size['std']:.3g}")
         sys.stdout.flush()
