@@ -38,7 +38,7 @@ def test_fill_is_the_rule_that_the_original_networks_were_filled_by(rule: Module
     ]
     scales = [(r"bn2\.weight$", 0.25), (r"^gamma", 2.0)]
     ours = reference.state_dict(entries, 3, scales)
-    theirs = rule.filled_state_dict([(n, s, str(v.dtype)[6:]) for (n, s), v in zip(entries, ours.values())], 3, scales)
+    theirs = rule.filled_state_dict(rule.entries_of(ours), 3, scales)
     assert list(ours) == list(theirs)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert np.array_equal(reference.image_tensor(21, 13, 5), rule.image_tensor(21, 13, 5))

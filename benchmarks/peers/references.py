@@ -17,8 +17,8 @@ rule of `../reference_checkpoint.py`, and run on `image_tensor` at several sizes
 
 The logits are at the size of the input, as `encode_decode` of mmseg gives them (what the head gives, resized
 bilinearly with the network's align_corners; a mix of masks and classes for Mask2Former). The input is
-`image_tensor(h, w, image_seed)`. With a `size_divisor` it is padded with zeros at the right and the bottom to a multiple,
-and the logits are cut. `rounding` is the largest difference, in standard deviations, to the same run in float64.
+`image_tensor(h, w, image_seed)`. With a `size_divisor` it is padded with zeros at the right and the bottom to a
+multiple, and the logits are cut.
 """
 
 from __future__ import annotations
@@ -381,10 +381,9 @@ def main() -> None:
         arrays = make(name)
         np.savez_compressed(path, **arrays)
         meta = json.loads(arrays["meta"])
-        print(
-            f"{path.name}: {path.stat().st_size / 1e3:.1f} kB, {meta['parameters'] / 1e6:.2f} M, {meta['rounding']:.1e}",
-            *meta["failed"],
-        )
+        rounding, millions = meta["rounding"], meta["parameters"] / 1e6
+        kilobytes = path.stat().st_size / 1e3
+        print(f"{path.name}: {kilobytes:.1f} kB, {millions:.2f} M, rounding {rounding:.1e}", *meta["failed"])
         for size in meta["sizes"]:
             print(f"    {size['input']} mean {size['mean']:.3g} std {size['std']:.3g}")
         sys.stdout.flush()
