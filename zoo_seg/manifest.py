@@ -678,8 +678,10 @@ def _of_schema_1(sections: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any
     return {**sections, "models": models, "weights": weights}
 
 
-def architecture_of_schema_1(raw: dict[str, Any]) -> dict[str, Any]:
+def architecture_of_schema_1(raw: Any) -> Any:
     """The JSON of an `Architecture` as it was before networks had options; the paper is the model's now."""
+    if not isinstance(raw, dict):
+        return raw
     result = {name: value for name, value in raw.items() if name not in ("channels", "paper")}
     return result if raw.get("channels") is None else {**result, "options": {"channels": raw["channels"]}}
 

@@ -207,6 +207,22 @@ def _open(
     """
     tensors, _ = open_checkpoint(path)
     check_finite(path, tensors)
+    return from_tensors(path, tensors, architecture, expected, read_options=read_options)
+
+
+def from_tensors(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    architecture: Architecture,
+    expected: str | None = None,
+    *,
+    read_options: bool = True,
+) -> Checkpoint:
+    """The checkpoint that a file's tensors are, whoever named them; the arguments are those of `_open`.
+
+    Raises:
+        CheckpointError: they belong to another network, or are not those that were expected.
+    """
     converted = _converted(path, tensors, architecture)
     if expected and (found := tensors_sha256(converted.tensors)) != expected:
         raise CheckpointError(

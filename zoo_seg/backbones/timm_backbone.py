@@ -81,6 +81,18 @@ def find_timm_backbone(name: str, ours: Iterable[str]) -> Backbone:
     return Backbone(name, partial(_create, name))
 
 
+def imagenet_weights(name: str, in_chans: int) -> dict[str, Tensor]:
+    """timm's ImageNet weights of a model, without its classifier; fetches them.
+
+    Raises:
+        OptionError: timm has none.
+        DownloadError: they cannot be fetched.
+    """
+    if not timm.is_model(name):
+        raise OptionError(f"there are no ImageNet weights of {name!r}; leave backbone_pretrained out")
+    return _create(name, levels=1, in_chans=in_chans, pretrained=True).state_dict()
+
+
 def _create(
     name: str,
     *,

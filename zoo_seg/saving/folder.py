@@ -64,7 +64,7 @@ def _of_schema_1(raw: dict[str, Any]) -> dict[str, Any]:
     licences = {name: raw.pop(f"{name}_licence", None) for name in ("code", "weights", "data")}
     return {
         **raw,
-        "architecture": architecture_of_schema_1(raw.get("architecture") or {}),
+        "architecture": architecture_of_schema_1(raw["architecture"]) if "architecture" in raw else None,
         "metrics": [metric_of_schema_1(metric) for metric in raw.get("metrics", ())],
         "licence": licences,
         "weights": raw.get("started_from") if published else None,

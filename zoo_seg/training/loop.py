@@ -10,7 +10,6 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
-from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -93,10 +92,8 @@ class Loop:
         if accelerator.num_processes > 1 and settings.freeze != "batchnorm":
             synchronise(model, self.device)
         self.model = model.to(self.device).to(memory_format=torch.channels_last)
-        self.ema = None
         if settings.ema is not None:
-            self.ema = ModelEmaV3(self.kept.to(self.device), settings.ema, use_warmup=True)
-            self.kept = self.ema.module
+            self.kept.to(self.device)
         self.heads, self.optimizer = accelerator.prepare(heads, _optimizer(model, settings))
 
     # --- the way through the epochs ---------------------------------------------------------------
@@ -161,8 +158,8 @@ class Loop:
         if not math.isfinite(value):
             raise self._not_finite(value, indices)
         self.optimizer.step()
-        if self.ema is not None:
-            self.ema.update(self.model, self.step)
+        if self.settings.ema is not None:
+            _follow(self.kept, self.model, self.settings.ema, self.step)
         return value
 
     def _loss(self, x: Tensor, y: Tensor) -> Tensor:
@@ -210,7 +207,7 @@ class Loop:
     # --- measuring and keeping --------------------------------------------------------------------
 
     def _validate(self) -> dict[str, float]:
-        if self.ema is None:
+        if self.settings.ema is None:
             self.kept.load_state_dict(self.model.state_dict())
         measured = measure(
             self.kept.to(self.device),
@@ -248,7 +245,7 @@ class Loop:
             "best": self.best,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "ema": None if self.ema is None else self.ema.module.state_dict(),
+            "ema": None if self.settings.ema is None else self.kept.state_dict(),
             "scaler": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
         }
 
@@ -257,10 +254,23 @@ class Loop:
         self.epoch, self.step, self.best = state["epoch"], state["step"], state["best"]
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        if self.ema is not None:
-            self.ema.module.load_state_dict(state["ema"])
+        if self.settings.ema is not None:
+            self.kept.load_state_dict(state["ema"])
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
+
+
+@torch.no_grad()
+def _follow(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
+    """Move an exponential moving average towards the model; the decay grows from 0, so that the start is forgotten."""
+    share = 1 - min(decay, 1 - max(step, 1) ** (-2 / 3))
+    old, new = average.state_dict().values(), model.state_dict().values()
+    pairs = list(zip(old, new, strict=True))
+    floats = [pair for pair in pairs if pair[0].is_floating_point()]
+    torch._foreach_lerp_([kept for kept, _ in floats], [now for _, now in floats], share)
+    for kept, now in pairs:
+        if not kept.is_floating_point():
+            kept.copy_(now)
 
 
 def _optimizer(model: SegmentationModel, settings: Settings) -> torch.optim.Optimizer:
