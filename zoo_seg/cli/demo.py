@@ -29,7 +29,15 @@ def run(arguments: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="zoo_seg_") as uploads:  # nobody else reads them, and none stays
         os.environ.setdefault("GRADIO_TEMP_DIR", uploads)
         blocks = page(Networks({name: model}, device_of(arguments)))
-        address = launch(blocks, host=bound, port=port, inbrowser=arguments.open, prevent_thread_lock=True, quiet=True)
+        address = launch(
+            blocks,
+            host=bound,
+            port=port,
+            allow_hosts=arguments.allow_host,
+            inbrowser=arguments.open,
+            prevent_thread_lock=True,
+            quiet=True,
+        )
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that uploads go then, too
         print(f"zoo_seg is at {address} (Ctrl-C ends it)", flush=True)
         try:
