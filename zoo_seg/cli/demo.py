@@ -11,6 +11,7 @@ import tempfile
 import threading
 
 from zoo_seg.cli.network import device_of, load_network
+from zoo_seg.demo.gate import Hosts
 from zoo_seg.demo.networks import Networks
 from zoo_seg.demo.page import launch, page
 from zoo_seg.errors import OptionError
@@ -21,7 +22,8 @@ from zoo_seg.weights.download import shown
 def run(arguments: argparse.Namespace) -> int:
     """Serve the page until Ctrl-C."""
     host, port = arguments.host, arguments.port
-    _check_address(host, port)  # before anything is fetched or loaded
+    _check_address(host, port)
+    Hosts(host, arguments.allow_host)  # before anything is fetched or loaded
     choose_device(device_of(arguments))
     model = load_network(arguments)
     name = model.weights.id if model.weights else shown(arguments.weights)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import stat
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
 
-from zoo_seg.errors import ImageError
+from zoo_seg.errors import ImageError, OptionError
 from zoo_seg.inference.picture import drawn_street
 
 LARGEST_FILE = 100 * 2**20
@@ -88,9 +89,15 @@ class Hosts:
         bound: where it is served. At every address of the machine (0.0.0.0) any address is let in, for no other
             page can own one, and the machine's name.
         allowed: more names, such as that of a proxy in front; their pages may ask on any port.
+
+    Raises:
+        OptionError: one of them is no name.
     """
 
-    def __init__(self, bound: str, allowed: Iterable[str] = ()) -> None:
+    def __init__(self, bound: str, allowed: Sequence[str] = ()) -> None:
+        for each in allowed:
+            if not re.fullmatch(r"[a-z0-9._:-]+", host_name(each)):
+                raise OptionError(f"--allow-host {each!r}: expected the name of a host, such as zoo.example.org")
         self.allowed = {host_name(each) for each in allowed}
         self._names = {"localhost", "127.0.0.1", "::1", host_name(bound)}
         self._everywhere = bound in ("", "0.0.0.0", "::", "[::]")
@@ -101,13 +108,13 @@ class Hosts:
     def know(self, host: str) -> bool:
         """Whether a `Host` header is one of them."""
         name = host_name(host)
-        return name in self._names | self.allowed or (self._everywhere and _is_address(name))
+        return bool(name) and (name in self._names | self.allowed or (self._everywhere and _is_address(name)))
 
     def trust(self, origin: str, host: str) -> bool:
         """Whether an `Origin` header is that of this page, asked for by this `Host`, or of an allowed one."""
         name = host_name(origin)
         ours = name in self._names or name == host_name(host)
-        return name in self.allowed or (ours and _port(origin) == _port(host))
+        return bool(name) and (name in self.allowed or (ours and _port(origin) == _port(host)))
 
 
 def host_name(text: str) -> str:

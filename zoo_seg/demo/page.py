@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +147,7 @@ def launch(
     *,
     host: str | None = None,
     port: int | None = None,
-    allow_hosts: Iterable[str] = (),
+    allow_hosts: Sequence[str] = (),
     share: bool = False,
     **options: Any,
 ) -> str:
@@ -161,6 +161,9 @@ def launch(
         allow_hosts: more names that it answers to, such as that of a proxy in front.
         share: make a link for others, by gradio's server.
         options: of `gradio.Blocks.launch`.
+
+    Raises:
+        OptionError: one of `allow_hosts` is no name.
     """
     os.environ.setdefault("ZOO_SEG_MAX_PIXELS", str(_MOST_PIXELS))
     bound = host or os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1"
