@@ -1,11 +1,11 @@
-"""`predict --engine ray` beside the one process of `--engine local`, a core for each: pictures a second.
+"""`predict --engine ray` beside the one process of `--engine local`, a core for each: images a second.
 
     python benchmarks/scale.py --write
 
-Each row is a process of its own that predicts generated pictures (640x480 JPEG) and writes masks and overlays. The
-rate counts from the first quarter of the pictures to nine tenths of them: starting and ending are left out, for they
-take as long with a million pictures; the time until the first result is a column of its own. What a million pictures
-take on N workers is computed from the processor time that a worker spends on a picture, which other programs on the
+Each row is a process of its own that predicts generated images (640x480 JPEG) and writes masks and overlays. The
+rate counts from the first quarter of the images to nine tenths of them: starting and ending are left out, for they
+take as long with a million images; the time until the first result is a column of its own. What a million images
+take on N workers is computed from the processor time that a worker spends on an image, which other programs on the
 machine change less than the rate.
 """
 
@@ -81,7 +81,7 @@ def workers_now() -> Iterator[tuple[float, float]]:
 
 
 def plan_a_million() -> dict[str, float]:
-    """Memory and time of the driver: a plan of a million pictures, as it travels to the cluster and comes back."""
+    """Memory and time of the driver: a plan of a million images, as it travels to the cluster and comes back."""
     from zoo_seg.cli.plan import note, plan
     from zoo_seg.cli.report import Report
     from zoo_seg.scale import cluster
@@ -196,9 +196,9 @@ def tell(measured: dict[str, list[dict[str, float]]], size: float, driver: dict[
     ]
     head = [
         "",
-        "pictures/s",
+        "images/s",
         "beside local",
-        "processor time a picture",
+        "processor time an image",
         "beside local",
         "first result after",
         "memory",
@@ -216,11 +216,11 @@ def tell(measured: dict[str, list[dict[str, float]]], size: float, driver: dict[
         [f"{count}", f"{count / each:.1f}", f"{1e6 * each / count / 3600:.1f} h", f"{1e6 * each / 3600:.0f} h"]
         for count in (1, 10, 100)
     ]
-    second = table(["workers of one core", "pictures/s", "a million pictures take", "core hours"], costs)
+    second = table(["workers of one core", "images/s", "a million images take", "core hours"], costs)
     second += [
         "",
-        f"Masks and overlays of a million such pictures: {size / 1e3:.0f} GB. The plan and the report of a million "
-        f"pictures, where the command runs: {driver['memory']:.0f} MiB and {driver['seconds']:.0f} s.",
+        f"Masks and overlays of a million such images: {size / 1e3:.0f} GB. The plan and the report of a million "
+        f"images, where the command runs: {driver['memory']:.0f} MiB and {driver['seconds']:.0f} s.",
     ]
     print("\n".join([*first, "", *second]))
     if arguments.write:

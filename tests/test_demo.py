@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import http.client
 import io
 import json
 import os
@@ -13,17 +14,21 @@ import signal
 import socket
 import subprocess
 import sys
-import urllib.request
+import threading
+import time
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import numpy as np
 import pytest
 from conftest import REPOSITORY, Zoo
 from PIL import Image
+from servers import Server, send, silence
 
 import zoo_seg
 import zoo_seg.cli
@@ -32,6 +37,7 @@ from zoo_seg.inference.segmentation import Segmentation
 
 pytest.importorskip("gradio")
 import zoo_seg.demo.networks as networks_module
+from zoo_seg.demo.gate import Hosts, Upload
 from zoo_seg.demo.networks import Networks
 from zoo_seg.demo.page import show_html
 from zoo_seg.demo.view import View, agreement, results_html
@@ -50,6 +56,10 @@ def blocks(path: Path, width: int = 60, height: int = 40) -> Path:
     colours = np.random.default_rng(0).integers(0, 256, (-(-height // 10), -(-width // 10), 3), dtype=np.uint8)
     Image.fromarray(colours.repeat(10, 0).repeat(10, 1)[:height, :width]).save(path)
     return path
+
+
+def uploaded(path: Path) -> Upload:
+    return Upload(str(blocks(path)), path.parent)
 
 
 def result(height: int, width: int, classes: int = 4) -> Segmentation:
@@ -143,19 +153,19 @@ def test_agreement_is_of_networks_with_the_same_classes() -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"not a picture", "not a picture that Pillow can read"), (b"", "not a picture"), (None, "there is no such file")],
+    [(b"no image", "that Pillow can read"), (b"", "that Pillow can read"), (None, "is not among the uploaded images")],
 )
 def test_a_broken_picture_is_one_message(content: bytes | None, message: str, tmp_path: Path) -> None:
     path = tmp_path / "broken.jpg"
     if content is not None:
         path.write_bytes(content)
-    text = show_html(Networks(), str(path), PACKAGED, "toy_r50.toys_me")
-    assert text.count('role="alert"') == 1 and f"broken.jpg: {message}" in text and str(tmp_path) not in text
+    text = show_html(Networks(), Upload(str(path), tmp_path), PACKAGED, "toy_r50.toys_me")
+    assert text.count('role="alert"') == 1 and "broken.jpg: " in text and message in text and str(tmp_path) not in text
 
 
 def test_a_picture_of_too_many_pixels_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    assert "2400 pixels" in show_html(Networks(), str(blocks(tmp_path / "bomb.png")), PACKAGED)
+    assert "2400 pixels" in show_html(Networks(), uploaded(tmp_path / "bomb.png"), PACKAGED)
 
 
 def test_what_goes_wrong_with_one_network_leaves_the_other(
@@ -163,7 +173,7 @@ def test_what_goes_wrong_with_one_network_leaves_the_other(
 ) -> None:
     monkeypatch.setenv("ZOO_SEG_OFFLINE", "1")
     missing = "fcn_resnet50_os8.voc_ssseg"
-    picture = str(blocks(tmp_path / "a.png"))
+    picture = uploaded(tmp_path / "a.png")
     text = show_html(Networks(), picture, missing, "toy_r50.toys_me")
     assert text.count('role="alert"') == text.count("zoo-download") == 1 and "ZOO_SEG_OFFLINE" in text
     monkeypatch.setattr(networks_module, "create_model", lambda *_: 1 // 0)
@@ -205,6 +215,7 @@ def test_a_port_in_use(capsys: pytest.CaptureFixture[str]) -> None:
         ("--port 0", "is not a port"),
         ("--port 70000", "is not a port"),
         ("--host no.such.invalid", "--host no.such.invalid: cannot listen there"),
+        ("--allow-host *", "--allow-host '*': expected the name of a host, such as zoo.example.org"),
         ("--host 192.0.2.1", "--host 192.0.2.1: cannot listen there"),
         ("--device cuda:99", "device 'cuda:99' cannot be used"),
         ("--weights ade20k", "needs a --model"),
@@ -266,11 +277,9 @@ def serving(command: list[str | Path], port: int, **environment: str) -> Iterato
 @pytest.fixture(scope="module")
 def address(_toy_files: Zoo, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Where `zoo-seg demo` serves, with the toys beside the published weights and no network."""
-    if CHROMIUM is None:
-        pytest.skip("there is no Chromium")
     port, temporary = free_port(), tmp_path_factory.mktemp("temporary")
     with serving(
-        ["-m", "zoo_seg", "demo", "--port", str(port)],
+        ["-m", "zoo_seg", "demo", "--port", str(port), "--allow-host", "zoo.example.org"],
         port,
         ZOO_SEG_HOME=str(tmp_path_factory.mktemp("home")),
         ZOO_SEG_OFFLINE="1",
@@ -414,7 +423,7 @@ def test_two_networks_are_compared(page: Page) -> None:
 def test_what_fails_is_a_message_in_the_page(page: Page, tmp_path: Path) -> None:
     (tmp_path / "broken.jpg").write_bytes(b"not a picture")
     upload(page, tmp_path / "broken.jpg")
-    page.wait_for_selector("[role=alert] >> text=broken.jpg: not a picture that Pillow can read")
+    page.wait_for_selector("[role=alert] >> text=that Pillow can read")
     upload(page, blocks(tmp_path / "whole.png"))
     wait_for_mask(page, "whole_mask.png")
     choose(page, "first", "fcn_resnet50_os8.voc_ssseg")
@@ -436,23 +445,211 @@ def test_a_picture_is_pasted_dropped_and_removed(page: Page, tmp_path: Path) -> 
     )
     wait_for_mask(page, "pasted_mask.png")
     page.get_by_label("Remove Image").click()
-    page.wait_for_selector("[role=status] >> text=No picture yet")
+    page.wait_for_selector("[role=status] >> text=No image yet")
     page.click("text=Show the drawn street")
     wait_for_mask(page, "street_mask.png")
     (tmp_path / "broken.jpg").write_bytes(b"not a picture")
     upload(page, tmp_path / "broken.jpg")  # it is zoo_seg that reads it, after an example as well
-    page.wait_for_selector("[role=alert] >> text=broken.jpg: not a picture that Pillow can read")
+    page.wait_for_selector("[role=alert] >> text=that Pillow can read")
+
+
+# --- without a browser --------------------------------------------------------------------------
+
+
+@dataclass
+class Visitor:
+    """Asks a page without a browser, and says what it likes."""
+
+    port: int
+
+    def ask(self, method: str, path: str, body: Any = b"", **headers: str) -> tuple[int, str]:
+        """Status and text of an answer; a header is left out where it is None."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        if not isinstance(body, bytes):
+            body, headers = json.dumps(body).encode(), {"Content-Type": "application/json", **headers}
+        connection.request(method, path, body, headers)
+        with contextlib.closing(connection.getresponse()) as answer:
+            return answer.status, answer.read().decode()
+
+    def show(self, *inputs: Any, function: int = 2) -> str:
+        """What the page shows for an image, weights and weights to compare with."""
+        session = os.urandom(8).hex()
+        joined, text = self.ask(
+            "POST", "/gradio_api/queue/join", {"data": inputs, "fn_index": function, "session_hash": session}
+        )
+        assert joined == 200, text
+        _, text = self.ask("GET", f"/gradio_api/queue/data?session_hash={session}")
+        messages = [json.loads(line.removeprefix("data: ")) for line in text.splitlines() if line]
+        (output,) = [each["output"] for each in messages if each["msg"] == "process_completed"]
+        return str(output["data"][0] if "data" in output else output)
+
+    def upload(self, name: str, content: bytes, **headers: str) -> tuple[int, str]:
+        head = f'--X\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n'
+        body = head.encode() + content + b"\r\n--X--\r\n"
+        return self.ask(
+            "POST", "/gradio_api/upload", body, **{"Content-Type": "multipart/form-data; boundary=X", **headers}
+        )
+
+
+@pytest.fixture
+def visitor(address: str) -> Visitor:
+    return Visitor(int(address.rstrip("/").rpartition(":")[2]))
+
+
+REAL = {"meta": {"_type": "gradio.FileData"}}
+
+
+def refused(visitor: Visitor, path: str, more: dict[str, Any]) -> bool:
+    said = visitor.show({"path": path, **more}, PACKAGED, "")
+    return "is not among the uploaded images; upload it again" in said and "data:image" not in said
+
+
+def test_an_upload_is_all_that_a_visitor_sees(visitor: Visitor, tmp_path: Path) -> None:
+    blocks(tmp_path / "secret.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    status, text = visitor.upload("../../mine.png", blocks(tmp_path / "mine.png").read_bytes())
+    (mine,) = json.loads(text)
+    assert status == 200 and Path(mine).parent.parent.parent == Path(mine).parents[2] and Path(mine).is_file()
+    assert "data:image" in visitor.show({"path": mine, **REAL}, PACKAGED, "")
+
+    folder = Path(mine).parent
+    (folder / "link.png").symlink_to(tmp_path / "secret.png")
+    (folder / "out").symlink_to(tmp_path)
+    os.mkfifo(folder / "pipe.png")
+    inside = ["link.png", "out/secret.png", "pipe.png", "../nothing.png", "../../../../etc/hostname", "\0.png"]
+    outside = ["secret.png", "nothing.png", "pipe.png", "", "secret.png/../secret.png"]
+    paths = [f"{folder}/{name}" for name in inside] + [f"{tmp_path}/{name}" for name in outside]
+    paths += ["/etc/passwd", "/dev/zero", "/proc/self/environ", str(folder), f"{folder}x/a.png", "", "~", "\udc80.png"]
+    paths += [f"http://127.0.0.1:{visitor.port}/theme.css", f"file://{tmp_path}/secret.png", mine + "/" + "a" * 5000]
+    for path in paths:
+        assert refused(visitor, path, {}), path
+        assert refused(visitor, path, REAL), path
+        status, text = visitor.ask("GET", f"/gradio_api/file={quote(path.encode('utf-8', 'surrogateescape'))}")
+        assert (status, text) == (404, "not found\n"), path
+    assert visitor.ask("GET", f"/gradio_api/file={quote(mine)}")[0] == 200
+    assert "data:image" in visitor.show({"path": mine}, PACKAGED, "")  # nobody waits for a pipe
+
+
+def test_nothing_is_fetched_for_a_visitor(visitor: Visitor) -> None:
+    with Server() as server:
+        url = server.url("image.png")
+        link = {"path": url, "url": url, **REAL}
+        assert refused(visitor, url, REAL)
+        assert "No image yet" in visitor.show({"url": url, **REAL}, PACKAGED, "")
+        for inputs in ([None, link, ""], [None, PACKAGED, link], [None, [PACKAGED], ""], [None, PACKAGED, None]):
+            assert "no such weights" in visitor.show(*inputs)
+        for path in (f"file={url}", f"file/{url}", f"proxy={url}", f"proxy={quote(url, '')}"):
+            assert visitor.ask("GET", f"/gradio_api/{path}") == (404, "not found\n")
+        assert not server.asked
+    assert "error" in visitor.show(link)
+
+
+@pytest.mark.parametrize(
+    "route",
+    ["call/show", "run/show", "api/show", "component_server", "process_recording", "vibe-edit", "stream/1", "reset"],
+)
+def test_what_the_page_does_not_ask_for_is_not_there(route: str, visitor: Visitor, tmp_path: Path) -> None:
+    body = {"data": [{"path": str(blocks(tmp_path / "a.png"))}, PACKAGED, ""]}
+    assert visitor.ask("POST", f"/gradio_api/{route}", body) == (404, "not found\n")
+
+
+@pytest.mark.parametrize("name", ["127.0.0.1", "localhost", "LOCALHOST", "[::1]", "zoo.example.org"])
+def test_own_hosts_and_origins_are_served(name: str, visitor: Visitor) -> None:
+    host = f"{name}:{visitor.port}"
+    assert visitor.ask("GET", "/config", Host=host)[0] == 200
+    assert visitor.ask("GET", "/config", Host=host, Origin=f"http://{host}")[0] == 200
+    assert visitor.ask("GET", "/config", Origin="https://zoo.example.org")[0] == 200
+
+
+@pytest.mark.parametrize("name", ["evil.example", "127.0.0.1.evil.example", "192.0.2.1", "0.0.0.0", "null", "a@b:c"])
+def test_foreign_hosts_and_origins_are_refused(name: str, visitor: Visitor) -> None:
+    for path in ("/", "/config", "/gradio_api/queue/data?session_hash=a"):
+        status, text = visitor.ask("GET", path, Host=name)
+        assert status == 403 and "is not allowed; start the page with: zoo-seg demo --allow-host" in text
+        assert visitor.ask("GET", path, Origin=name if name == "null" else f"http://{name}")[0] == 403
+    assert visitor.upload("a.png", b"", Origin=f"http://{name}")[0] == 403
+    other_page = f"http://localhost:{visitor.port + 1}"
+    assert visitor.ask("POST", "/gradio_api/queue/join", {}, Origin=other_page)[0] == 403
+
+
+@pytest.mark.parametrize(
+    ("bound", "host", "known"),
+    [
+        ("0.0.0.0", "192.168.1.5:7860", True),
+        ("[::]", "[fe80::1]:7860", True),
+        ("0.0.0.0", f"{socket.gethostname()}:7860", True),
+        ("0.0.0.0", "evil.example", False),
+        ("192.168.1.5", "192.168.1.5", True),
+        ("192.168.1.5", "192.168.1.6", False),
+        ("Mine.lan", "mine.lan.:7860", True),
+        ("127.0.0.1", "", False),
+        ("127.0.0.1", "localhost,evil.example", False),
+        ("127.0.0.1", "[::1", False),
+    ],
+)
+def test_hosts_follow_the_address_that_is_bound(bound: str, host: str, known: bool) -> None:
+    assert Hosts(bound).know(host) == known
+    assert Hosts(bound).trust(f"http://{host}", host) or not known
+    assert not Hosts(bound).trust("http://203.0.113.9:7860", host)
+
+
+def test_large_requests_are_refused(visitor: Visitor, tmp_path: Path) -> None:
+    status, text = visitor.ask("POST", "/gradio_api/queue/join", b"[" * (1 << 21))
+    assert status == 413 and "2097152 bytes are too many" in text
+    assert visitor.ask("POST", "/gradio_api/upload", b"", **{"Content-Length": str(1 << 30)})[0] == 413
+    assert visitor.ask("POST", "/gradio_api/upload", b"", **{"Transfer-Encoding": "chunked"})[0] == 411
+    Image.new("1", (9000, 9000)).save(tmp_path / "bomb.png")
+    (bomb,) = json.loads(visitor.upload("bomb.png", (tmp_path / "bomb.png").read_bytes())[1])
+    assert "81000000 pixels" in visitor.show({"path": bomb, **REAL}, PACKAGED, "")
+
+
+def test_many_visitors_at_once_are_all_answered(visitor: Visitor, tmp_path: Path) -> None:
+    said: list[str] = []
+
+    def visit(number: int) -> None:
+        path = blocks(tmp_path / f"{number}.png", 40 + number)
+        (mine,) = json.loads(visitor.upload(path.name, path.read_bytes())[1])
+        said.append(visitor.show({"path": mine, **REAL}, PACKAGED, ""))
+
+    threads = [threading.Thread(target=visit, args=(number,)) for number in range(24)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    sizes = {tuple(map(int, re.findall(r'data-(?:width|height)="(\d+)"', text))) for text in said}
+    assert sizes == {(40 + number, 40) for number in range(24)}
 
 
 # --- as a Space ---------------------------------------------------------------------------------
 
 
-def test_the_space_serves_the_same_page(tmp_path: Path) -> None:
+def test_the_space_serves_the_same_page_and_waits_for_no_download(_toy_files: Zoo, tmp_path: Path) -> None:
     folder = REPOSITORY / "examples" / "space"
     header = (folder / "README.md").read_text(encoding="utf-8").split("---")[1]
     facts = dict(line.split(": ", 1) for line in header.strip().splitlines())
     assert facts["sdk"] == "gradio" and (folder / facts["app_file"]).is_file()
-    port = free_port()
-    with serving([folder / "app.py"], port, GRADIO_SERVER_PORT=str(port), GRADIO_TEMP_DIR=str(tmp_path)):
-        config = json.loads(urllib.request.urlopen(f"http://127.0.0.1:{port}/config", timeout=60).read())
-    assert config["title"] == "zoo_seg" and not config["analytics_enabled"]
+    port, games = free_port(), (_toy_files.mirror / "games.pth").read_bytes()
+    with Server() as server:
+        server.plan["games.pth"] = [silence(games[:9]), send(games)]
+        server.files["toys.pth"] = (_toy_files.mirror / "toys.pth").read_bytes()
+        environment = {"GRADIO_SERVER_PORT": str(port), "GRADIO_TEMP_DIR": str(tmp_path), "SPACE_ID": "me/zoo"}
+        environment |= {"ZOO_SEG_MANIFEST": str(_toy_files.manifest), "ZOO_SEG_MIRROR": server.base}
+        environment |= {"ZOO_SEG_HOME": str(tmp_path / "home")}
+        with serving([folder / "app.py"], port, **environment):
+            visitor, street, said = Visitor(port), {"path": str(STREET)}, []
+            status, text = visitor.ask("GET", "/config", Host="me-zoo.hf.space", Origin="https://huggingface.co")
+            config = json.loads(text)
+            assert status == 200 and config["title"] == "zoo_seg" and not config["analytics_enabled"]
+
+            first = threading.Thread(target=lambda: said.append(visitor.show(street, "toy_r50.games_me", "")))
+            first.start()
+            while not server.asked:
+                time.sleep(0.01)
+            assert "data:image" in visitor.show(street, PACKAGED, "")
+            assert "data:image" in visitor.show(street, "toy_r50.toys_me", "")
+            again = visitor.show(street, "toy_r50.games_me", "")
+            assert "others fetch toy_r50.games_me; choose toy_r50.games_me again in a minute" in again
+            assert first.is_alive()
+            server.release.set()
+            first.join()
+            assert "data:image" in said[0]

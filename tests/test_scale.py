@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import signal
@@ -20,6 +21,7 @@ import pytest
 from conftest import REPOSITORY, Zoo
 from drawn import draw_folder
 from PIL import Image
+from servers import Server, send
 
 from zoo_seg.cli import main
 from zoo_seg.errors import OptionError
@@ -31,6 +33,7 @@ from zoo_seg.scale import places
 ray: Any = pytest.importorskip("ray")
 pytest.importorskip("pyarrow")
 
+from zoo_seg.cli.cluster import Ray  # noqa: E402
 from zoo_seg.scale import cluster  # noqa: E402
 from zoo_seg.scale.jobs import Job, Work  # noqa: E402
 
@@ -60,7 +63,7 @@ def predict(zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: py
             code = stop.code if isinstance(stop.code, int) else -1
         out, err = capfd.readouterr()
         assert "Traceback" not in out + err and "unexpected" not in err
-        said = [line for line in err.splitlines(keepends=True) if "picture/s]" not in line and "s/picture]" not in line]
+        said = [line for line in err.splitlines(keepends=True) if "image/s]" not in line and "s/image]" not in line]
         return Result(code, out, "".join(said))  # without the progress of a slow minute
 
     return predict
@@ -90,14 +93,14 @@ def test_a_folder_gives_the_files_of_one_machine(predict: Predict, two_cores: li
     names += [os.fsdecode(b"\xff.png")] if sys.platform == "linux" else []  # no text at all
     for seed, name in enumerate(names):
         picture(Path("p") / name, seed)
-    Path("p/broken.png").write_bytes(b"no picture")
+    Path("p/broken.png").write_bytes(b"no image")
     picture(Path("p/a.jpg"))
     one = predict("p", "--out", "one", "--json", "one.json")
     many = predict("p", "--out", "many", "--json", "many.json", *two_cores)
     assert (one.code, many.code) == (1, 1)
-    assert many.err == one.err.replace("one/", "many/") and "broken.png: not a picture" in many.err
+    assert many.err == one.err.replace("one/", "many/") and "broken.png: not a" in many.err
     assert f"{len(names)} done, 2 failed; results in many; " in many.out
-    assert many.out.endswith("pictures/s from 2 workers (cpu, 1 threads each)\n")
+    assert many.out.endswith("images/s from 2 workers (cpu, 1 threads each)\n")
     assert contents(tmp_path / "many") == contents(tmp_path / "one")
     told = [json.loads(Path(name).read_text().replace("many/", "one/")) for name in ("one.json", "many.json")]
     by_name = [{kind: sorted(rows, key=str) for kind, rows in each.items()} for each in told]
@@ -244,10 +247,10 @@ CARELESS: list[tuple[str, int, str]] = [
     ),
     ("nots3://bucket/p --engine ray", 1, "nots3:// needs another package (Install nots3fs): pip install nots3fs"),
     ("nothing://bucket/p --engine ray", 2, "expected a path, or a URL that fsspec knows"),
-    ("{here}/nothing --engine ray", 2, "/nothing holds no pictures"),
-    ("{here}/empty --engine ray", 2, "/empty holds no pictures"),
+    ("{here}/nothing --engine ray", 2, "/nothing holds no images"),
+    ("{here}/empty --engine ray", 2, "/empty holds no images"),
     ("nothing.txt --engine ray", 1, "nothing.txt cannot be read (No such file or directory)"),
-    ("empty.txt --engine ray", 2, "empty.txt names no pictures; expected a path or URL on each line"),
+    ("empty.txt --engine ray", 2, "empty.txt names no images; expected a path or URL on each line"),
     ("binary.txt --engine ray", 2, "binary.txt is no text file"),
 ]
 
@@ -332,3 +335,77 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: p
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["b.png"]
     with Image.open(tmp_path / "a" / "b.png") as image:
         assert image.size == (3, 2)
+
+
+# --- names that lead elsewhere ------------------------------------------------------------------
+
+ESCAPES = [
+    "file:///a/../../x.png",
+    "http://h/../../x.png",
+    "http://h/%2e%2e/%2E%2E/x.png",
+    "http://h/%252e%252e/x.png",
+    "http://h/a%2f..%2f..%2fx.png",
+    "s3://b/../../x.png",
+    "s3://b/..\\..\\x.png",
+    "s3://b/a%5c..%5c..%5cx.png",
+    "file:///a/../../../../tmp/x.png",
+    "file:///",
+    "file:///.",
+    ".",
+]
+
+
+@pytest.mark.parametrize("remote", [False, True], ids=["folder", "url"])
+def test_a_name_that_leads_out_of_the_results_is_refused(
+    remote: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    refused = ESCAPES + ["s3://b/c::d.png"] * remote
+    fine = {
+        "http://h//etc/x.png": "h/etc/x",
+        "s3://b/./a/../k.png": "b/k",
+        "http://h/a/....png": "h/a/...",
+        "file:///C:/y.png": "C:/y",
+        "s3://b/a%20b.png?v": "b/a%20b",
+    }
+    Path("list.txt").write_text("\n".join([*refused, *fine]))
+    failed, found = found_by_ray("list.txt", out := f"{tmp_path.as_uri()}/out" if remote else "out")
+    assert [entry for entry, _ in failed] == refused
+    assert all("would not lie below --out" in reason or "names no file" in reason for _, reason in failed)
+    assert found == [(entry, f"{out}/{name}") for entry, name in fine.items()]
+
+
+def found_by_ray(path: str, out: str) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """What fails, and what is found, with where its results go."""
+    engine = Ray(argparse.Namespace(out=out, mode="whole", scales=None, flip=False))
+    failed: list[tuple[str, str]] = []
+    return failed, list(engine.found([path], lambda *failure: failed.append(failure)))
+
+
+def test_keys_of_a_storage_are_any_text() -> None:
+    storage = places.place("memory://")[0]
+    bad = ["../../evil.png", "b/../../evil.png", "..\\evil.png", "%2e%2e/evil.png", "x::y.png"]
+    for key in ("ok/a.png", "ok/b/../c.png", *bad):
+        storage.pipe_file(f"/keys/{key}", b"")
+    failed, found = found_by_ray("memory://keys", "out")
+    assert {entry for entry, _ in failed} == {f"memory://keys/{key}" for key in bad}
+    assert found == [("memory://keys/ok/a.png", "out/ok/a"), ("memory://keys/ok/b/../c.png", "out/ok/c")]
+
+
+@pytest.mark.parametrize("remote", [False, True], ids=["folder", "url"])
+def test_nothing_is_written_outside_of_the_results(
+    remote: bool, predict: Predict, two_cores: list[str], tmp_path: Path
+) -> None:
+    path = picture(tmp_path / "p" / "evil.png")
+    with Server() as server:
+        server.always = dict.fromkeys(["evil.png", "a/evil.png", "%2e%2e/evil.png"], send(path.read_bytes()))
+        up = "../" * 12
+        evil = [f"file:///{up}{str(path)[1:]}", f"{server.base}/{up}evil.png", f"{server.base}/%2e%2e/evil.png"]
+        Path("list.txt").write_text("\n".join([*evil, f"{server.base}/a/evil.png"]))
+        out = f"{tmp_path.as_uri()}/deep/out" if remote else "deep/out"
+        result = predict("list.txt", "--out", out, "--no-overlay", *two_cores)
+    written = {each.relative_to(tmp_path).as_posix() for each in tmp_path.rglob("*_mask.png")}
+    assert written == {f"deep/out/127.0.0.1:{server.server_port}/a/evil_mask.png"}
+    lines = result.err.splitlines()
+    assert result.code == 1 and len(lines) == len(evil)
+    assert all(line.startswith(f"zoo-seg: {url}: its results") for line, url in zip(lines, evil, strict=True))

@@ -20,7 +20,7 @@ from zoo_seg.cli.report import Report
 from zoo_seg.errors import OptionError, ScaleError, ZooSegError
 from zoo_seg.scale.cluster import check_reachable, cluster, predict, share
 from zoo_seg.scale.jobs import Job
-from zoo_seg.scale.places import Times, is_url, place, read_text, remove, times, write_text
+from zoo_seg.scale.places import Times, below, is_url, place, read_text, remove, times, write_text
 
 T = TypeVar("T")
 
@@ -30,7 +30,7 @@ _SECONDS = 60
 
 
 class Ray:
-    """The workers of a Ray cluster; pictures and results lie where all of them reach."""
+    """The workers of a Ray cluster; images and results lie where all of them reach."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments = arguments
@@ -45,8 +45,12 @@ class Ray:
             for picture, name in _found(path, fail):
                 if picture not in seen:
                     seen.add(picture)
-                    target = f"{self.out}/{name}" if is_url(self.out) else str(Path(self.out, name))
-                    yield picture, target
+                    try:
+                        target = below(self.out, name)
+                    except OptionError as error:
+                        fail(picture, str(error))
+                    else:
+                        yield picture, target
 
     def times(self) -> Times:
         return _reached(self.out, times)
@@ -79,25 +83,29 @@ class Ray:
             finally:
                 remove(staging)
         rate = len(jobs) / (monotonic() - begun)
-        return f"; {rate:.2f} pictures/s from {how.workers} workers ({how.device}, {how.threads} threads each)"
+        return f"; {rate:.2f} images/s from {how.workers} workers ({how.device}, {how.threads} threads each)"
 
 
 def _with_progress(outcomes: Iterator[tuple[Job, str | None]], total: int) -> Iterator[tuple[Job, str | None]]:
-    """A bar with pictures per second and the time left; where there is no terminal a line every minute."""
+    """A bar with images per second and the time left; where there is no terminal a line every minute."""
     terminal = sys.stderr.isatty()
     how: dict[str, Any] = {} if terminal else {"mininterval": _SECONDS, "delay": _SECONDS, "ascii": True}
-    yield from tqdm(outcomes, total=total, unit="picture", **how)
+    yield from tqdm(outcomes, total=total, unit="image", **how)
 
 
-# --- pictures anywhere --------------------------------------------------------------------------
+# --- images anywhere ----------------------------------------------------------------------------
 
 
 def _found(path: str, fail: Callable[[str, str], None]) -> Iterator[tuple[str, str]]:
-    """Every picture of a folder, URL, list or glob, and its name below the results: its folders and its stem."""
+    """Every image of a folder, URL, list or glob, and its name below the results: its folders and its stem."""
     if path.lower().endswith(_LIST):
         yield from _listed(path, fail)
     elif is_url(path):
-        yield from _reached(path, _below)
+        for picture, name in _reached(path, _below):
+            if "::" in name and "::" not in path:
+                fail(picture, "has a '::' in its name, which fsspec takes for another storage; rename it")
+            else:
+                yield picture, name
     else:
         for picture, folder in pictures([path], lambda path, reason: fail(str(path), reason)):
             if reason := trouble(picture):
@@ -107,7 +115,7 @@ def _found(path: str, fail: Callable[[str, str], None]) -> Iterator[tuple[str, s
 
 
 def _below(url: str) -> list[tuple[str, str]]:
-    """The pictures of a folder elsewhere, as `pictures` finds them in one of this machine; or the one at the URL."""
+    """The images of a folder elsewhere, as `pictures` finds them in one of this machine; or the one at the URL."""
     file_system, root = place(url)
     if not url.endswith("/") and file_system.isfile(root):
         return [(url, PurePosixPath(_path_of(url)).stem)]
@@ -119,19 +127,19 @@ def _below(url: str) -> list[tuple[str, str]]:
 
     wanted = [name for name in names if is_wanted(name) and not is_result(name)]
     if not wanted:
-        raise OptionError(f"{url} holds no pictures ({', '.join(sorted(suffixes()))}), or is not there")
-    return [(f"{url.rstrip('/')}/{name}", str(PurePosixPath(name).with_suffix(""))) for name in wanted]
+        raise OptionError(f"{url} holds no images ({', '.join(sorted(suffixes()))}), or is not there")
+    return [(f"{url.rstrip('/')}/{name}", _without_ending(name)) for name in wanted]
 
 
 def _listed(path: str, fail: Callable[[str, str], None]) -> Iterator[tuple[str, str]]:
-    """The pictures of a text file: a path or URL on each line; blank lines and those after a # are passed over."""
+    """The images of a text file: a path or URL on each line; blank lines and those after a # are passed over."""
     text = _reached(path, read_text)
     if "\0" in text:
         raise OptionError(f"{path} is no text file; expected a path or URL on each line")
     entries = [line.strip() for line in text.lstrip("\ufeff").splitlines()]
     entries = [entry for entry in entries if entry and not entry.startswith("#")]
     if not entries:
-        raise OptionError(f"{path} names no pictures; expected a path or URL on each line")
+        raise OptionError(f"{path} names no images; expected a path or URL on each line")
     for entry in entries:
         if not is_url(entry) and (reason := trouble(Path(entry))):
             fail(entry, reason)
@@ -140,7 +148,7 @@ def _listed(path: str, fail: Callable[[str, str], None]) -> Iterator[tuple[str, 
 
 
 def _whole_name(entry: str) -> str:
-    """All the folders of a list's picture and its stem: two lists never put two pictures in one place."""
+    """All the folders of a list's image and its stem: two lists never put two images in one place."""
     if is_url(entry):
         name = _path_of(entry)
     else:
@@ -148,7 +156,13 @@ def _whole_name(entry: str) -> str:
         if name.startswith(os.pardir):
             name = os.path.abspath(name)  # noqa: PTH100
         name = Path(name).relative_to(Path(name).anchor).as_posix()
-    return str(PurePosixPath(name).with_suffix(""))
+    return _without_ending(name)
+
+
+def _without_ending(name: str) -> str:
+    """Empty where there is no name."""
+    path = PurePosixPath(name)
+    return str(path.with_suffix("")) if path.name else ""
 
 
 def _path_of(url: str) -> str:

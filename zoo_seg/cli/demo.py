@@ -11,6 +11,7 @@ import tempfile
 import threading
 
 from zoo_seg.cli.network import device_of, load_network
+from zoo_seg.demo.gate import Hosts
 from zoo_seg.demo.networks import Networks
 from zoo_seg.demo.page import launch, page
 from zoo_seg.errors import OptionError
@@ -21,7 +22,8 @@ from zoo_seg.inference.predictor import choose_device
 def run(arguments: argparse.Namespace) -> int:
     """Serve the page until Ctrl-C."""
     host, port = arguments.host, arguments.port
-    _check_address(host, port)  # before anything is fetched or loaded
+    _check_address(host, port)
+    Hosts(host, arguments.allow_host)  # before anything is fetched or loaded
     choose_device(device_of(arguments))
     model = load_network(arguments)
     name = model.weights.id if model.weights else shown(arguments.weights)
@@ -29,7 +31,15 @@ def run(arguments: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="zoo_seg_") as uploads:  # nobody else reads them, and none stays
         os.environ.setdefault("GRADIO_TEMP_DIR", uploads)
         blocks = page(Networks({name: model}, device_of(arguments)))
-        address = launch(blocks, host=bound, port=port, inbrowser=arguments.open, prevent_thread_lock=True, quiet=True)
+        address = launch(
+            blocks,
+            host=bound,
+            port=port,
+            allow_hosts=arguments.allow_host,
+            inbrowser=arguments.open,
+            prevent_thread_lock=True,
+            quiet=True,
+        )
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that uploads go then, too
         print(f"zoo_seg is at {address} (Ctrl-C ends it)", flush=True)
         try:

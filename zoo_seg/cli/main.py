@@ -309,6 +309,13 @@ def _add_demo(verbs: Any) -> None:
     )
     parser.add_argument("--host", default="127.0.0.1", metavar="NAME", help="default 127.0.0.1: this machine alone")
     parser.add_argument("--port", type=_port, default=7860, metavar="N", help="default 7860")
+    parser.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="answer to this name as well, such as that of a proxy in front; may be given several times",
+    )
     parser.add_argument("--model", metavar="NAME", help="a model name; not needed where --weights is an id or a folder")
     parser.add_argument(
         "--weights",

@@ -1,1 +1,1 @@
-"""The web page of `zoo-seg demo`: a picture, a network, and what it sees. Needs the extra `demo`."""
+"""The web page of `zoo-seg demo`: an image, a network, and what it sees. Needs the extra `demo`."""

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
+from threading import Condition, Lock
 
+from zoo_seg.errors import DownloadError
 from zoo_seg.factory import create_model
-from zoo_seg.images.reading import RGB, read_picture
+from zoo_seg.images.reading import RGB, Picture, read_picture
 from zoo_seg.inference.segmentation import Segmentation
 from zoo_seg.manifest import Weights, get_weights, list_weights
 from zoo_seg.model import SegmentationModel
+from zoo_seg.hub.cache import fetch, local
 
 _HELD = 2
 """Networks, and results, that are kept: as many as are seen side by side."""
+_FETCHES = 4
+"""Downloads at a time."""
+_PATIENCE = 5
+"""Seconds to wait for somebody else's download."""
 
 
 class Networks:
-    """Weights by name, and what each makes of a picture. Not for several threads at once.
+    """Weights by name, and what each makes of an image, for many threads: one computes at a time, beside downloads.
 
     Args:
         own: networks that are loaded already, by the name to show; they stay. The first one is the default.
@@ -30,7 +38,9 @@ class Networks:
         self._own, self._device = dict(own or {}), device
         self._load = lru_cache(_HELD)(_load)
         self._read = lru_cache(1)(read_picture)
-        self.predict = lru_cache(_HELD)(self._predict)
+        self._predicted = lru_cache(_HELD)(self._predict)
+        self._computing, self._fetches = Lock(), Condition()
+        self._fetching: set[str] = set()
         self.default = next(iter(self._own), None) or _packaged().id
 
     def names(self) -> list[str]:
@@ -47,15 +57,48 @@ class Networks:
         miou = "" if record.miou is None else f" · mIoU {record.miou:g} %"
         return f"{record.num_classes} classes of {record.dataset}{miou} · {record.parameters / 1e6:.1f} M parameters"
 
-    def picture(self, path: str) -> RGB:
-        """The pixels of a file, read once for all networks; raises as `read_picture` does."""
-        return self._read(path)
+    def image(self, image: Picture) -> RGB:
+        """The pixels of an image, read once for all networks; raises as `read_picture` does."""
+        with self._computing:
+            return self._read(image)
 
-    def _predict(self, path: str, name: str) -> Segmentation:
-        """What the network of this name makes of a picture file; raises as `create_model` and `predict` do."""
-        picture = self.picture(path)  # first: a broken file is not worth a download
+    def predict(self, image: Picture, name: str) -> Segmentation:
+        """What the network of this name makes of an image; raises as `read_picture`, `create_model` and `predict` do.
+
+        Args:
+            image: hashable, such as a path.
+
+        Raises:
+            DownloadError: others wait for these weights, or for too many; the message says to come again.
+        """
+        self.image(image)  # first: a broken file is not worth a download
+        if name not in self._own and local(get_weights(name)) is None:
+            with self._turn_to_fetch(name):
+                fetch(get_weights(name))
+        with self._computing:
+            return self._predicted(image, name)
+
+    @contextmanager
+    def _turn_to_fetch(self, name: str) -> Iterator[None]:
+        """Weights are fetched once, and few at a time; whoever waits gives up before all threads do."""
+        with self._fetches:
+            if not self._fetches.wait_for(
+                lambda: name not in self._fetching and len(self._fetching) < _FETCHES, _PATIENCE
+            ):
+                raise DownloadError(
+                    f"others fetch {', '.join(sorted(self._fetching))}; choose {name} again in a minute"
+                )
+            self._fetching.add(name)
+        try:
+            yield
+        finally:
+            with self._fetches:
+                self._fetching.remove(name)
+                self._fetches.notify_all()
+
+    def _predict(self, image: Picture, name: str) -> Segmentation:
         model = self._own.get(name) or self._load(name)
-        return model.predict(picture, device=self._device)
+        return model.predict(self._read(image), device=self._device)
 
 
 def _load(name: str) -> SegmentationModel:

@@ -1,4 +1,4 @@
-"""A result as HTML: the picture, the colours over it, the ids beneath the pointer, the legend and the mask's file."""
+"""A result as HTML: the image, the colours over it, the ids beneath the pointer, the legend and the mask's file."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from PIL import Image
 from zoo_seg.inference.segmentation import Segmentation
 
 _SHOWN = 1280
-"""The longer side of what a page shows, in pixels; the mask to download keeps the picture's size."""
+"""The longer side of what a page shows, in pixels; the mask to download keeps the image's size."""
 
 
 @dataclass(frozen=True)
 class View:
-    """What weights make of a picture, or why they could not."""
+    """What weights make of an image, or why they could not."""
 
     name: str
     """Of the weights."""
@@ -35,7 +35,7 @@ def results_html(views: Sequence[View], stem: str) -> str:
     """One view, or two beside each other with the share of pixels on which they agree.
 
     Args:
-        stem: of the picture's file name; the mask's begins with it.
+        stem: of the image's file name; the mask's begins with it.
     """
     files = [
         f"{stem}_mask.png",
@@ -53,7 +53,7 @@ def message_html(text: str, *, alarm: bool = False) -> str:
 
 
 def agreement(first: Segmentation, second: Segmentation) -> float | None:
-    """The share of pixels, 0 to 1, that two class maps of one picture give the same class; None for other classes."""
+    """The share of pixels, 0 to 1, that two class maps of one image give the same class; None for other classes."""
     return float(np.mean(first.mask == second.mask)) if first.classes == second.classes else None
 
 
@@ -75,7 +75,7 @@ def _view(view: View, file: str) -> str:
 
 
 def _picture(result: Segmentation) -> str:
-    """The picture under the colours. `data-ids` are the class ids, row by row, compressed by zlib."""
+    """The image under the colours. `data-ids` are the class ids, row by row, compressed by zlib."""
     shown = _smaller(result)
     height, width = shown.mask.shape
     assert shown.picture is not None
@@ -85,7 +85,7 @@ def _picture(result: Segmentation) -> str:
     return (
         f'<div class="zoo-picture" data-ids="{ids}" data-bytes="{shown.mask.itemsize}" data-names="{names}" '
         f'data-width="{width}" data-height="{height}" style="--ratio:{width / height:.4f}">'
-        f'<img class="zoo-below" alt="the picture" src="{_data(Image.fromarray(shown.picture), "JPEG", quality=88)}">'
+        f'<img class="zoo-below" alt="the image" src="{_data(Image.fromarray(shown.picture), "JPEG", quality=88)}">'
         f'<img class="zoo-colours" alt="its classes: {html.escape(said)}" src="{_data(shown.colorize(), "PNG")}">'
         '<span class="zoo-label" aria-hidden="true"></span></div>'
     )
@@ -101,7 +101,7 @@ def _below(result: Segmentation, file: str) -> str:
     )
     height, width = result.mask.shape
     return (
-        f'<ul class="zoo-legend" aria-label="classes and their share of the picture">{rows}</ul>'
+        f'<ul class="zoo-legend" aria-label="classes and their share of the image">{rows}</ul>'
         f'<a class="zoo-download" download="{html.escape(file)}" href="{_data(result.indexed(), "PNG")}">'
         f"Download the mask <small>PNG of class ids, {width}×{height}</small></a>"
     )

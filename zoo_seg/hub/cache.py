@@ -139,7 +139,16 @@ def fetch(weights: Weights, *, progress: bool = True) -> CachedFile:
             file, got = _obtain(weights, _folder(weights), resume=alone, progress=progress)
             return CachedFile(got.path, _remember(got, file.sha256), _claim(file, got.sha256))
 
-    return _packaged(weights) or _cached(weights) or _whatever_is_removed(fetched)
+    return local(weights) or _whatever_is_removed(fetched)
+
+
+def local(weights: Weights) -> CachedFile | None:
+    """The file of a record if it is on this machine, in this package or the cache.
+
+    Raises:
+        HashMismatchError: the file in the package is damaged.
+    """
+    return _packaged(weights) or _cached(weights)
 
 
 def export(weights: Weights, folder: Path, *, progress: bool = True) -> Path:

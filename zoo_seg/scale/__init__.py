@@ -1,1 +1,1 @@
-"""Many pictures: what is done with each, where the files lie, and the Ray cluster that shares them out."""
+"""Many images: what is done with each, where the files lie, and the Ray cluster that shares them out."""

@@ -1,4 +1,4 @@
-"""The pictures of a run shared out to the workers of a Ray cluster, by Ray Data."""
+"""The images of a run shared out to the workers of a Ray cluster, by Ray Data."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ except ImportError as error:
 _THREADS = 4
 """Of a worker on a CPU: more threads gain ever less, more workers take more memory."""
 _MOST_ROWS = 64
-"""Pictures that a worker is given at a time, which are done again if it is lost."""
+"""Images that a worker is given at a time, which are done again if it is lost."""
 _MOST_LOSSES = 2
-"""A picture that was the only one at hand as often when a worker was lost is given up."""
+"""An image that was the only one at hand as often when a worker was lost is given up."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Pictures in, files out: what one machine does with its share, whoever handed it out."""
+"""Images in, files out: what one machine does with its share, whoever handed it out."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from zoo_seg.inference.segmentation import Segmentation
 
 @dataclass(frozen=True)
 class Job:
-    """A picture and the files to write for it: paths or URLs."""
+    """An image and the files to write for it: paths or URLs."""
 
     picture: str
     mask: str
@@ -39,7 +39,7 @@ class Write(Protocol):
 
 @dataclass(frozen=True)
 class Work:
-    """What is done with every picture."""
+    """What is done with every image."""
 
     looks: Mapping[str, Any]
     """Options of `Predicting.stream`."""
@@ -51,11 +51,11 @@ class Work:
     ) -> Iterator[str | None]:
         """Do the jobs: for each, in order, the reason why it failed, or None.
 
-        Reading, the network and writing at the same time; few pictures are held, however many there are.
+        Reading, the network and writing at the same time; few images are held, however many there are.
 
         Raises:
             OptionError: a look is not allowed.
-            OutOfMemoryError: one picture alone is too much for the device.
+            OutOfMemoryError: one image alone is too much for the device.
         """
 
         def finish(item: tuple[Job, Segmentation | ImageError]) -> str | None:
@@ -76,7 +76,7 @@ class Work:
             yield from in_order(zip(jobs, results, strict=True), finish, ahead=ahead)
 
     def _write(self, job: Job, result: Segmentation, write: Write) -> None:
-        """The overlay first: a mask means that the picture is done."""
+        """The overlay first: a mask means that the image is done."""
         if job.overlay is not None:
             write(result.overlay(self.alpha, legend=self.legend), job.overlay, compress_level=1)
         write(result.indexed(), job.mask)

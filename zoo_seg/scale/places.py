@@ -1,15 +1,18 @@
-"""Files by path or URL, through fsspec: `pictures/a.jpg`, `s3://bucket/pictures/a.jpg`."""
+"""Files by path or URL, through fsspec: `images/a.jpg`, `s3://bucket/images/a.jpg`."""
 
 from __future__ import annotations
 
 import io
 import os
+import posixpath
+import re
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
+from urllib.parse import unquote
 
 from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
@@ -27,7 +30,7 @@ _WHOLE = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oci", "oss", "r2"}
 
 
 def is_url(text: str) -> bool:
-    """Whether a place is a URL, such as s3://bucket/pictures, and not a path of this machine."""
+    """Whether a place is a URL, such as s3://bucket/images, and not a path of this machine."""
     return "://" in text
 
 
@@ -51,9 +54,31 @@ def place(address: str) -> tuple[AbstractFileSystem, str]:
         raise OptionError(f"{address}: {error}; expected a path, or a URL that fsspec knows, such as s3://") from None
 
 
+def below(folder: str, name: str) -> str:
+    """The path or URL of a result, named without its ending, below a folder.
+
+    Names come from lists and storages, where they are any text: `a/../b` becomes `b`.
+
+    Raises:
+        OptionError: it would lie elsewhere, also for a storage that decodes `%2e` or takes a backslash for a slash; or
+            there is no name.
+    """
+    if not name:
+        raise OptionError("names no file; expected the path or URL of an image")
+    name = posixpath.normpath(f"{name}_".lstrip("/"))[:-1]  # with an ending `..` is a name like others
+    plain = f"{name}_"
+    while (decoded := unquote(plain)) != plain:
+        plain = decoded
+    steps = re.split(r"[/\\]", plain)
+    chained = is_url(folder) and "::" in plain  # fsspec would take what follows for another storage
+    if "" in steps or ".." in steps or "\0" in plain or chained or os.path.splitdrive(name)[0]:
+        raise OptionError(f"its results would not lie below --out ({name!r}); rename it")
+    return f"{folder}/{name}" if is_url(folder) else str(Path(folder, name))
+
+
 @dataclass(frozen=True)
 class Elsewhere:
-    """A picture file of another machine: its bytes are fetched when it is opened."""
+    """An image file of another machine: its bytes are fetched when it is opened."""
 
     address: str
 
@@ -67,7 +92,7 @@ class Elsewhere:
 
 
 def times(folder: str) -> Times:
-    """The times of results below a folder, and of pictures anywhere; what is not on this machine is listed once."""
+    """The times of results below a folder, and of images anywhere; what is not on this machine is listed once."""
     remote, root = place(folder) if is_url(folder) else (None, "")
     try:
         results = set(remote.find(root)) if remote else set()
