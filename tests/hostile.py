@@ -126,6 +126,31 @@ def _hashed(depth: int) -> bytes:
     return b"\x80\x02}K\x01" + b"q\x00h\x00\x86" * depth + b"K\x01s."
 
 
+def _colliding(count: int) -> bytes:
+    """A dictionary whose keys all have the hash 0."""
+    prime = (1 << 61) - 1
+    return b"}(" + b"".join(b"\x8a\x0a" + (prime * i).to_bytes(10, "little") + b"N" for i in range(count)) + b"u"
+
+
+def copied_states(keys: int, times: int) -> bytes:
+    """One long dictionary as the attributes of many empty ones."""
+    names = b"".join(b"X\x05\0\0\0%05dN" % i for i in range(keys))
+    attributes = b"}(" + names + b"ur\xf0\0\0\0"
+    return b"(ccollections\nOrderedDict\nr\xf1\0\0\0" + attributes + b"j\xf1\0\0\0)Rj\xf0\0\0\0b" * times + b"t"
+
+
+def beside(value: bytes, *, legacy: bool = False) -> bytes:
+    """A pickle of weights that are as they should be, with the value of these instructions beside them."""
+    weights = pickled({NAME: tensor(16, (4, 4), (4, 1))}, legacy=legacy)[2:-1]
+    return b"\x80\x02}(X\x05\0\0\0model" + weights + b"X\x05\0\0\0other" + value + b"u."
+
+
+_GETATTR = (
+    b"\x80\x02}X\x01\0\0\0ac__builtin__\ngetattr\ncmmengine.logging.history_buffer\nHistoryBuffer\n"
+    b"X\x0b\0\0\0__globals__\x86Rs."
+)
+
+
 def _tar_and_pickle() -> bytes:
     """A legacy file that is a tar archive as well, which torch would unpack."""
     import tarfile
@@ -159,32 +184,48 @@ def pickles() -> dict[str, tuple[bytes, str]]:
         ("terabyte_storage", {NAME: tensor(TERA)}, "claims? 4398046511"),
         ("terabyte_view", {NAME: tensor(16, (TERA,))}, "beyond"),
         ("terabyte_strides", {NAME: tensor(16, (4, 4), (TERA, 1))}, "beyond"),
-        ("terabyte_expanded", {NAME: tensor(16, (1 << 20, 1 << 20), (0, 0))}, "more values"),
+        ("terabyte_expanded", {NAME: tensor(16, (1 << 20, 1 << 20), (0, 0))}, "beyond"),
         ("far_offset", {NAME: tensor(16, (4,), (1,), TERA)}, "beyond"),
-        ("negative_offset", {NAME: tensor(16, (4,), (1,), -4)}, "negative|beyond"),
-        ("negative_size", {NAME: tensor(16, (-4,), (1,))}, "whole number"),
-        ("negative_stride", {NAME: tensor(16, (4,), (-1,))}, "whole number"),
+        ("negative_offset", {NAME: tensor(16, (4,), (1,), -4)}, "size or stride"),
+        ("negative_size", {NAME: tensor(16, (-4,), (1,))}, "size or stride"),
+        ("negative_stride", {NAME: tensor(16, (4,), (-1,))}, "size or stride"),
         ("empty_and_huge", {NAME: tensor(16, (1 << 40, 0, 1, 1))}, "empty"),
         ("many_dimensions", {NAME: tensor(16, (1,) * 1000)}, "dimensions"),
-        ("no_numbers", {NAME: tensor(16, ("a",), (1,))}, "whole number"),
-        ("strides_missing", {NAME: tensor(16, (4, 4), (1,))}, "stride"),
+        ("no_numbers", {NAME: tensor(16, ("a",), (1,))}, "size or stride"),
+        ("strides_missing", {NAME: tensor(16, (4, 4), (1,))}, "damaged"),
         ("shared", {NAME: good, "head.classifier.bias": good}, "share"),
         ("overlapping", {NAME: tensor(16, (8,)), "b": tensor(16, (8,), (1,), 4)}, "share"),
-        ("sparse", {NAME: Call(torch._utils._rebuild_sparse_tensor, torch.sparse_coo, ())}, "_rebuild_sparse_tensor"),
-        ("quantised", {NAME: Call(torch._utils._rebuild_qtensor, Stored(16, kind=torch.QInt8Storage))}, "_rebuild_q"),
+        (
+            "sparse",
+            {NAME: Call(torch._utils._rebuild_sparse_tensor, torch.sparse_coo, ())},
+            "sparse tensor; save tensor.to_dense",
+        ),
+        (
+            "quantised",
+            {NAME: Call(torch._utils._rebuild_qtensor, Stored(16, kind=torch.QInt8Storage))},
+            "quantised tensor",
+        ),
         (
             "without_values",
             {NAME: Call(torch._utils._rebuild_meta_tensor_no_storage, torch.float32, (4,), (1,), False)},
-            "meta",
+            "tensor of the meta device",
         ),
         ("complex", {NAME: tensor(8, kind=torch.ComplexFloatStorage)}, "ComplexFloatStorage"),
         ("terabyte_bytes", {"a": Call(bytearray, TERA)}, "builtins.bytearray"),
-        ("doubling_bytes", _hexed(40), "_codecs"),
+        ("doubling_bytes", _hexed(40), "holds a Inert|names others"),
         ("endless_hash", _hashed(60), "key"),
+        ("colliding_keys", beside(_colliding(30_000)), "int as a key"),
         ("memo_of_4_billion", _repeat(b"]r\xff\xff\xff\xff", 1), "holds a list|names others"),
         ("many_lists", _repeat(b"]", 100_000), "list"),
         ("endless_lists", _repeat(b"]", 1_000_000), "steps"),
-        ("string_of_4_gigabytes", b"\x80\x02X\xff\xff\xff\xffabc.", "more than 16777216 bytes"),
+        ("string_of_4_gigabytes", b"\x80\x02X\xff\xff\xff\xffabc.", "damaged"),
+        (
+            "numpy_of_terabytes",
+            {NAME: Call(np._core.multiarray._reconstruct, np.ndarray, (TERA,), b"b")},
+            "_reconstruct",
+        ),
+        ("reaches_for_code", {NAME: Call(getattr, Call(getattr, dict, "get"), "__globals__")}, "builtins.dict"),
+        ("reaches_into_a_log", _GETATTR, "builtins.getattr"),
         (
             "class_changed",
             b"\x80\x02ccollections\nOrderedDict\n}X\x01\x00\x00\x00aK\x01sb.",

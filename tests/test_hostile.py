@@ -11,25 +11,26 @@ import re
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY, toy_manifest
-from hostile import NAME, headers, pickles, tensor, zipped
+from hostile import NAME, beside, copied_states, headers, legacy, pickles, tensor, zipped
 from reliability import Reliability
 from safetensors.torch import load_file, save_file
 
 import zoo_seg
-from zoo_seg.checkpoints.claims import read_claims
 from zoo_seg.checkpoints.convert import convert
 from zoo_seg.checkpoints.opening import check_finite, open_checkpoint
 from zoo_seg.errors import CheckpointError, ManifestError, UnknownNameError, ZooSegError
-from zoo_seg.manifest import published_manifest, read_manifest
-from zoo_seg.pretrained import fill, load_checkpoint
+from zoo_seg.manifest import get_architecture, published_manifest, read_manifest
+from zoo_seg.pretrained import load_checkpoint
 from zoo_seg.saving.folder import read_config
 
 ALLOWANCE = 256 << 20
@@ -52,7 +53,10 @@ HOSTILE = {**pickles(), **headers()}
 OPEN_ALL = """
 import json, re, resource, sys, time
 from pathlib import Path
+from zoo_seg.manifest import get_architecture
 from zoo_seg.pretrained import _open
+
+_, architecture = get_architecture("fcn_resnet50_os8")
 
 def status(name):
     return int(re.search(name + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) << 10
@@ -64,7 +68,7 @@ for path in sorted(Path(sys.argv[1]).iterdir()):
     limit = status("VmSize") + path.stat().st_size + int(sys.argv[2])
     resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
     try:
-        said = f"opened: {_open(path).tensors}"
+        said = f"opened: {_open(path, architecture).tensors}"
     except BaseException as error:
         said = f"{type(error).__name__}: {error}"
     resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
@@ -139,20 +143,98 @@ def test_what_training_code_saves_around_the_weights_is_passed_over(zip_: bool, 
     assert all(torch.equal(tensors[name], value) for name, value in content["state_dict"].items())
 
 
-def test_claims_are_read_without_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "load", None)
-    (tmp_path / "a.pth").write_bytes(zipped({"model": {NAME: tensor(16, (4, 2, 2), (4, 2, 1)), "b": [1, ("x", None)]}}))
-    claims = read_claims(tmp_path / "a.pth")["model"]
-    assert claims["b"] == [1, ("x", None)] and claims[NAME].shape == (4, 2, 2)
-    assert (claims[NAME].storage.key, claims[NAME].storage.nbytes) == ("0", 64)
+@pytest.mark.parametrize("zip_", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        # one long text, given to many calls that each could make bytes of it
+        b"X" + (1 << 20).to_bytes(4, "little") + b"a" * (1 << 20) + b"r\xf0\0\0\0"
+        b"(" + b"c_codecs\nencode\nj\xf0\0\0\0X\x06\0\0\0latin1\x86R" * 10_000 + b"t\x86",
+        copied_states(20_000, 20_000),
+        b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n\x8a\x06" + bytes(5) + b"\x01\x85X\1\0\0\0b\x87R",
+    ],
+    ids=["text", "state", "numpy"],
+)
+def test_what_lies_beside_the_weights_takes_no_memory(value: bytes, zip_: bool, tmp_path: Path) -> None:
+    (tmp_path / "a.pth").write_bytes(zipped(beside(value)) if zip_ else legacy(beside(value, legacy=True)))
+    tracemalloc.start()
+    try:
+        tensors, _ = open_checkpoint(tmp_path / "a.pth")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert tensors[NAME].shape == (4, 4) and not tensors[NAME].any()
+    assert peak < 64 << 20
 
 
-def test_values_that_copy_one_another_are_counted(tmp_path: Path) -> None:
-    """One long text, given to many calls that each make bytes of it."""
-    text = b"X" + (1 << 20).to_bytes(4, "little") + b"a" * (1 << 20)
-    call = b"c_codecs\nencode\nh\x00X\x06\x00\x00\x00latin1\x86R"
-    (tmp_path / "a.pth").write_bytes(zipped(b"\x80\x02" + text + b"q\x00" + call * 10_000 + b"."))
+def test_one_dictionary_is_not_copied_without_end(tmp_path: Path) -> None:
+    items = b"](" + b"X\x01\0\0\0aN\x86" * 1000 + b"er\xf0\0\0\0"
+    copies = b"(" + items + b"ccollections\nOrderedDict\nj\xf0\0\0\0\x85R" * 1000 + b"t"
+    (tmp_path / "a.pth").write_bytes(zipped(beside(copies)))
     with pytest.raises(CheckpointError, match="takes more than 500000 steps"):
+        open_checkpoint(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("numpy", ["numpy1", "numpy2"])
+def test_a_file_of_mmengine(numpy: str) -> None:
+    """Its runner's own, with logs (`HistoryBuffer`) and a score of numpy's: `make_mmengine_checkpoint.py`."""
+    path = REPOSITORY / "tests" / "fixtures" / f"mmengine_{numpy}.pth"
+    assert b"HistoryBuffer" in path.read_bytes() and b"multiarray\nscalar" in path.read_bytes()
+    tensors, _ = open_checkpoint(path)
+    assert list(tensors) == ["conv.weight", "conv.bias"]
+    assert torch.equal(tensors["conv.weight"], torch.arange(6.0).reshape(3, 2, 1, 1))
+    assert torch.equal(tensors["conv.bias"], torch.tensor([-1.0, 0.0, 1.0]))
+    assert "mmengine" not in sys.modules
+
+
+def test_arrays_in_the_place_of_tensors(tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(2), "b": np.ones(2)}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=r"holds b \(numpy._core.multiarray._reconstruct\) among 2 entries"):
+        open_checkpoint(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("zip_", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: torch.ones(2, 3).to_sparse(), r"a sparse tensor; save tensor.to_dense\(\)"),
+        (lambda: torch.ones(2, 3).to_sparse_csr(), r"a sparse tensor; save tensor.to_dense\(\)"),
+        (lambda: torch.ones(2, 3, device="meta"), "a tensor of the meta device, which has no values"),
+        (lambda: torch._neg_view(torch.ones(2)), "another one's negative"),
+    ],
+    ids=["sparse", "sparse rows", "meta", "negative"],
+)
+def test_tensors_of_other_kinds(make: Callable[[], torch.Tensor], says: str, zip_: bool, tmp_path: Path) -> None:
+    torch.save({"a": make()}, tmp_path / "a.pth", _use_new_zipfile_serialization=zip_)
+    with pytest.raises(CheckpointError, match=says):
+        open_checkpoint(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("zip_", [True, False], ids=["zip", "legacy"])
+def test_every_view_is_what_torch_reads(zip_: bool, tmp_path: Path) -> None:
+    base = torch.arange(24.0)
+    state = {
+        "scalar": torch.tensor(3.5, dtype=torch.float64),
+        "rows": base[:12].reshape(3, 4)[:, 1:3],
+        "turned": base[12:].reshape(2, 2, 3).permute(2, 0, 1),
+        "half": torch.randn(5).half(),
+        "brain": torch.randn(3).bfloat16(),
+        "flags": torch.tensor([True, False]),
+        "count": torch.tensor(7),
+    }
+    torch.save(state, tmp_path / "a.pth", _use_new_zipfile_serialization=zip_)
+    tensors, _ = open_checkpoint(tmp_path / "a.pth")
+    expected = torch.load(tmp_path / "a.pth", weights_only=True)
+    assert list(tensors) == list(expected)
+    for name, found in tensors.items():
+        assert found.dtype == expected[name].dtype and found.stride() == expected[name].stride()
+        assert torch.equal(found, expected[name])
+
+
+def test_numbers_of_a_big_endian_machine(tmp_path: Path) -> None:
+    content = zipped({NAME: tensor(16, (4, 4), (4, 1))}).replace(b"little", b"big\0\0\0")
+    (tmp_path / "a.pth").write_bytes(content)
+    with pytest.raises(CheckpointError, match="not little-endian"):
         open_checkpoint(tmp_path / "a.pth")
 
 
@@ -213,17 +295,17 @@ def test_whole_numbers_are_no_weights(network: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.safetensors", "a.pth"])
-def test_a_file_may_be_saved_over_while_its_network_is_in_use(name: str, network: Path, tmp_path: Path) -> None:
-    """Mapped, it would end the process (SIGBUS), and the values with it."""
+def test_a_file_may_be_saved_over_while_its_tensors_are_in_use(name: str, tmp_path: Path) -> None:
+    """Mapped, it would end the process (SIGBUS), and the weights with it."""
     path, save = tmp_path / name, save_file if name.endswith(".safetensors") else torch.save
-    tensors = load_file(network / "model.safetensors")
+    tensors = {"head.classifier.weight": torch.randn(3, 8, 1, 1), "head.classifier.bias": torch.randn(3)}
     save(tensors, path)
-    model = zoo_seg.build_model("fcn", "mobilenetv3_small_050", 3, channels=8)
-    fill(model, load_checkpoint("fcn_resnet50_os8", path))
+    held = load_checkpoint("fcn_resnet50_os8", path).tensors
     path.write_bytes(b"")
-    save(model.state_dict(), path)
+    save(dict(held), path)
     saved, _ = open_checkpoint(path)
-    assert all(torch.equal(saved[name], value) for name, value in tensors.items())
+    assert saved.keys() == tensors.keys()
+    assert all(torch.equal(saved[name], tensor) for name, tensor in tensors.items())
 
 
 @pytest.mark.parametrize("shape", [(), (2,), (2, 2), (2, 2, 1, 1), (9, 2, 1, 1)])
@@ -231,10 +313,9 @@ def test_shapes_that_confuse_the_pyramid(shape: tuple[int, ...]) -> None:
     tensors = {
         "ppm_net.branches.0.1.weight": torch.ones(shape),
         "ppm_net.bottleneck.0.weight": torch.ones(2, 8, 3, 3),
-        "backbone_net.stem.0.weight": torch.ones(1),
     }
-    renamed, _ = convert(tensors)
-    assert "head.bottleneck.weight" in renamed  # what does not fit is told by `fill`
+    renamed = convert(tensors, get_architecture("pspnet_resnet50_os8")[1]).tensors
+    assert "head.bottleneck.weight" in renamed  # what does not fit is told when the network is filled
 
 
 # --- names of backbones -------------------------------------------------------------------------

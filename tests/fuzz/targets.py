@@ -24,10 +24,11 @@ from zoo_seg.errors import CheckpointError, DataError, ManifestError, ZooSegErro
 from zoo_seg.hub import download
 from zoo_seg.hub.files import check_weight_file
 from zoo_seg.hub.partial import Partial, Version
-from zoo_seg.manifest import published_manifest, read_manifest
+from zoo_seg.manifest import get_architecture, published_manifest, read_manifest
 from zoo_seg.saving.folder import CONFIG, read_config
 
 BASE = read_manifest(published_manifest())
+_, ARCHITECTURE = get_architecture("fcn_resnet50_os8")
 LABELS = Labels(("ground", "wall", "sky"), ((10, 20, 30), (200, 0, 0), (0, 0, 200)), 255, ignore_color=(255, 255, 255))
 
 
@@ -76,7 +77,7 @@ def checkpoint(content: bytes) -> None:
         tensors, _ = open_checkpoint(path)
         assert sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) <= len(content)
         check_finite(path, tensors)
-        convert(tensors)
+        convert(tensors, ARCHITECTURE)
 
 
 def pickled(content: bytes) -> None:

@@ -6,17 +6,15 @@ import json
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from zoo_seg.checkpoints.claims import Claim, Damaged, Refused, Unsafe, plain, read_claims
+from zoo_seg.checkpoints.pickled import Refused, plain, read_checkpoint
 from zoo_seg.errors import CheckpointError
 from zoo_seg.hub.files import MAX_HEADER
-
-T = TypeVar("T")
 
 _WRAPPERS = ("model", "state_dict", "model_state_dict")
 _DTYPES = {torch.float32, torch.float64, torch.float16, torch.bfloat16}
@@ -28,8 +26,7 @@ MAX_NAME = 200
 def open_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read the tensors of a weight file on the CPU, by memory map where the container allows it.
 
-    Pickles are read twice: by `read_claims`, which makes nothing, and then by torch with `weights_only=True`.
-    What either refuses stays refused.
+    A pickle runs nothing; what training code saved around the weights is passed over.
 
     Args:
         path: a `.pth` of either torch container, bare or wrapped (`model`, `state_dict`), or a `.safetensors`.
@@ -50,7 +47,7 @@ def open_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if start[8:9] == b"{":
         tensors, metadata = _open_safetensors(path)
     elif start[:4] == b"PK\x03\x04" or start[:1] == b"\x80":
-        tensors = _open_pickle(path, is_zip=start[:2] == b"PK")
+        tensors = _open_pickle(path)
     else:
         raise CheckpointError(
             f"{path} begins with {start!r}; expected a torch checkpoint (zip or pickle) or a safetensors file"
@@ -117,35 +114,19 @@ def _names_twice(header: bytes) -> str | None:
     return found[0] if found else None
 
 
-def _open_pickle(path: Path, *, is_zip: bool) -> dict[str, Tensor]:
+def _open_pickle(path: Path) -> dict[str, Tensor]:
     try:
-        claims = _unwrap(read_claims(path), Claim, path)
-        # A legacy file has no table of contents, so only a zip can be mapped.
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
-    except CheckpointError:
-        raise
-    except Unsafe as error:
-        raise CheckpointError(
-            f"{path} was not opened: it asks for {error}, which could run code; "
-            "expected tensors and plain values only. Ask its author for a safetensors file"
-        ) from None
-    except Damaged as error:
-        raise CheckpointError(f"{path} is damaged or cut short ({plain(error)}); fetch or copy it again") from None
+        content = read_checkpoint(path)
     except Refused as error:
         raise CheckpointError(f"{path} was not opened: {plain(error)}") from None
-    except Exception as error:  # torch raises almost anything on damaged data
+    except Exception as error:  # of many kinds
         raise CheckpointError(
             f"{path} is damaged or cut short ({plain(error) or type(error).__name__}); fetch or copy it again"
         ) from None
-    tensors = _unwrap(content, Tensor, path)
-    if {name: claim.shape for name, claim in claims.items()} != {
-        name: tensor.shape for name, tensor in tensors.items()
-    }:
-        raise CheckpointError(f"{path} was not opened: it can be read in two ways; expected one")
-    return tensors
+    return _unwrap(content, path)
 
 
-def _unwrap(content: Any, kind: type[T], path: Path) -> dict[str, T]:
+def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
     """The state dict inside what training code saved around it (epoch, optimizer, meta, ...)."""
     for key in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
@@ -153,10 +134,11 @@ def _unwrap(content: Any, kind: type[T], path: Path) -> dict[str, T]:
             break
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path} holds a {type(content).__name__}; expected a dictionary of tensors")
-    tensors = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, kind)}
+    tensors = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
     if len(tensors) < len(content) or not content:
         others = [name for name in content if name not in tensors]
-        shown = ", ".join(f"{plain(name)} ({type(content[name]).__name__})" for name in others[:3])
+        kinds = [getattr(content[name], "name", type(content[name]).__name__) for name in others[:3]]
+        shown = ", ".join(f"{plain(name)} ({kind})" for name, kind in zip(others, kinds, strict=False))
         found = f"{shown} among {len(content)} entries" if others else "nothing"
         raise CheckpointError(
             f"{path} holds {found}; expected tensors by name, bare or under one of {', '.join(map(repr, _WRAPPERS))}"

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import struct
 import time
 import uuid
 import zipfile
@@ -19,8 +20,6 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from zoo_seg.checkpoints.claims import check_directory
-
 if TYPE_CHECKING:
     import filelock
 
@@ -31,6 +30,8 @@ WAIT = 3.0
 
 MAX_HEADER = 4 << 20
 """Bytes of a safetensors header; a ResNet-101's has 60 kB."""
+MAX_DIRECTORY = 4 << 20
+"""Bytes of a zip's table of contents."""
 
 _log = getLogger("zoo_seg")
 
@@ -88,6 +89,30 @@ def _zip_damage(path: Path) -> str | None:
     except Exception as error:  # zipfile raises almost anything on damaged data
         return f"a broken zip file ({error})"
     return f"a zip file in which {damaged!r} is damaged" if damaged else None
+
+
+def check_directory(path: Path) -> None:
+    """Look at a zip file's table of contents before Python does, which reads all of it.
+
+    Raises:
+        ValueError: it has more than `MAX_DIRECTORY` bytes, or is not where torch puts it.
+    """
+    with path.open("rb") as file:
+        size = file.seek(0, 2)
+        file.seek(max(size - 42, 0))
+        tail = file.read(42)
+        if len(tail) < 42 or tail[20:24] != b"PK\x05\x06" or tail[40:] != b"\0\0":
+            raise ValueError("no end of a zip file")
+        (length,) = struct.unpack("<I", tail[32:36])
+        if tail[:4] == b"PK\x06\x07":  # zip64
+            (at,) = struct.unpack("<Q", tail[8:16])
+            file.seek(min(at, size))
+            record = file.read(56)
+            if at != size - 42 - 56 or record[:4] != b"PK\x06\x06":
+                raise ValueError("no zip64 record where its end is said to be")
+            (length,) = struct.unpack("<40xQ8x", record)
+    if length > MAX_DIRECTORY:
+        raise ValueError(f"its zip directory has {length} bytes; expected at most {MAX_DIRECTORY}")
 
 
 def describe(head: bytes) -> str:
