@@ -668,7 +668,7 @@ def test_a_record_is_decoded_when_it_is_asked_for(tmp_path: Path, monkeypatch: p
 
 
 def test_1100_records_cost_little(tmp_path: Path) -> None:
-    """Counted in calls of Python functions (108 a record when this was written): a time depends on the machine's load."""
+    """Counted in calls of Python functions (108 a record now): a time depends on the load."""
     (tmp_path / "big.json").write_text(json.dumps(many_records()), encoding="utf-8")
     calls = 0
 
