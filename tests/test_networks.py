@@ -15,9 +15,9 @@ from reference import FIXTURES, fill, image_tensor, key_lists, keys
 import zoo_seg
 from zoo_seg.errors import OptionError, UnknownNameError
 from zoo_seg.families.pspnet import POOL_SIZES, PSPHead
+from zoo_seg.families.registry import find_family, list_families
 from zoo_seg.layers.resample import bilinear_matrix, pooling_matrix, resize
 from zoo_seg.manifest import get_architecture
-from zoo_seg.families.registry import find_family, list_families
 from zoo_seg.network import SegmentationNetwork, build_network
 from zoo_seg.pretrained import from_tensors
 
