@@ -20,7 +20,7 @@ from zoo_seg.cli.report import Report
 from zoo_seg.errors import OptionError, ScaleError, ZooSegError
 from zoo_seg.scale.cluster import check_reachable, cluster, predict, share
 from zoo_seg.scale.jobs import Job
-from zoo_seg.scale.places import Times, is_url, place, read_text, remove, times, write_text
+from zoo_seg.scale.places import Stats, is_url, place, read_text, remove, stats, write_text
 
 T = TypeVar("T")
 
@@ -48,8 +48,8 @@ class Ray:
                     target = f"{self.out}/{name}" if is_url(self.out) else str(Path(self.out, name))
                     yield picture, target
 
-    def times(self) -> Times:
-        return _reached(self.out, times)
+    def stats(self) -> Stats:
+        return _reached(self.out, stats)
 
     def settings(self) -> str | None:
         try:
