@@ -8,17 +8,21 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from zoo_seg.cli.report import Failure, Report, Result
 from zoo_seg.errors import OptionError
 from zoo_seg.scale.jobs import Job, Work, read_mark
 from zoo_seg.scale.places import Stats, opens, place
 
+T = TypeVar("T")
+
 _NOT_SETTINGS = {"verb", "paths", "out", "overwrite", "device", "batch_size", "json", "engine", "workers", "address"}
 """Arguments that do not change what is written for a picture."""
 _AT_ONCE = 32
 """Questions to a storage, each of which takes as long as the way there."""
+_PART = 1 << 12
+"""Questions that wait for their turn, each of which takes a kB."""
 
 
 def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -77,8 +81,7 @@ def earlier_marks(jobs: Sequence[Job], stats: Stats) -> list[str]:
         marks = {_mark_of(path, stats) for path in _files(job)}
         return marks.pop() if len(marks) == 1 else ""
 
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        return list(pool.map(mark, jobs))
+    return _at_once(mark, jobs)
 
 
 def marked(jobs: Sequence[Job], settings: Mapping[str, Any], stats: Stats) -> list[Job]:
@@ -92,8 +95,13 @@ def marked(jobs: Sequence[Job], settings: Mapping[str, Any], stats: Stats) -> li
         text = json.dumps([settings, place(job.picture)[1], *stat], sort_keys=True)
         return replace(job, mark=hashlib.sha256(text.encode("ascii")).hexdigest())
 
+    return _at_once(mark, jobs)
+
+
+def _at_once(ask: Callable[[Job], T], jobs: Sequence[Job]) -> list[T]:
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        return list(pool.map(mark, jobs))
+        parts = (jobs[first : first + _PART] for first in range(0, len(jobs), _PART))
+        return [answer for part in parts for answer in pool.map(ask, part)]
 
 
 def result(job: Job) -> Result:

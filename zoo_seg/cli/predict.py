@@ -12,7 +12,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from zoo_seg.cli.network import check_looks, device_of, load_predicting, weights_sha256
-from zoo_seg.cli.pictures import SETTINGS, is_clip, pictures, trouble
+from zoo_seg.cli.pictures import LIST, SETTINGS, entries, is_clip, pictures, trouble, whole_name
 from zoo_seg.cli.plan import earlier_marks, marked, note, plan, refuse_other_settings, result, settings_of, work_of
 from zoo_seg.cli.report import Failure, Report
 from zoo_seg.errors import OptionError
@@ -84,10 +84,7 @@ def _engine(arguments: argparse.Namespace) -> Engine | None:
     if not 0 <= arguments.alpha <= 1:
         raise OptionError(f"--alpha is {arguments.alpha}; expected a number from 0 to 1")
     if arguments.json not in (None, "-"):
-        path = Path(arguments.json)
-        if path.suffix.lower() != ".json":  # a picture that was meant as a PATH must not be overwritten
-            raise OptionError(f"--json {path}; expected a file that ends in .json, or - for stdout")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        Report.check(arguments.json)
     has_clip = any(is_clip(Path(path)) for path in (*arguments.paths, out))
     if arguments.engine == "ray":
         from zoo_seg.cli.cluster import Ray  # needs an extra
@@ -116,11 +113,32 @@ class Local:
         self.arguments, self.out = arguments, Path(arguments.out)
 
     def found(self, paths: Sequence[str], fail: Callable[[str, str], None]) -> Iterator[tuple[str, str]]:
-        for picture, folder in pictures(paths, lambda path, reason: fail(str(path), reason)):
+        seen: set[Path] = set()
+        for picture, name in (each for path in paths for each in self._found(path, fail)):
+            if picture in seen:
+                continue
+            seen.add(picture)
             if reason := trouble(picture):  # known before any weights are fetched
                 fail(str(picture), reason)
             else:
-                yield str(picture), str(self.out / folder / picture.stem)
+                yield str(picture), str(self.out / name)
+
+    def _found(self, path: str, fail: Callable[[str, str], None]) -> Iterator[tuple[Path, str | Path]]:
+        """Every picture of a folder, list or glob, and its name below the results: its folders and its stem."""
+        if path.lower().endswith(LIST) and not Path(path).is_dir():
+            try:
+                named = entries(Path(path).read_text(encoding="utf-8", errors="surrogateescape"))
+            except (OSError, ValueError) as error:
+                fail(path, trouble(Path(path)) or str(error))
+                return
+            for entry in named:
+                if is_url(entry):
+                    fail(entry, "is a URL, which the cluster's workers read; add --engine ray")
+                else:
+                    yield Path(entry), whole_name(entry)
+            return
+        for picture, folder in pictures(path, lambda path, reason: fail(str(path), reason)):
+            yield picture, folder / picture.stem
 
     def stats(self) -> Stats:
         return stats(str(self.out))
