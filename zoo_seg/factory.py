@@ -19,7 +19,7 @@ NUM_CLASSES = 21
 
 def create_model(
     name: str,
-    pretrained: str | os.PathLike[str] | Weights | None = None,
+    pretrained: str | os.PathLike[str] | Weights | bool | None = None,
     *,
     num_classes: int | None = None,
     in_chans: int = 3,
@@ -30,8 +30,8 @@ def create_model(
     Args:
         name: a model name or alias, see `list_models()`.
         pretrained: a tag (`"ade20k"`, `"ade20k_mmseg"`), a path (.pth, .safetensors), an `https://`,
-            `file://` or `hf://org/repo[@revision][/file]` link, a folder that `finetune` wrote, or a record; None
-            for random values.
+            `file://` or `hf://org/repo[@revision][/file]` link, a folder that `finetune` wrote, or a record; True for
+            the model's first weights in `list_weights`; None or False for random values.
         num_classes: other than the weights': both classifiers start anew, everything else is kept.
             None takes the weights' number, 21 without weights.
         in_chans: channels of the picture; other than 3 adapts the first convolution.
@@ -47,7 +47,7 @@ def create_model(
     """
     canonical, architecture = get_architecture(name)
     check_positive(num_classes=num_classes, in_chans=in_chans)
-    if pretrained is None:
+    if pretrained is None or pretrained is False:
         classes = num_classes or NUM_CLASSES
         return _named(build(architecture, classes, in_chans), classes, architecture)
     checkpoint = load_checkpoint(canonical, pretrained, progress=progress)

@@ -7,9 +7,11 @@ import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -64,8 +66,14 @@ class SegmentationModel(SegmentationNetwork, Predicting):
         config: Config | None = None,
     ) -> None:
         super().__init__(network.backbone, network.head, network.aux_head)
+        logits = getattr(getattr(network.head, "classifier", None), "out_channels", len(classes))
+        if len(classes) != logits:
+            raise OptionError(f"{len(classes)} classes for a network with {logits}; expected a name for each")
         if len(classes) != len(palette):
             raise OptionError(f"{len(classes)} classes but {len(palette)} palette colours; expected as many")
+        for colour in palette:
+            if np.shape(colour) != (3,) or not all(isinstance(each, Integral) and 0 <= each <= 255 for each in colour):
+                raise OptionError(f"palette has {colour!r}; expected (red, green, blue) as whole numbers from 0 to 255")
         self.classes = tuple(classes)
         self.palette = tuple(palette)
         self.preprocess = preprocess

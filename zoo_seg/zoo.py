@@ -10,7 +10,8 @@ from zoo_seg.manifest import Weights
 if TYPE_CHECKING:
     from zoo_seg.model import SegmentationModel
 
-Pretrained: TypeAlias = str | os.PathLike[str] | Weights | None
+Pretrained: TypeAlias = str | os.PathLike[str] | Weights | bool | None
+"""Which weights: True is the model's first; see `create_model`."""
 
 
 def _create(

@@ -18,14 +18,14 @@ from zoo_seg.factory import create_model, from_pretrained
 from zoo_seg.inference.predicting import Predicting
 from zoo_seg.inference.predictor import choose_device
 from zoo_seg.inference.protocol import Mode, Protocol
-from zoo_seg.manifest import Weights, get_architecture, get_weights, list_weights
+from zoo_seg.manifest import Weights, get_architecture, get_weights
 from zoo_seg.model import SegmentationModel
 from zoo_seg.weights.digest import tensors_sha256
 from zoo_seg.weights.download import shown
 from zoo_seg.weights.files import hash_file
 from zoo_seg.weights.folder import is_network, read_config
 from zoo_seg.weights.huggingface import repository
-from zoo_seg.weights.load import load_checkpoint
+from zoo_seg.weights.load import first_weights, load_checkpoint
 
 _LARGEST_SCALE = 8
 """Beyond it memory runs out; whoever writes more means percent."""
@@ -82,12 +82,8 @@ def _named(arguments: argparse.Namespace) -> tuple[str | None, str | Weights]:
     """
     name, weights = arguments.model, arguments.weights
     if weights is None:
-        weights = (
-            PACKAGED if name is None else next((each.id for each in list_weights(get_architecture(name)[0])), None)
-        )
-        if weights is None:
-            raise OptionError(f"{name} has no published weights; add --weights with a path or a link")
-        name = None
+        record = get_weights(PACKAGED) if name is None else first_weights(get_architecture(name)[0])
+        return record.model, record
     if is_network(weights) or (weights.startswith("hf://") and repository(weights)):
         return name, weights
     if name is None:

@@ -12,15 +12,15 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
-from zoo_seg.errors import CheckpointError
-from zoo_seg.manifest import Weights, get_weights
+from zoo_seg.errors import CheckpointError, OptionError, UnknownNameError
+from zoo_seg.manifest import Weights, get_weights, list_weights
 from zoo_seg.weights import cache, huggingface
 from zoo_seg.weights.checkpoint import check_finite, open_checkpoint
 from zoo_seg.weights.convert import Layout, convert
@@ -74,20 +74,31 @@ class Checkpoint:
         return self.tensors[name]
 
 
-def load_checkpoint(model: str, pretrained: str | os.PathLike[str] | Weights, *, progress: bool = True) -> Checkpoint:
+def load_checkpoint(
+    model: str, pretrained: str | os.PathLike[str] | Weights | Literal[True], *, progress: bool = True
+) -> Checkpoint:
     """Find, verify, open and rename weights.
 
     Args:
         model: a canonical model name, for tags.
         pretrained: a tag (`"ade20k"`, `"ade20k_mmseg"`), a file, a folder that `finetune` or `save_pretrained`
-            wrote, an `https://`, `file://` or `hf://org/repo[@revision][/file]` link, or a record.
+            wrote, an `https://`, `file://` or `hf://org/repo[@revision][/file]` link, or a record; True is the model's
+            first weights.
 
     Raises:
-        UnknownNameError: neither a tag of this model nor a file.
+        UnknownNameError: neither a tag of this model nor a file, or the model has no published weights.
+        OptionError: `pretrained` is something else.
         DownloadError, CheckpointError: see `zoo_seg.errors`.
     """
     if isinstance(pretrained, Weights):
         return _from_record(pretrained, progress)
+    if pretrained is True:
+        return _from_record(first_weights(model), progress)
+    if not isinstance(pretrained, (str, os.PathLike)):
+        raise OptionError(
+            f"the weights are of type {type(pretrained).__name__}; expected a tag such as 'ade20k', a path, a link, a "
+            "record, or True for the model's first. A state dict goes into load_state_dict"
+        )
     name = os.fspath(pretrained)
     if name.startswith("hf://") and (repository := huggingface.repository(name)):
         folder = huggingface.fetch_network(repository, progress=progress)
@@ -109,6 +120,18 @@ def load_checkpoint(model: str, pretrained: str | os.PathLike[str] | Weights, *,
     return _from_record(get_weights(model, name), progress)
 
 
+def first_weights(model: str) -> Weights:
+    """The record that stands first in the manifest for a model.
+
+    Raises:
+        UnknownNameError: the model has no published weights.
+    """
+    records = list_weights(model)
+    if not records:
+        raise UnknownNameError(f"{model} has no published weights; name a path or a link")
+    return records[0]
+
+
 def open_repository(repository: huggingface.Repository, *, progress: bool = True) -> Checkpoint:
     """The network in a repository of the Hugging Face Hub, with its config.
 
@@ -120,7 +143,7 @@ def open_repository(repository: huggingface.Repository, *, progress: bool = True
     if folder is None:
         raise CheckpointError(
             f"{repository.name} has no config.json, so it is not a network that zoo_seg wrote; a weight file in it is "
-            f"loaded into a model of a known name: pretrained='hf://{repository.name}/FILE'"
+            f"loaded into a model of a known name, as 'hf://{repository.name}/FILE'"
         )
     return open_folder(folder)
 
