@@ -366,15 +366,16 @@ def test_results_among_the_pictures_are_not_predicted(out: str, predict: Run, tm
     assert tree(tmp_path) == before
 
 
-def test_a_file_of_the_user_s_is_never_overwritten_unasked(predict: Run) -> None:
+def test_a_file_of_the_user_s_is_never_overwritten(predict: Run) -> None:
     picture(Path("p/a.jpg"))
     label = picture(Path("p/a_mask.png"), seed=1)
     before = label.read_bytes()
-    result = predict("p/a.jpg", "--out", "p")
-    assert result.code == 2 and "a_mask.png was not written by zoo-seg" in result.err
-    assert label.read_bytes() == before
-    assert predict("p/a.jpg", "--out", "p", "--overwrite").code == 0
-    assert label.read_bytes() != before
+    picture(Path("p/b.jpg"))
+    assert predict("p/b.jpg", "--out", "p").code == 0  # the folder holds results as well
+    for more in ([], ["--overwrite"], ["--no-overlay", "--overwrite"]):
+        result = predict("p/a.jpg", "--out", "p", *more)
+        assert result.code == 2 and "a_mask.png was not written by zoo-seg" in result.err
+        assert label.read_bytes() == before and not Path("p/a_overlay.png").exists()
 
 
 @pytest.mark.parametrize("damage", ["", "[]", "{", '{"flip": true}'])
@@ -459,6 +460,10 @@ CARELESS: list[tuple[str, int, str]] = [
     ("{toy} p --scales nan", 2, "expected positive numbers"),
     ("{toy} p --scales 0.5,1", 2, "invalid float value: '0.5,1'"),
     ("{toy} p --resize 0", 2, "'0' is not a whole number"),
+    ("{toy} p --resize 100000", 2, "100000 is more pixels than a picture's side may have, 32768"),
+    ("{toy} p --resize 30000", 1, "p/a.png: a picture of 30x40 pixels would become one of 30000x40000"),
+    ("{toy} p --overwite", 2, "unrecognized arguments: --overwite; did you mean --overwrite?"),
+    ("finetune --data p --out o --learning-rate 1", 2, "did you mean --lr?"),
     ("{toy} p --resize 512x512", 2, "'512x512' is not a whole number"),
     ("{toy} p --batch-size -1", 2, "'-1' is not a whole number"),
     ("{toy} p --alpha 3", 2, "from 0 to 1"),
@@ -468,9 +473,9 @@ CARELESS: list[tuple[str, int, str]] = [
     ("{toy} p --dtype int8", 2, "invalid choice: 'int8'"),
     ("{toy} ''", 2, "empty"),
     ("{toy} missing.png", 1, "there is no such file"),
-    ("{toy} note.txt", 1, "not a picture"),
-    ("{toy} nothing", 2, "holds no pictures"),
-    ("{toy} *.tiff", 2, "no file matches '*.tiff'"),
+    ("{toy} note.txt", 1, "Dear diary: there is no such file"),
+    ("{toy} nothing", 1, "holds no pictures"),
+    ("{toy} *.tiff", 1, "*.tiff: no file matches this pattern"),
     ("predict p --out note.txt --weights toy_r50.toys", 2, "note.txt is a file"),
     ("predict p --out note.txt/o --weights toy_r50.toys", 1, "note.txt"),
 ]

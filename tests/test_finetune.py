@@ -554,6 +554,30 @@ def values(model: SegmentationModel) -> dict[str, Tensor]:
     return dict(model.state_dict())
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("data", torch.nn.Conv2d(3, 3, 1)), "model is a network; expected a name"),
+        (("data", 50), "model is of type int; expected a name"),
+        (("data", None, True), "weights is True without a model"),
+        (("data", "toy_r50", {"a": 1}), "the weights are of type dict"),
+        ((["a.png"], "toy_r50"), "data is of type list; expected the path of a folder"),
+    ],
+)
+def test_an_argument_of_another_type(
+    arguments: tuple[Any, ...], words: str, few: Path, zoo: Zoo, tmp_path: Path
+) -> None:
+    data, *more = arguments
+    with pytest.raises(OptionError, match=re.escape(words)):
+        finetune(few if data == "data" else data, *more, out=tmp_path / "out", **{**TINY, "epochs": 1})
+    assert not (tmp_path / "out").exists()
+
+
+def test_true_is_the_first_weights_and_false_none(few: Path, zoo: Zoo, quick: Callable[..., Path]) -> None:
+    assert config_of(quick(few, "a", model="toy_r50", weights=True))["started_from"] == "toy_r50.toys_me"
+    assert config_of(quick(few, "b", model="toy_r50", weights=False))["started_from"] is None
+
+
 def test_a_model_name_starts_from_random_values(few: Path, zoo: Zoo, quick: Callable[..., Path]) -> None:
     out = quick(few, model="toy_r50", channels=8, **UNMOVED)
     torch.manual_seed(0)
@@ -718,7 +742,7 @@ def test_data_that_cannot_be_used(
     assert main(arguments(data, tmp_path / "out", epochs=1, **NETWORK, **TINY)) == code
     told = capsys.readouterr().err
     assert str(raised.value) in told and "Traceback" not in told
-    assert not (tmp_path / "out" / "log.jsonl").exists(), "before anything is begun"
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -760,6 +784,7 @@ def test_an_option_that_cannot_be_meant(
     chosen = {**NETWORK, **TINY, "epochs": 1, **options}
     with pytest.raises((OptionError, UnknownNameError), match=re.escape(words)):
         finetune(few, out=tmp_path / "out", progress=False, **chosen)
+    assert not (tmp_path / "out").exists()
     command = arguments(few, tmp_path / "out", **{name: value for name, value in chosen.items() if value is not None})
     assert main(command) == 2
     told = capsys.readouterr().err
@@ -770,7 +795,10 @@ def test_an_option_that_cannot_be_meant(
     ("options", "words"),
     [
         ({"epoch": 3}, "finetune has no option 'epoch'; did you mean 'epochs'?"),
-        ({"learning_rate": 0.1}, "finetune has no option 'learning_rate'"),
+        ({"learning_rate": 0.1}, "finetune has no option 'learning_rate'; here it is 'lr'"),
+        ({"amp": True}, "finetune has no option 'amp'; here it is 'precision'"),
+        ({"num_workers": 2}, "finetune has no option 'num_workers'; here it is 'workers'"),
+        ({"logger": "wandb"}, "finetune has no option 'logger'; known are epochs, "),
         ({"crop_size": 512}, "crop_size is 512; expected two of: a whole number"),
         ({"batch_size": 2.5}, "batch_size is 2.5; expected a whole number"),
         ({"optimizer": "adam"}, "optimizer is 'adam'; expected 'sgd' or 'adamw'"),
@@ -800,6 +828,12 @@ def test_one_picture_pooled_to_one_value(few: Path, tmp_path: Path, capsys: pyte
     assert "BatchNorm cannot train on one picture" in told and "freeze='batchnorm'" in told
     with pytest.raises(OptionError, match="batch_size 4, accumulate 4"):  # and the folder is free for another try
         finetune(few, out=tmp_path, accumulate=4, progress=False, **options)
+
+
+def test_a_run_that_fails_in_its_first_steps_leaves_no_folder(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="the loss is"):
+        finetune(data, out=tmp_path / "out", progress=False, **{**NETWORK, **TINY, "epochs": 9, "lr": 1e30})
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("lr", [1e30, 1e12])

@@ -356,7 +356,7 @@ def test_folders_that_lead_in_a_circle(tmp_path: Path, monkeypatch: pytest.Monke
     for name in ("p/q/up", "p/q/and", "p/again"):
         Path(name).symlink_to(Path("p").absolute())
     for pattern in ("p/**/*.png", "p/**", "p", "p/*/*.png"):
-        found = list(pictures([pattern, pattern], on_trouble=lambda *_: pytest.fail("there is none")))
+        found = list(pictures(pattern, on_trouble=lambda *_: pytest.fail("there is none")))
         assert found == [(Path("p/q/a.png"), Path("q"))]
 
 

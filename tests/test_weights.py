@@ -19,6 +19,7 @@ from zoo_seg.checkpoints.opening import open_checkpoint
 from zoo_seg.errors import CheckpointError, OptionError, UnknownNameError
 
 MODEL = "semanticfpn_resnet50"
+MOBILE = "semanticfpn_mobilenetv4_small"
 
 
 @pytest.fixture(scope="module")
@@ -266,6 +267,8 @@ def test_a_shape_that_differs(tmp_path: Path) -> None:
         (MODEL, {"pretrained": "missing.pth"}, CheckpointError, "there is no file 'missing.pth'"),
         (MODEL, {"pretrained": Path("missing")}, CheckpointError, "there is no file 'missing'"),
         (MODEL, {"pretrained": "ftp://host/a.pth"}, Exception, "https://"),
+        (MODEL, {"pretrained": 1}, OptionError, "the weights are of type int; expected a tag"),
+        (MODEL, {"pretrained": {"a": 1}}, OptionError, "of type dict; .* goes into load_state_dict"),
         (MODEL, {"num_classes": 0}, OptionError, "num_classes is 0"),
         (MODEL, {"num_classes": "7"}, OptionError, "num_classes is '7'"),
         (MODEL, {"in_chans": -1}, OptionError, "in_chans is -1"),
@@ -274,6 +277,35 @@ def test_a_shape_that_differs(tmp_path: Path) -> None:
 def test_wrong_arguments(model: str, arguments: dict[str, Any], error: type[Exception], says: str) -> None:
     with pytest.raises(error, match=says):
         zoo_seg.create_model(model, **arguments)
+
+
+@pytest.mark.parametrize("make", [zoo_seg.create_model, zoo_seg.semanticfpn_mobilenetv4_small])
+def test_true_is_the_models_first_weights_and_false_none(make: Any) -> None:
+    """The habit of torchvision and timm."""
+    name = [MOBILE] if make is zoo_seg.create_model else []
+    assert make(*name, pretrained=True).weights == zoo_seg.list_weights(MOBILE)[0]
+    assert make(*name, pretrained=False).weights is None
+
+
+def test_true_for_a_model_without_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zoo_seg.pretrained.list_weights", lambda model: [])
+    with pytest.raises(UnknownNameError, match=f"{MODEL} has no published weights; name a path or a link"):
+        zoo_seg.create_model(MODEL, pretrained=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"classes": ["a", "b"]}, "2 classes for a network with 3; expected a name for each"),
+        ({"palette": [(0, 0, 0)]}, "3 classes but 1 palette colours"),
+        ({"palette": [(0, 0, 0), (1, 1, 1), (0, 256, 0)]}, r"palette has \(0, 256, 0\); expected \(red, green, blue\)"),
+        ({"palette": [(0, 0, 0), (1, 1, 1), (0.5, 0, 0)]}, "as whole numbers from 0 to 255"),
+        ({"palette": [0, 1, 2]}, "palette has 0; expected"),
+    ],
+)
+def test_names_and_colours_that_do_not_fit(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(OptionError, match=says):
+        zoo_seg.build_model("fcn", "lcnet_050", 3, channels=8, **options)
 
 
 @pytest.mark.parametrize("name", zoo_seg.list_models())

@@ -316,7 +316,8 @@ def suggest(name: str, known: Iterable[str]) -> str:
     import difflib  # for a mistake only
 
     known = list(known)
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or [each for each in known if name and name in each]
+    close = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.75)
+    close = close or [each for each in known if name and (name in each or name.startswith(each))]
     if close:
         return f"did you mean {' or '.join(map(repr, close))}?"
     return f"known are {', '.join(known)}" if known else "none is known"

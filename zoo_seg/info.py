@@ -57,8 +57,9 @@ class ModelInfo:
     def __post_init__(self) -> None:
         if not self.classes or len(self.classes) != len(self.palette):
             raise ValueError(f"{len(self.classes)} classes and {len(self.palette)} palette colours, expected as many")
-        if not all(0 <= channel <= 255 for colour in self.palette for channel in colour):
-            raise ValueError("a palette colour is outside 0..255")
+        for colour in self.palette:
+            if len(colour) != 3 or not all(isinstance(each, int) and 0 <= each <= 255 for each in colour):
+                raise ValueError(f"palette has {colour!r}; expected (red, green, blue) as integers from 0 to 255")
         if self.in_chans < 1:
             raise ValueError(f"in_chans is {self.in_chans}, expected at least 1")
 

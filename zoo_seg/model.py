@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from zoo_seg.checkpoints.digest import tensors_sha256
 from zoo_seg.data.labels import voc_palette
 from zoo_seg.errors import CheckpointError, DownloadError, OptionError, UnknownNameError
+from zoo_seg.families.registry import find_family
 from zoo_seg.hub import huggingface
 from zoo_seg.images.reading import Picture, drawn_street, read_picture
 from zoo_seg.inference.predicting import Predicting
@@ -55,6 +56,7 @@ class SegmentationModel(nn.Module, Predicting):
     def __init__(self, network: SegmentationNetwork, info: ModelInfo) -> None:
         super().__init__()
         self.network, self.info = network, info
+        self._check_classes(info)
         self._predictor: tuple[object, Predictor] | None = None
 
     # --- the network ------------------------------------------------------------------------------
@@ -175,9 +177,18 @@ class SegmentationModel(nn.Module, Predicting):
 
     def _know(self, **facts: Any) -> None:
         try:
-            self.info = replace(self.info, **facts)
+            info = replace(self.info, **facts)
         except ValueError as error:
             raise OptionError(str(error)) from None
+        self._check_classes(info)
+        self.info = info
+
+    def _check_classes(self, info: ModelInfo) -> None:
+        if info.architecture is None:
+            return
+        count = find_family(info.architecture.family).count_classes(dict(self.network.named_parameters()))
+        if count not in (None, len(info.classes)):
+            raise OptionError(f"{len(info.classes)} classes for a network with {count}; expected a name for each")
 
     def predictor(
         self,

@@ -22,7 +22,7 @@ from zoo_seg.checkpoints.convert import Converted, Layout, convert, described, l
 from zoo_seg.checkpoints.digest import tensors_sha256
 from zoo_seg.checkpoints.opening import check_finite, open_checkpoint
 from zoo_seg.checkpoints.restore import count_classes, restore
-from zoo_seg.errors import CheckpointError
+from zoo_seg.errors import CheckpointError, OptionError, UnknownNameError
 from zoo_seg.families.registry import find_family
 from zoo_seg.hub import cache, huggingface
 from zoo_seg.hub.files import exclusive, replacing, sweep
@@ -72,31 +72,40 @@ class Checkpoint:
 
 
 def load_checkpoint(
-    model: str, pretrained: bool | str | os.PathLike[str] | Weights, *, progress: bool = True
+    model: str | None, pretrained: bool | str | os.PathLike[str] | Weights, *, progress: bool = True
 ) -> Checkpoint:
     """Find, verify, open and rename weights.
 
     Args:
-        model: a canonical model name.
+        model: a canonical model name; None for a record, a folder or a repository, which bring their own.
         pretrained: True for the model's first weights, a tag (`"ade20k"`, `"ade20k_mmseg"`), a file, a folder that
             `finetune` or `save_pretrained` wrote, an `https://`, `file://` or `hf://org/repo[@revision][/file]` link,
             or a record.
 
     Raises:
-        UnknownNameError: neither a tag of this model nor a file.
+        UnknownNameError: neither a tag of this model nor a file, or the model has no published weights.
+        OptionError: `pretrained` is something else.
         DownloadError, CheckpointError: see `zoo_seg.errors`.
     """
     if isinstance(pretrained, Weights):
         return _from_record(pretrained, progress)
-    if isinstance(pretrained, bool):
-        return _from_record(_first_weights(model), progress)
-    _, architecture = get_architecture(model)
+    if pretrained is True and model is not None:
+        return _from_record(first_weights(model), progress)
+    if not isinstance(pretrained, (str, os.PathLike)):
+        raise OptionError(
+            f"the weights are of type {type(pretrained).__name__}; expected a tag such as 'ade20k', a path, a link, a "
+            "record, or True for the model's first. A state dict goes into load_state_dict"
+        )
+    architecture = None if model is None else get_architecture(model)[1]
     name = os.fspath(pretrained)
     if name.startswith("hf://") and (repository := huggingface.repository(name)):
         folder = huggingface.fetch_network(repository, progress=progress)
-        if folder is None:  # no config.json: bare weights
-            return _from_cache(cache.fetch_link(name, progress=progress), architecture, read_options=True)
-        return _fitting(open_folder(folder), architecture)
+        if folder is not None:
+            return _fitting(open_folder(folder), architecture)
+    elif is_network(name) or (os.sep in name and Path(name).is_dir()):
+        return _fitting(open_folder(Path(name)), architecture)
+    if model is None or architecture is None:
+        raise OptionError(f"the weights {name!r} do not say what network they are; name its model")
     if "://" in name:
         linked = cache.fetch_link(name, progress=progress)
         if name.startswith("file://"):  # a file of the user's own is read where it is and gets no copy beside it
@@ -104,8 +113,6 @@ def load_checkpoint(
         return _from_cache(linked, architecture, read_options=True)
     if Path(name).is_file():
         return _unmapped(_open(Path(name), architecture, read_options=True))
-    if is_network(name) or (os.sep in name and Path(name).is_dir()):
-        return _fitting(open_folder(Path(name)), architecture)
     if isinstance(pretrained, os.PathLike) or os.sep in name or Path(name).suffix in (".pth", ".pt", ".safetensors"):
         raise CheckpointError(
             f"there is no file {name!r}; expected a .pth or .safetensors file, a link such as hf://org/repo, or a tag"
@@ -113,11 +120,15 @@ def load_checkpoint(
     return _from_record(get_weights(model, name), progress)
 
 
-def _first_weights(model: str) -> Weights:
-    """What `pretrained=True` stands for."""
+def first_weights(model: str) -> Weights:
+    """The record that stands first in the manifest for a model.
+
+    Raises:
+        UnknownNameError: the model has no published weights.
+    """
     records = list_weights(model)
     if not records:
-        raise CheckpointError(f"there are no published weights of {model}; expected a path or a link")
+        raise UnknownNameError(f"{model} has no published weights; name a path or a link")
     return records[0]
 
 
@@ -263,10 +274,10 @@ def _full(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.is_floating_point() else tensor
 
 
-def _fitting(checkpoint: Checkpoint, architecture: Architecture) -> Checkpoint:
+def _fitting(checkpoint: Checkpoint, architecture: Architecture | None) -> Checkpoint:
     """Two strides of one network have the same tensors and different results, so what is said is compared as well."""
     found = checkpoint.architecture
-    if any(getattr(found, name) != getattr(architecture, name) for name in ("family", "backbone", "output_stride")):
+    if architecture and any(getattr(found, name) != getattr(architecture, name) for name in ("family", "backbone", "output_stride")):
         raise CheckpointError(
             f"{checkpoint.path.parent} holds {described(found)}, expected {described(architecture)}; "
             "zoo_seg.from_pretrained loads it as what it is"

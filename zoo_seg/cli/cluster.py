@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -14,17 +13,26 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from zoo_seg.cli.network import check_looks, load_predicting
-from zoo_seg.cli.pictures import SETTINGS, is_named_like_result, is_wanted, pictures, suffixes, trouble
+from zoo_seg.cli.pictures import (
+    LIST,
+    SETTINGS,
+    entries,
+    is_named_like_result,
+    is_wanted,
+    pictures,
+    suffixes,
+    trouble,
+    whole_name,
+)
 from zoo_seg.cli.plan import note, work_of
 from zoo_seg.cli.report import Report
 from zoo_seg.errors import OptionError, ScaleError, ZooSegError
 from zoo_seg.scale.cluster import check_reachable, cluster, predict, share
 from zoo_seg.scale.jobs import Job
-from zoo_seg.scale.places import Times, below, is_url, place, read_text, remove, times, write_text
+from zoo_seg.scale.places import Stats, below, is_url, place, read_text, remove, stats, write_text
 
 T = TypeVar("T")
 
-_LIST = ".txt"
 _SECONDS = 60
 """Between two lines about the progress where there is no terminal."""
 
@@ -52,8 +60,8 @@ class Ray:
                     else:
                         yield picture, target
 
-    def times(self) -> Times:
-        return _reached(self.out, times)
+    def stats(self) -> Stats:
+        return _reached(self.out, stats)
 
     def settings(self) -> str | None:
         try:
@@ -97,8 +105,8 @@ def _with_progress(outcomes: Iterator[tuple[Job, str | None]], total: int) -> It
 
 
 def _found(path: str, fail: Callable[[str, str], None]) -> Iterator[tuple[str, str]]:
-    """Every image of a folder, URL, list or glob, and its name below the results: its folders and its stem."""
-    if path.lower().endswith(_LIST):
+    """Every picture of a folder, URL, list or glob, and its name below the results: its folders and its stem."""
+    if path.lower().endswith(LIST):
         yield from _listed(path, fail)
     elif is_url(path):
         for picture, name in _reached(path, _below):
@@ -107,7 +115,7 @@ def _found(path: str, fail: Callable[[str, str], None]) -> Iterator[tuple[str, s
             else:
                 yield picture, name
     else:
-        for picture, folder in pictures([path], lambda path, reason: fail(str(path), reason)):
+        for picture, folder in pictures(path, lambda path, reason: fail(str(path), reason)):
             if reason := trouble(picture):
                 fail(str(picture), reason)
             else:
@@ -128,41 +136,21 @@ def _below(url: str) -> list[tuple[str, str]]:
     wanted = [name for name in names if is_wanted(name) and not is_result(name)]
     if not wanted:
         raise OptionError(f"{url} holds no images ({', '.join(sorted(suffixes()))}), or is not there")
-    return [(f"{url.rstrip('/')}/{name}", _without_ending(name)) for name in wanted]
+    return [(f"{url.rstrip('/')}/{name}", str(PurePosixPath(name).with_suffix(""))) for name in wanted]
 
 
 def _listed(path: str, fail: Callable[[str, str], None]) -> Iterator[tuple[str, str]]:
     """The images of a text file: a path or URL on each line; blank lines and those after a # are passed over."""
     text = _reached(path, read_text)
-    if "\0" in text:
-        raise OptionError(f"{path} is no text file; expected a path or URL on each line")
-    entries = [line.strip() for line in text.lstrip("\ufeff").splitlines()]
-    entries = [entry for entry in entries if entry and not entry.startswith("#")]
-    if not entries:
-        raise OptionError(f"{path} names no images; expected a path or URL on each line")
-    for entry in entries:
+    try:
+        named = entries(text)
+    except ValueError as error:
+        raise OptionError(f"{path} {error}") from None
+    for entry in named:
         if not is_url(entry) and (reason := trouble(Path(entry))):
             fail(entry, reason)
         else:
-            yield entry, _whole_name(entry)
-
-
-def _whole_name(entry: str) -> str:
-    """All the folders of a list's image and its stem: two lists never put two images in one place."""
-    if is_url(entry):
-        name = _path_of(entry)
-    else:
-        name = os.path.normpath(entry)
-        if name.startswith(os.pardir):
-            name = os.path.abspath(name)  # noqa: PTH100
-        name = Path(name).relative_to(Path(name).anchor).as_posix()
-    return _without_ending(name)
-
-
-def _without_ending(name: str) -> str:
-    """Empty where there is no name."""
-    path = PurePosixPath(name)
-    return str(path.with_suffix("")) if path.name else ""
+            yield entry, str(PurePosixPath(_path_of(entry)).with_suffix("")) if is_url(entry) else whole_name(entry)
 
 
 def _path_of(url: str) -> str:

@@ -7,6 +7,7 @@ A verb is the module of its name beside this one, imported when it is called: `l
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
 import os
 import sys
@@ -17,7 +18,8 @@ from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 import zoo_seg
 from zoo_seg.errors import OptionError, UnknownNameError, ZooSegError
-from zoo_seg.training.settings import Settings
+from zoo_seg.manifest import LARGEST_SIDE
+from zoo_seg.training.settings import ELSEWHERE, Settings
 
 _EPILOG = """\
 environment:
@@ -31,7 +33,20 @@ exit code: 0 done, 1 the work failed, 2 wrong usage
 
 
 class _Parser(argparse.ArgumentParser):
-    """Names the verb's own help in a usage error."""
+    """Names the verb's own help in a usage error, and what an unknown option may have meant."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            known = {flag[2:]: flag for flag in self._option_string_actions if flag.startswith("--")}
+            name = unknown[0].lstrip("-").partition("=")[0]
+            hint = ELSEWHERE.get(name.replace("-", "_"), name).replace("_", "-")
+            close = [hint] if hint in known else difflib.get_close_matches(hint, known, cutoff=0.75)
+            message = f"unrecognized arguments: {' '.join(unknown)}"
+            if unknown[0].startswith("-") and close:
+                message += f"; did you mean {' or '.join(known[each] for each in close)}?"
+            self.error(message)
+        return found, unknown
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}\ntry '{self.prog} --help'\n")
@@ -366,7 +381,11 @@ def _whole(text: str) -> int:
 
 
 def _resize(text: str) -> int | str | None:
-    return {"published": "published", "none": None}[text] if text in ("published", "none") else _whole(text)
+    if text in ("published", "none"):
+        return None if text == "none" else text
+    if _whole(text) > LARGEST_SIDE:
+        raise argparse.ArgumentTypeError(f"{text} is more pixels than a picture's side may have, {LARGEST_SIDE}")
+    return int(text)
 
 
 def _add_predict(verbs: Any) -> None:

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
+from zoo_seg.checkpoints.digest import tensors_sha256
 from zoo_seg.errors import OptionError
 from zoo_seg.export.loaded import from_exported, is_exported
 from zoo_seg.factory import create_model, from_pretrained
 from zoo_seg.hub.download import shown
+from zoo_seg.hub.files import hash_file
 from zoo_seg.hub.huggingface import repository
 from zoo_seg.inference.predicting import Predicting
 from zoo_seg.inference.predictor import choose_device
 from zoo_seg.inference.protocol import Mode, Protocol
-from zoo_seg.manifest import get_architecture, get_weights, list_weights
+from zoo_seg.manifest import Weights, get_architecture, get_weights
 from zoo_seg.model import SegmentationModel
-from zoo_seg.saving.folder import is_network
+from zoo_seg.pretrained import first_weights, load_checkpoint
+from zoo_seg.saving.folder import is_network, read_config
 
 _LARGEST_SCALE = 8
 """Beyond it memory runs out; whoever writes more means percent."""
@@ -42,33 +48,54 @@ def load_predicting(arguments: argparse.Namespace) -> Predicting:
 
 
 def load_network(arguments: argparse.Namespace) -> SegmentationModel:
-    """The network of `--model` and `--weights`: a run's folder, an id, or a model with what its factory takes.
+    """The network of `--model` and `--weights`: a run's folder, an id, or a model with what its factory takes."""
+    name, weights = _named(arguments)
+    return from_pretrained(str(weights)) if name is None else create_model(name, weights)
+
+
+def weights_sha256(arguments: argparse.Namespace) -> str:
+    """A digest of what `--model` and `--weights` stand for now: all that makes another class map of the same picture.
+
+    Nothing is built for it. What is not here yet is fetched.
+    """
+    digest = hashlib.sha256()
+    if arguments.weights is not None and is_exported(arguments.weights):
+        path = Path(arguments.weights)
+        for each in (path, path.with_suffix(".bin")):  # beside OpenVINO's .xml
+            digest.update(hash_file(each).encode() if each.is_file() else b"-")
+        return digest.hexdigest()
+    name, weights = _named(arguments)
+    checkpoint = load_checkpoint(None if name is None else get_architecture(name)[0], weights)
+    info = checkpoint.info
+    rules = info and [info.classes, info.palette, asdict(info.preprocess), info.protocol, asdict(info.test)]
+    facts = [asdict(checkpoint.architecture), checkpoint.layout, rules, tensors_sha256(checkpoint.tensors)]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def _named(arguments: argparse.Namespace) -> tuple[str | None, str | Weights]:
+    """A model and its weights; a folder or repository that brings its own model has None.
 
     Without weights a model's first ones are taken, and without both those that come with the package.
     """
     name, weights = arguments.model, arguments.weights
     if weights is None:
-        weights = (
-            PACKAGED if name is None else next((each.id for each in list_weights(get_architecture(name)[0])), None)
-        )
-        if weights is None:
-            raise OptionError(f"{name} has no published weights; add --weights with a path or a link")
-        name = None
+        record = get_weights(PACKAGED) if name is None else first_weights(get_architecture(name)[0])
+        return record.model, record
     if is_network(weights) or (weights.startswith("hf://") and repository(weights)):
-        return from_pretrained(weights) if name is None else create_model(name, weights)
+        return name, weights
     if name is None:
         if is_exported(weights):
             raise OptionError(f"--weights {shown(weights)} is an exported file, which predict takes; name its network")
         model, dot, tag = weights.partition(".")
         if not dot or os.sep in weights or Path(weights).is_file() or tag in ("pth", "pt", "safetensors"):
             if Path(weights).is_dir():
-                return from_pretrained(weights)  # which says what the folder lacks
+                read_config(Path(weights))  # says what the folder lacks
             raise OptionError(
                 f"--weights {shown(weights)} needs a --model (see 'zoo-seg list'), or be an id such as 'model.tag'"
             )
         record = get_weights(model, tag)
-        return create_model(record.model, record)
-    return create_model(name, weights)
+        return record.model, record
+    return name, weights
 
 
 def device_of(arguments: argparse.Namespace) -> str:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import glob
 import os
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
 from zoo_seg.errors import OptionError
+from zoo_seg.scale.jobs import read_mark
 
 SETTINGS = "zoo_seg_predict.json"
-"""Marks a folder of results: they are not predicted."""
+"""Beside results: the settings that they were made with."""
+LIST = ".txt"
+"""Ending of a file that names pictures."""
 _NO_PIXELS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PDF", "WMF"}
 """Formats that Pillow knows by name, but does not decode itself."""
 _CLIPS = {
@@ -23,43 +26,57 @@ _CLIPS = {
 }
 
 
-def pictures(paths: Sequence[str], on_trouble: Callable[[Path, str], None]) -> Iterator[tuple[Path, Path]]:
-    """Every picture with the folder it lies in, relative to the folder that was named; each once.
+def pictures(path: str, on_trouble: Callable[[Path, str], None]) -> Iterator[tuple[Path, Path]]:
+    """Every picture with the folder it lies in, relative to the folder that was named.
 
     Of a folder all that ends like a picture, in all its folders. A link to a file is read wherever it leads. A
     link to a folder is not entered, so that nothing is found twice or without end. Hidden files and folders
     (`.thumbnails/`, `._a.jpg`) are passed over.
 
     Args:
-        paths: files, folders and globs.
-        on_trouble: called with a folder that cannot be listed, and the reason.
+        path: a file, a folder or a glob.
+        on_trouble: called with what stands for no pictures or cannot be listed, and the reason.
+    """
+    named = Path(path)
+    if os.path.isdir(named):  # noqa: PTH112  (never raises)
+        found, troubles = _walk(named)
+        for folder, reason in troubles:
+            on_trouble(folder, reason)
+        if not found and not troubles:
+            kinds = ", ".join(sorted(suffixes()))
+            on_trouble(named, f"holds no pictures ({kinds}); hidden files and links to folders are passed over")
+        root = named
+    elif os.path.lexists(named) or not glob.has_magic(path):
+        found, root = [named], named.parent
+    else:
+        found, root = _matches(path)
+        if not found:
+            on_trouble(named, "no file matches this pattern")
+    for each in found:
+        yield each, each.relative_to(root).parent
+
+
+def entries(text: str) -> list[str]:
+    """The lines of a list of pictures; blank ones and those after a # are passed over.
 
     Raises:
-        OptionError: a folder holds no pictures, or a glob fits no file.
+        ValueError: the list is empty, or no text.
     """
-    seen: set[Path] = set()
-    for text in paths:
-        named = Path(text)
-        if os.path.isdir(named):  # noqa: PTH112  (never raises)
-            found, troubles = _walk(named)
-            for folder, reason in troubles:
-                on_trouble(folder, reason)
-            if not found and not troubles:
-                kinds = ", ".join(sorted(suffixes()))
-                raise OptionError(
-                    f"{named} holds no pictures ({kinds}); hidden files and links to folders are passed over"
-                )
-            root = named
-        elif os.path.lexists(named) or not glob.has_magic(text):
-            found, root = [named], named.parent
-        else:
-            found, root = _matches(text)
-            if not found:
-                raise OptionError(f"no file matches {text!r}")
-        for each in found:
-            if each not in seen:
-                seen.add(each)
-                yield each, each.relative_to(root).parent
+    if "\0" in text:
+        raise ValueError("is no text file; expected a path or URL on each line")
+    lines = [line.strip() for line in text.lstrip("\ufeff").splitlines()]
+    lines = [line for line in lines if line and not line.startswith("#")]
+    if not lines:
+        raise ValueError("names no pictures; expected a path or URL on each line")
+    return lines
+
+
+def whole_name(picture: str) -> str:
+    """All the folders of a list's picture and its stem: two lists never put two pictures in one place."""
+    name = os.path.normpath(picture)
+    if name.startswith(os.pardir):
+        name = os.path.abspath(name)  # noqa: PTH100
+    return Path(name).relative_to(Path(name).anchor).with_suffix("").as_posix()
 
 
 def is_clip(path: Path) -> bool:
@@ -81,7 +98,8 @@ def is_named_like_result(name: str) -> bool:
 def trouble(picture: Path) -> str | None:
     """Why a file cannot be read, as far as can be told without opening it."""
     try:
-        picture.stat()
+        if stat.S_ISDIR(picture.stat().st_mode):
+            return "is a folder; expected a picture"
     except FileNotFoundError:
         return "the link leads nowhere" if picture.is_symlink() else "there is no such file; check the path"
     except OSError as error:
@@ -114,7 +132,11 @@ def _is_result(path: Path) -> bool:
     """Written by an earlier run: a second one must not predict the first one's results."""
     if not is_named_like_result(path.name):
         return False
-    return any((folder / SETTINGS).is_file() for folder in path.absolute().parents)
+    try:
+        with path.open("rb") as file:
+            return read_mark(file) is not None
+    except OSError:
+        return False
 
 
 @cache

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
-from typing import Any
+from dataclasses import replace
+from typing import Any, TypeVar
 
 from zoo_seg.cli.report import Failure, Report, Result
 from zoo_seg.errors import OptionError
-from zoo_seg.scale.jobs import Job, Work
-from zoo_seg.scale.places import Times
+from zoo_seg.scale.jobs import Job, Work, read_mark
+from zoo_seg.scale.places import Stats, opens, place
+
+T = TypeVar("T")
 
 _NOT_SETTINGS = {"verb", "paths", "out", "overwrite", "device", "batch_size", "json", "engine", "workers", "address"}
 """Arguments that do not change what is written for a picture."""
 _AT_ONCE = 32
 """Questions to a storage, each of which takes as long as the way there."""
+_PART = 1 << 12
+"""Questions that wait for their turn, each of which takes a kB."""
 
 
 def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -49,10 +54,8 @@ def plan(found: Iterable[tuple[str, str]], overlay: bool, fail: Callable[[str, s
             fail(picture, f"would overwrite the result of {taken[mask]} ({mask}); give it another --out")
 
 
-def refuse_other_results(
-    out: str, before: str | None, settings: Mapping[str, Any], jobs: Sequence[Job], times: Times
-) -> None:
-    """Results of other settings in the same folder would be taken for this run's; other files are not ours to lose.
+def refuse_other_settings(out: str, before: str | None, settings: Mapping[str, Any]) -> None:
+    """Results of other settings in the same folder would be taken for this run's.
 
     Args:
         before: the text that an earlier run left there.
@@ -60,28 +63,45 @@ def refuse_other_results(
     try:
         known = json.loads(before or "")
     except ValueError:
-        known = None
-    if not isinstance(known, dict):
-        for path in (path for job in jobs for path in _files(job)):
-            if _exists(path, times):
-                raise OptionError(f"{path} was not written by zoo-seg; choose another --out, or add --overwrite")
         return
-    different = [name for name in settings if known.get(name) != settings[name]]
+    different = [name for name in settings if known.get(name) != settings[name]] if isinstance(known, dict) else []
     if different:
         what = ", ".join(f"{name} {known.get(name)!r} (now {settings[name]!r})" for name in different)
         raise OptionError(f"{out} holds results made with {what}; choose another --out, or add --overwrite")
 
 
-def split(jobs: Iterable[Job], times: Times) -> tuple[list[Job], list[Job]]:
-    """The jobs that an earlier run has done, and those that are left."""
-    done: list[Job] = []
-    left: list[Job] = []
-    jobs = iter(jobs)
+def earlier_marks(jobs: Sequence[Job], stats: Stats) -> list[str]:
+    """The mark in the files that an earlier run wrote for each job; empty where one is missing or cut short.
+
+    Raises:
+        OptionError: a file in their place is not an earlier run's, so it is not ours to lose.
+    """
+
+    def mark(job: Job) -> str:
+        marks = {_mark_of(path, stats) for path in _files(job)}
+        return marks.pop() if len(marks) == 1 else ""
+
+    return _at_once(mark, jobs)
+
+
+def marked(jobs: Sequence[Job], settings: Mapping[str, Any], stats: Stats) -> list[Job]:
+    """The jobs with their marks: other settings, weights or pictures have others."""
+
+    def mark(job: Job) -> Job:
+        try:
+            stat = stats(job.picture)
+        except Exception:  # storages have exceptions of their own; reading it will tell
+            stat = None, None
+        text = json.dumps([settings, place(job.picture)[1], *stat], sort_keys=True)
+        return replace(job, mark=hashlib.sha256(text.encode("ascii")).hexdigest())
+
+    return _at_once(mark, jobs)
+
+
+def _at_once(ask: Callable[[Job], T], jobs: Sequence[Job]) -> list[T]:
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        while some := list(islice(jobs, 1 << 12)):
-            for job, is_done in zip(some, pool.map(lambda job: _is_done(job, times), some), strict=True):
-                (done if is_done else left).append(job)
-    return done, left
+        parts = (jobs[first : first + _PART] for first in range(0, len(jobs), _PART))
+        return [answer for part in parts for answer in pool.map(ask, part)]
 
 
 def result(job: Job) -> Result:
@@ -101,19 +121,18 @@ def _files(job: Job) -> list[str]:
     return [job.mask] if job.overlay is None else [job.mask, job.overlay]
 
 
-def _exists(path: str, times: Times) -> bool:
+def _mark_of(path: str, stats: Stats) -> str:
     try:
-        times(path)
+        size, _ = stats(path)
     except OSError:
-        return False
-    return True
-
-
-def _is_done(job: Job, times: Times) -> bool:
-    """The results are there and no older than the picture, as far as its storage tells."""
+        return ""
+    if size == 0:
+        return ""
     try:
-        written = [times(path) for path in _files(job)]
-        picture = times(job.picture)
-    except OSError:
-        return False
-    return picture is None or all(time is None or time >= picture for time in written)
+        with opens(path).open("rb") as file:
+            mark = read_mark(file)
+    except IsADirectoryError:
+        mark = None
+    if mark is None:
+        raise OptionError(f"{path} was not written by zoo-seg predict; move it away, or choose another --out")
+    return mark

@@ -11,14 +11,15 @@ from typing import Any, Protocol
 from PIL import Image
 from tqdm import tqdm
 
-from zoo_seg.cli.network import check_looks, device_of, load_predicting
-from zoo_seg.cli.pictures import SETTINGS, is_clip, pictures, trouble
-from zoo_seg.cli.plan import note, plan, refuse_other_results, result, settings_of, split, work_of
+from zoo_seg.cli.network import check_looks, device_of, load_predicting, weights_sha256
+from zoo_seg.cli.pictures import LIST, SETTINGS, entries, is_clip, pictures, trouble, whole_name
+from zoo_seg.cli.plan import earlier_marks, marked, note, plan, refuse_other_settings, result, settings_of, work_of
 from zoo_seg.cli.report import Failure, Report
 from zoo_seg.errors import OptionError
+from zoo_seg.hub.files import replacing
 from zoo_seg.inference.segmentation import write_png
 from zoo_seg.scale.jobs import Job
-from zoo_seg.scale.places import Times, is_url, times
+from zoo_seg.scale.places import Stats, is_url, stats
 
 
 class Engine(Protocol):
@@ -27,8 +28,8 @@ class Engine(Protocol):
     def found(self, paths: Sequence[str], fail: Callable[[str, str], None]) -> Iterator[tuple[str, str]]:
         """Every picture, and where its results go, without `_mask.png`; `fail` is told what cannot be read."""
 
-    def times(self) -> Times:
-        """The times of results and pictures."""
+    def stats(self) -> Stats:
+        """The sizes and times of results and pictures."""
 
     def settings(self) -> str | None:
         """What an earlier run left in the folder of the results."""
@@ -55,10 +56,15 @@ def run(arguments: argparse.Namespace) -> int:
     jobs = list(plan(engine.found(arguments.paths, fail), not arguments.no_overlay, fail))
     settings = settings_of(arguments)
     if not arguments.overwrite:
-        known = engine.times()
-        refuse_other_results(_out(arguments), engine.settings(), settings, jobs, known)
-        kept, jobs = split(jobs, known)
-        report.kept = [result(job) for job in kept]
+        refuse_other_settings(_out(arguments), engine.settings(), settings)
+    if jobs:
+        known = engine.stats()
+        earlier = earlier_marks(jobs, known)
+        settings["weights_sha256"] = weights_sha256(arguments)
+        jobs = marked(jobs, settings, known)
+        if not arguments.overwrite:
+            report.kept = [result(job) for job, mark in zip(jobs, earlier, strict=True) if mark == job.mark]
+            jobs = [job for job, mark in zip(jobs, earlier, strict=True) if mark != job.mark]
     where = f"results in {_out(arguments)}"
     if jobs:
         engine.begin(json.dumps(settings, indent=2) + "\n")
@@ -78,10 +84,7 @@ def _engine(arguments: argparse.Namespace) -> Engine | None:
     if not 0 <= arguments.alpha <= 1:
         raise OptionError(f"--alpha is {arguments.alpha}; expected a number from 0 to 1")
     if arguments.json not in (None, "-"):
-        path = Path(arguments.json)
-        if path.suffix.lower() != ".json":  # a picture that was meant as a PATH must not be overwritten
-            raise OptionError(f"--json {path}; expected a file that ends in .json, or - for stdout")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        Report.check(arguments.json)
     has_clip = any(is_clip(Path(path)) for path in (*arguments.paths, out))
     if arguments.engine == "ray":
         from zoo_seg.cli.cluster import Ray  # needs an extra
@@ -110,14 +113,35 @@ class Local:
         self.arguments, self.out = arguments, Path(arguments.out)
 
     def found(self, paths: Sequence[str], fail: Callable[[str, str], None]) -> Iterator[tuple[str, str]]:
-        for picture, folder in pictures(paths, lambda path, reason: fail(str(path), reason)):
+        seen: set[Path] = set()
+        for picture, name in (each for path in paths for each in self._found(path, fail)):
+            if picture in seen:
+                continue
+            seen.add(picture)
             if reason := trouble(picture):  # known before any weights are fetched
                 fail(str(picture), reason)
             else:
-                yield str(picture), str(self.out / folder / picture.stem)
+                yield str(picture), str(self.out / name)
 
-    def times(self) -> Times:
-        return times(str(self.out))
+    def _found(self, path: str, fail: Callable[[str, str], None]) -> Iterator[tuple[Path, str | Path]]:
+        """Every picture of a folder, list or glob, and its name below the results: its folders and its stem."""
+        if path.lower().endswith(LIST) and not Path(path).is_dir():
+            try:
+                named = entries(Path(path).read_text(encoding="utf-8", errors="surrogateescape"))
+            except (OSError, ValueError) as error:
+                fail(path, trouble(Path(path)) or str(error))
+                return
+            for entry in named:
+                if is_url(entry):
+                    fail(entry, "is a URL, which the cluster's workers read; add --engine ray")
+                else:
+                    yield Path(entry), whole_name(entry)
+            return
+        for picture, folder in pictures(path, lambda path, reason: fail(str(path), reason)):
+            yield picture, folder / picture.stem
+
+    def stats(self) -> Stats:
+        return stats(str(self.out))
 
     def settings(self) -> str | None:
         try:
@@ -128,7 +152,8 @@ class Local:
     def begin(self, settings: str) -> None:
         self.model = load_predicting(self.arguments)
         self.out.mkdir(parents=True, exist_ok=True)
-        (self.out / SETTINGS).write_text(settings, encoding="utf-8")
+        with replacing(self.out / SETTINGS) as part:  # a link is replaced, not written through
+            part.write_text(settings, encoding="utf-8")
 
     def predict(self, jobs: list[Job], report: Report) -> str:
         work = work_of(self.arguments, device_of(self.arguments))

@@ -8,8 +8,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from zoo_seg.cli.pictures import SETTINGS
+from zoo_seg.errors import OptionError
+from zoo_seg.hub.files import replacing
+
 Result = Mapping[str, str | int | None]
 """A picture and the files that were written for it, by name."""
+
+_BEGINNING = b'{\n  "done": ['
+"""Of every report."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +56,28 @@ class Report:
             if json_to == "-":
                 print(text)
             else:
-                Path(json_to).write_text(text + "\n", encoding="ascii")
+                with replacing(Path(json_to)) as part:
+                    part.write_text(text + "\n", encoding="ascii")
+
+    @staticmethod
+    def check(json_to: str) -> None:
+        """Refuse a file that `tell` may not write, before the work; its folder is made.
+
+        Raises:
+            OptionError: it is no .json file, or there is one that is not an earlier report.
+        """
+        path = Path(json_to)
+        if path.suffix.lower() != ".json":  # a picture that was meant as a PATH
+            raise OptionError(f"--json {path}; expected a file that ends in .json, or - for stdout")
+        if path.name == SETTINGS:
+            raise OptionError(f"--json {path} is where predict keeps its settings; choose another name")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise OptionError(f"--json {path} is a folder; expected a file, such as {path / 'report.json'}")
+        if path.exists() and path.stat().st_size:
+            with path.open("rb") as file:
+                if file.read(len(_BEGINNING)) != _BEGINNING:
+                    raise OptionError(f"--json {path} is there and no report of zoo-seg predict; choose another name")
 
     def _as_json(self) -> dict[str, list[Result]]:
         failed: list[Result] = [{"picture": str(each.picture), "reason": each.reason} for each in self.failed]

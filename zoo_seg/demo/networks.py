@@ -9,11 +9,11 @@ from threading import Condition, Lock
 
 from zoo_seg.errors import DownloadError
 from zoo_seg.factory import create_model
+from zoo_seg.hub.cache import fetch, local
 from zoo_seg.images.reading import RGB, Picture, read_picture
 from zoo_seg.inference.segmentation import Segmentation
 from zoo_seg.manifest import Weights, get_weights, list_weights
 from zoo_seg.model import SegmentationModel
-from zoo_seg.hub.cache import fetch, local
 
 _HELD = 2
 """Networks, and results, that are kept: as many as are seen side by side."""

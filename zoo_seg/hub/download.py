@@ -172,7 +172,7 @@ def download(
     raise (HashMismatchError if wrong else DownloadError)(
         f"cannot download {destination.name}:{reasons}\n"
         "Try again later, set ZOO_SEG_MIRROR to a folder or server that has the file, "
-        "or download it by other means and pass its path as pretrained=."
+        "or download it by other means and pass its path in place of the name."
     )
 
 

@@ -98,7 +98,7 @@ def fetch_network(repository: Repository, *, progress: bool = True) -> Path | No
         raise CheckpointError(
             f"{repository.name} is not a network that zoo_seg {__version__} reads: "
             f"{str(error).replace(str(folder / CONFIG), CONFIG)}. A weight file in it is loaded into a model of a "
-            f"known name: pretrained='hf://{repository.name}/FILE'"
+            f"known name, as 'hf://{repository.name}/FILE'"
         ) from None
     if not _fetch(pinned, WEIGHTS, progress):
         raise CheckpointError(f"{repository.name} has a {CONFIG}, but no {WEIGHTS} beside it")

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from zoo_seg.errors import ImageError, OptionError, OutOfMemoryError
 from zoo_seg.images.preprocess import normalise, resize_uint8, resized_size
-from zoo_seg.images.reading import RGB, Picture, read_picture
+from zoo_seg.images.reading import RGB, Picture, most_pixels, read_picture
 from zoo_seg.inference.labels import class_map, id_type
 from zoo_seg.inference.looks import Infer, Size, Whole
 from zoo_seg.inference.memory import give_back, keep_large_blocks
@@ -182,6 +182,8 @@ class Predictor:
                 return _Prepared(picture, self._inputs(picture, target, protocol.scales))
             except ImageError as error:
                 return error
+            except MemoryError as error:
+                return ImageError(f"there is too little memory to prepare it ({error}); lower resize or scales")
 
         batch: list[_Prepared] = []
         for item in in_order(images, prepare_one, ahead=2 * batch_size):
@@ -227,6 +229,13 @@ class Predictor:
             sizes = [resized_size(*size, _scaled(target, size, scale)) for scale in scales]
         else:
             sizes = [resized_size(*size, target)]
+        limit = most_pixels()
+        for height, width in sizes:  # what is made larger; a picture of any size may stay as it is
+            if limit is not None and height * width > max(limit, size[0] * size[1]):
+                raise ImageError(
+                    f"a picture of {size[0]}x{size[1]} pixels would become one of {height}x{width} (height x width), "
+                    f"more than {limit} pixels; lower resize or scales, or raise ZOO_SEG_MAX_PIXELS"
+                )
         mean, std = self.preprocess.mean, self.preprocess.std
         return [normalise(resize_uint8(picture, *each), mean, std) for each in sizes]
 

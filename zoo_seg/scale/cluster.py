@@ -19,10 +19,9 @@ import torch
 
 from zoo_seg import settings
 from zoo_seg.errors import MissingExtraError, OptionError, OutOfMemoryError, ScaleError
-from zoo_seg.images.reading import Picture
 from zoo_seg.inference.predicting import Predicting
 from zoo_seg.scale.jobs import Job, Work
-from zoo_seg.scale.places import Elsewhere, is_url, write_png
+from zoo_seg.scale.places import is_url, opens, write_png
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # this library reports to nobody
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
@@ -204,7 +203,7 @@ class Worker:
     def __call__(self, table: pyarrow.Table) -> pyarrow.Table:
         """Rows of jobs -> their numbers, and the reason why each failed, or null."""
         rows = table.to_pylist()
-        jobs = [Job(*(_text(row[name]) for name in ("picture", "mask", "overlay"))) for row in rows]  # type: ignore[arg-type]
+        jobs = [Job(*(_text(row[name]) for name in ("picture", "mask", "overlay", "mark"))) for row in rows]  # type: ignore[arg-type]
         numbers = [row["number"] for row in rows]
         if self._begin("block", numbers[0]):  # the worker before was lost: one of them may be the reason
             reasons = [self._alone(number, job) for number, job in zip(numbers, jobs, strict=True)]
@@ -220,7 +219,7 @@ class Worker:
 
     def _together(self, jobs: list[Job]) -> list[str | None]:
         try:
-            return list(self.work.on(jobs, self.model, _read, self.write))
+            return list(self.work.on(jobs, self.model, opens, self.write))
         except Exception as error:
             if len(jobs) == 1:
                 what = "" if isinstance(error, OutOfMemoryError) else f"unexpected {type(error).__name__}: "
@@ -260,16 +259,13 @@ class Ledger:
         del self.begun[what]
 
 
-def _read(address: str) -> Picture:
-    return Elsewhere(address) if is_url(address) else Path(address)
-
-
 def _table(jobs: Sequence[Job], first: int) -> pyarrow.Table:
     """Jobs as rows; names are bytes, for a file may be called anything."""
     columns = {
         name: pyarrow.array([_bytes(_everywhere(getattr(job, name))) for job in jobs], pyarrow.binary())
         for name in ("picture", "mask", "overlay")
     }
+    columns["mark"] = pyarrow.array([_bytes(job.mark) for job in jobs], pyarrow.binary())
     return pyarrow.table({"number": pyarrow.array(range(first, first + len(jobs)), pyarrow.int64()), **columns})
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from zoo_seg.errors import ImageError
 from zoo_seg.images.reading import Picture
@@ -25,6 +27,8 @@ class Job:
     mask: str
     overlay: str | None
     """None: the mask only."""
+    mark: str = ""
+    """Stands in the files: a digest of what decides them, 64 hex digits. See `read_mark`."""
 
 
 class Write(Protocol):
@@ -76,7 +80,23 @@ class Work:
             yield from in_order(zip(jobs, results, strict=True), finish, ahead=ahead)
 
     def _write(self, job: Job, result: Segmentation, write: Write) -> None:
-        """The overlay first: a mask means that the image is done."""
+        """The overlay first: a mask means that the picture is done."""
+        mark = PngInfo()
+        mark.add_text(_MARK, job.mark)
         if job.overlay is not None:
-            write(result.overlay(self.alpha, legend=self.legend), job.overlay, compress_level=1)
-        write(result.indexed(), job.mask)
+            write(result.overlay(self.alpha, legend=self.legend), job.overlay, pnginfo=mark, compress_level=1)
+        write(result.indexed(), job.mask, pnginfo=mark)
+
+
+_MARK = "zoo_seg"
+_HEAD, _END = 256, b"IEND\xaeB`\x82"
+"""Bytes in which the mark stands, and the last ones of a whole PNG."""
+
+
+def read_mark(file: BinaryIO) -> str | None:
+    """The mark of a PNG that `Work` wrote; empty where its end is missing; None for any other file."""
+    found = re.search(rf"tEXt{_MARK}\0([0-9a-f]{{64}})".encode(), file.read(_HEAD))
+    if found is None:
+        return None
+    file.seek(-len(_END), os.SEEK_END)
+    return found[1].decode() if file.read() == _END else ""

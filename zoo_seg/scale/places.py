@@ -22,8 +22,10 @@ from PIL import Image
 
 from zoo_seg.errors import MissingExtraError, OptionError
 
-Times = Callable[[str], float | None]
-"""When a file was last written, in seconds (None: its storage does not say); an OSError where there is none."""
+Stat = tuple[int | None, int | None]
+"""A file's size in bytes, and when it was last written, in nanoseconds; None: its storage does not say."""
+Stats = Callable[[str], Stat]
+"""Of a path or URL; an OSError where there is no file."""
 
 _WHOLE = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oci", "oss", "r2"}
 """Object stores: what is put there appears whole or not at all, and moving is copying."""
@@ -91,26 +93,33 @@ class Elsewhere:
         return io.BytesIO(file_system.cat_file(path))
 
 
-def times(folder: str) -> Times:
-    """The times of results below a folder, and of images anywhere; what is not on this machine is listed once."""
+def opens(address: str) -> Path | Elsewhere:
+    """What opens the file at a path or URL."""
+    return Elsewhere(address) if is_url(address) else Path(address)
+
+
+def stats(folder: str) -> Stats:
+    """Asks for results below a folder, and for pictures anywhere; what is not on this machine is listed once."""
     remote, root = place(folder) if is_url(folder) else (None, "")
     try:
         results = set(remote.find(root)) if remote else set()
     except FileNotFoundError:
         results = set()
 
-    def time(address: str) -> float | None:
-        if not is_url(address):
-            return Path(address).stat().st_mtime
+    def stat(address: str) -> Stat:
         where, path = place(address)
+        if isinstance(where, LocalFileSystem):
+            status = os.stat(path)  # noqa: PTH116  (keeps every byte of a name)
+            return status.st_size, status.st_mtime_ns
         if where is remote and path.startswith(f"{root}/") and path not in results:
             raise FileNotFoundError(address)
+        size = where.info(path).get("size")
         try:
-            return float(where.modified(path).timestamp())
+            return size, round(where.modified(path).timestamp() * 1e9)
         except (NotImplementedError, KeyError, AttributeError):
-            return None
+            return size, None
 
-    return time
+    return stat
 
 
 def read_text(address: str) -> str:

@@ -43,7 +43,7 @@ from zoo_seg.training.transforms import published_transforms
 def finetune(
     data: str | os.PathLike[str],
     model: str | None = None,
-    weights: str | os.PathLike[str] | Weights | None = None,
+    weights: str | os.PathLike[str] | Weights | bool | None = None,
     *,
     out: str | os.PathLike[str],
     backbone: str | None = None,
@@ -69,11 +69,11 @@ def finetune(
         model: a model name; with `backbone` a name for its family, or just `"fcn"`, `"pspnet"`, `"semanticfpn"`.
         weights: what training starts from: what `pretrained=` of a factory takes, or an id, an earlier run's folder
             or a repository as `"hf://org/repo"`, which need no `model`. Where the number of classes differs, the
-            classifiers start anew. None is random values.
-        out: the folder to write; a new one, unless with `resume`. It receives the best network (`model.safetensors`,
-            `config.json` and a model card, for `from_pretrained(out)` and `--weights`), the last one in `last/`,
-            `log.jsonl`, TensorBoard files, `curve.png` and `samples.png` at the end, and `state.pt` for `resume`,
-            which may be deleted when all is done.
+            classifiers start anew. None or False is random values.
+        out: the folder to write, made when training begins; a new one, unless with `resume`. It receives the best
+            network (`model.safetensors`, `config.json` and a model card, for `from_pretrained(out)` and `--weights`),
+            the last one in `last/`, `log.jsonl`, TensorBoard files, `curve.png` and `samples.png` at the end, and
+            `state.pt` for `resume`, which may be deleted when all is done.
         backbone: a timm model name, in place of the model's own; with random values.
         backbone_pretrained: fetch timm's ImageNet weights for the backbone.
         channels: width of the head of a network without weights; None is the family's own.
@@ -98,6 +98,7 @@ def finetune(
         TrainingError: the loss is not a number any more, or the disk is full; what was kept before is unharmed.
         MissingExtraError: the extra `train` is not installed.
     """
+    _check_types(data, model, out)
     settings, run = Settings.of(options), Run(Path(out))
     if workers < 0:
         raise OptionError(f"workers is {workers}; expected a number of processes, or 0")
@@ -153,6 +154,19 @@ def finetune(
 def is_main_process() -> bool:
     """Whether this process is the one that writes and prints."""
     return bool(PartialState().is_main_process)
+
+
+def _check_types(data: object, model: object, out: object) -> None:
+    for name, value in (("data", data), ("out", out)):
+        if not isinstance(value, (str, os.PathLike)):
+            raise OptionError(f"{name} is of type {type(value).__name__}; expected the path of a folder")
+    if isinstance(model, torch.nn.Module):
+        raise OptionError(
+            "model is a network; expected a name, such as 'pspnet_resnet50_os8'. To train this one, write "
+            "model.save_pretrained('mine') and pass weights='mine'"
+        )
+    if model is not None and not isinstance(model, str):
+        raise OptionError(f"model is of type {type(model).__name__}; expected a name, such as 'pspnet_resnet50_os8'")
 
 
 def _accelerator(settings: Settings, device: str | None) -> Accelerator:

@@ -186,8 +186,8 @@ class Loop:
         names = ", ".join(self.samples.samples[index].name for index in everyones)
         return TrainingError(
             f"the loss is {loss} in epoch {self.epoch}, step {self.step + 1} (pictures: {names}); expected a number. "
-            f"Begin anew with a lower lr (this run has {self.settings.lr:g}) or a warmup; {self.run.folder} keeps the "
-            f"{'network of the best epoch' if self.best >= 0 else 'log'}"
+            f"Begin anew with a lower lr (this run has {self.settings.lr:g}) or a warmup"
+            + (f"; {self.run.folder} keeps the network of the best epoch" if self.best >= 0 else "")
         )
 
     def _explained(self, error: Exception, images: Tensor) -> ZooSegError | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,9 +25,10 @@ class Run:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._made = False
 
     def check(self, resume: bool) -> None:
-        """Refuse a folder that cannot be meant, before anything is done for it; else make it.
+        """Refuse a folder that cannot be meant or made, before anything is done for it; it is not made yet.
 
         Raises:
             OptionError: it holds something that would be overwritten, or nothing to resume; or it is no folder.
@@ -43,8 +45,8 @@ class Run:
         if taken:
             raise OptionError(f"{self.folder} holds {', '.join(taken)}, which would be lost; choose another out")
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.folder):
+            present = next(each for each in (self.folder, *self.folder.absolute().parents) if each.exists())
+            with tempfile.TemporaryFile(dir=present):
                 pass
         except OSError as error:
             raise OptionError(f"{self.folder} cannot be written to ({error.strerror}); choose another out") from None
@@ -82,7 +84,9 @@ class Run:
         return state
 
     def begin(self, epochs: int) -> None:
-        """Cut the log after so many epochs, since those after them are done again."""
+        """Make the folder; cut the log after so many epochs, since those after them are done again."""
+        self._made = not self.folder.exists()
+        self.folder.mkdir(parents=True, exist_ok=True)
         for part in self.folder.rglob("*.part"):  # of a run that was killed while it wrote
             part.unlink()
         text = "".join(json.dumps(line) + "\n" for line in self._lines() if line["epoch"] <= epochs)
@@ -107,7 +111,7 @@ class Run:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Around whatever writes to the folder.
+        """Around whatever writes to the folder; one that was made for a run that failed at once is removed.
 
         Raises:
             TrainingError: it cannot be written to.
@@ -119,6 +123,10 @@ class Run:
                 f"{self.folder} cannot be written to ({error}); what was kept before is unharmed. Make room, then go "
                 "on with the same command and --resume (resume=True)"
             ) from None
+        except Exception:
+            if self._made and not (self.folder / LOG).stat().st_size:
+                shutil.rmtree(self.folder, ignore_errors=True)
+            raise
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

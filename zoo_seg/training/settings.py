@@ -17,6 +17,24 @@ _LEAST = 16
 """Pixels of a crop's side: less holds nothing to learn from."""
 
 
+ELSEWHERE = {
+    "amp": "precision",
+    "augment": "photometric",
+    "fp16": "precision",
+    "image_size": "crop_size",
+    "img_size": "crop_size",
+    "imgsz": "crop_size",
+    "input_size": "crop_size",
+    "learning_rate": "lr",
+    "num_workers": "workers",
+    "opt": "optimizer",
+    "output_dir": "out",
+    "pretrained": "weights",
+    "wd": "weight_decay",
+}
+"""What other libraries call an option of `finetune`."""
+
+
 def _option(default: Any, text: str) -> Any:
     return field(default=default, metadata={"help": text})
 
@@ -99,7 +117,8 @@ class Settings:
         known = [each.name for each in fields(cls)]
         for name in options:
             if name not in known:
-                raise OptionError(f"finetune has no option {name!r}; {suggest(name, known)}")
+                here = f"here it is {ELSEWHERE[name]!r}" if name in ELSEWHERE else suggest(name, known)
+                raise OptionError(f"finetune has no option {name!r}; {here}")
         values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in options.items()}
         return cls(**values)
 

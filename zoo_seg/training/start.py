@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ def starting_network(
     data: SegmentationData,
     settings: Settings,
     model: str | None,
-    weights: str | os.PathLike[str] | Weights | None,
+    weights: str | os.PathLike[str] | Weights | bool | None,
     *,
     backbone: str | None,
     backbone_pretrained: bool,
@@ -37,7 +37,7 @@ def starting_network(
 
     Args: as `finetune`.
     """
-    if weights is None:
+    if weights is None or weights is False:
         network, origin = _from_scratch(data.num_classes, model, backbone, backbone_pretrained, channels)
     elif backbone is not None or backbone_pretrained or channels is not None:
         raise OptionError("weights bring their own backbone and head; leave out backbone and channels, or the weights")
@@ -59,10 +59,13 @@ def starting_network(
 
 
 def _from_weights(
-    num_classes: int, model: str | None, weights: str | os.PathLike[str] | Weights
+    num_classes: int, model: str | None, weights: str | os.PathLike[str] | Weights | Literal[True]
 ) -> tuple[SegmentationModel, str]:
     if isinstance(weights, Weights):
         model = model or weights.model
+    elif not isinstance(weights, (str, os.PathLike)):
+        if model is None:
+            raise OptionError(f"weights is {weights!r} without a model; expected a model name or an id of weights")
     elif model is None:
         name = os.fspath(weights)
         an_id = "." in name and os.sep not in name and "://" not in name and not Path(name).is_file()
