@@ -136,7 +136,7 @@ def _below(url: str) -> list[tuple[str, str]]:
     wanted = [name for name in names if is_wanted(name) and not is_result(name)]
     if not wanted:
         raise OptionError(f"{url} holds no images ({', '.join(sorted(suffixes()))}), or is not there")
-    return [(f"{url.rstrip('/')}/{name}", str(PurePosixPath(name).with_suffix(""))) for name in wanted]
+    return [(f"{url.rstrip('/')}/{name}", _without_ending(name)) for name in wanted]
 
 
 def _listed(path: str, fail: Callable[[str, str], None]) -> Iterator[tuple[str, str]]:
@@ -150,7 +150,13 @@ def _listed(path: str, fail: Callable[[str, str], None]) -> Iterator[tuple[str, 
         if not is_url(entry) and (reason := trouble(Path(entry))):
             fail(entry, reason)
         else:
-            yield entry, str(PurePosixPath(_path_of(entry)).with_suffix("")) if is_url(entry) else whole_name(entry)
+            yield entry, _without_ending(_path_of(entry)) if is_url(entry) else whole_name(entry)
+
+
+def _without_ending(name: str) -> str:
+    """Empty where there is no name."""
+    path = PurePosixPath(name)
+    return str(path.with_suffix("")) if path.name else ""
 
 
 def _path_of(url: str) -> str:
