@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
+import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,15 @@ from disk import largest_file
 from PIL import Image
 
 import zoo_seg
+from zoo_seg.backbones import registry
+from zoo_seg.backbones.registry import Backbone, find_backbone
 from zoo_seg.cli import main
 from zoo_seg.errors import CheckpointError, ExportError, MissingExtraError, OptionError
 from zoo_seg.export import onnx_file, openvino_file, torch_file, write
 from zoo_seg.export.facts import NAMES
 from zoo_seg.export.formats import Format, handler
 from zoo_seg.export.loaded import ExportedModel
+from zoo_seg.export.windows import count_in_windows
 from zoo_seg.export.write import Exported
 from zoo_seg.images.preprocess import normalise
 from zoo_seg.model import SegmentationModel
@@ -185,6 +189,31 @@ def test_convnext_to_torch_export(tmp_path: Path) -> None:
     written = zoo_seg.export(model, tmp_path / "net.pt2", check=False)
     image = picture(75, 110)
     assert (zoo_seg.from_exported(written.path).predict(image).mask == model.predict(image).mask).mean() > 0.999
+
+
+@pytest.fixture
+def small_swin(monkeypatch: pytest.MonkeyPatch) -> SegmentationModel:
+    """One stage of timm's Swin, with a plain and a shifted block, and little of the others."""
+    size = {"depths": (2, 1, 1, 1), "embed_dim": 12, "num_heads": (1, 1, 1, 1)}
+    create = partial(find_backbone("swin_tiny_patch4_window7_224").create, **size)
+    monkeypatch.setitem(registry._REGISTERED, "small_swin", Backbone("small_swin", create))
+    return build("fcn", "small_swin")
+
+
+def test_swin_in_other_words(small_swin: SegmentationModel) -> None:
+    images = [torch.randn(2, 3, *size) for size in ((96, 128), (100, 60), (224, 224))]
+    with torch.inference_mode():
+        expected = [small_swin(x) for x in images]
+        count_in_windows(small_swin.network)
+        for x, logits in zip(images, expected, strict=True):
+            assert torch.equal(small_swin(x), logits)
+
+
+def test_swin_of_any_size(small_swin: SegmentationModel, tmp_path: Path) -> None:
+    """As timm writes its windows, torch.export needs more than ten minutes: `export/windows.py`."""
+    written = zoo_seg.export(small_swin, tmp_path / "net.onnx")
+    image = picture(75, 110)
+    assert (zoo_seg.from_exported(written.path).predict(image).mask == small_swin.predict(image).mask).mean() > 0.999
 
 
 def test_many_classes_need_16_bits(tmp_path: Path) -> None:
@@ -400,6 +429,15 @@ def test_wrong_usage(name: str, options: dict[str, Any], words: str, tmp_path: P
     with pytest.raises(OptionError, match=words):
         zoo_seg.export(network("fcn"), tmp_path / name, **options)
     assert [each.name for each in tmp_path.iterdir()] == ["folder.onnx"]
+
+
+@pytest.mark.parametrize("first", ["zoo_seg.export.loaded", "zoo_seg.export.write", "zoo_seg.export"])
+def test_export_is_the_function_whatever_is_imported_first(first: str) -> None:
+    code = (
+        f"import {first}; import zoo_seg; from zoo_seg import export; assert zoo_seg.export is export; export(1, 'a')"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    assert "OptionError: model is a int" in result.stderr
 
 
 def test_only_networks_are_exported(tmp_path: Path) -> None:
@@ -661,7 +699,14 @@ def test_command_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None
     network("fcn").save_pretrained(folder)
     Image.fromarray(picture(75, 110)).save(tmp_path / "street.png")
     assert command("export", "--weights", folder, "--out", path, "--preprocess", "--argmax", "--opset", "20") == 0
-    lines = capfd.readouterr().out.splitlines()
+    shown = capfd.readouterr()
+    steps = [line.partition(" ...")[0] for line in shown.err.splitlines() if " ... " in line]
+    assert steps == [
+        "tracing the network for any size of image",
+        "writing net.onnx",
+        "comparing it with the network",
+    ]
+    lines = shown.out.splitlines()
     assert lines[0].startswith(f"{path}: onnx, float32, ") and lines[0].endswith("image -> class_map")
     assert [line.split(":")[0].strip() for line in lines[1:3]] == ["2x97x131", "1x160x128"]
     assert all("standard deviations from the network" in line and "allowed 0.001" in line for line in lines[1:3])

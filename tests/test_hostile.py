@@ -199,7 +199,7 @@ def test_arrays_in_the_place_of_tensors(tmp_path: Path) -> None:
     [
         (lambda: torch.ones(2, 3).to_sparse(), r"a sparse tensor; save tensor.to_dense\(\)"),
         (lambda: torch.ones(2, 3).to_sparse_csr(), r"a sparse tensor; save tensor.to_dense\(\)"),
-        (lambda: torch.ones(2, 3, device="meta"), "a tensor of the meta device, which has no values"),
+        (lambda: torch.ones(2, 3, device="meta"), "a tensor of the meta device, without values"),
         (lambda: torch._neg_view(torch.ones(2)), "another one's negative"),
     ],
     ids=["sparse", "sparse rows", "meta", "negative"],

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from zoo_seg import export
 from zoo_seg import zoo as _zoo
 from zoo_seg.errors import ZooSegError as ZooSegError
 from zoo_seg.manifest import Weights as Weights
@@ -19,6 +20,8 @@ from zoo_seg.manifest import get_weights as get_weights
 from zoo_seg.manifest import list_models as list_models
 from zoo_seg.manifest import list_weights as list_weights
 from zoo_seg.version import __version__ as __version__
+
+del export  # the name is the function's; its package, imported once, does not take it again
 
 
 def __getattr__(name: str) -> Any:
@@ -28,7 +31,7 @@ def __getattr__(name: str) -> Any:
         import importlib
 
         module = _zoo.EXPORTS[name]
-        if f"{module}.".startswith(f"zoo_seg.{name}."):  # a package of this name
+        if module == f"zoo_seg.{name}":  # a package
             return importlib.import_module(f"zoo_seg.{name}")
         value = globals()[name] = getattr(importlib.import_module(module), name)
         return value

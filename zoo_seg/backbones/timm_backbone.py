@@ -52,6 +52,10 @@ def _cut(x: Tensor, height: int, width: int) -> Tensor:
     return x[..., :height, :width]
 
 
+_OF_SOME_SIZES = {"BottleneckAttn", "HaloAttn", "LambdaLayer", "SpaceToDepth"}
+"""timm's layers whose blocks or positions fit some sizes only, padded or not."""
+
+
 def _wants_multiples(module: nn.Module) -> bool:
     """A patch embedding or pooling without padding (what does not fill its last window is lost), or a fixed x2."""
     if isinstance(module, nn.Conv2d):
@@ -144,6 +148,8 @@ def _create(
             + ("" if output_stride is None else f" at output stride {output_stride}")
             + f" ({error}); choose another from timm.list_models()"
         ) from error
+    if found := sorted({type(module).__name__ for module in body.modules()} & _OF_SOME_SIZES):
+        raise OptionError(f"the backbone {name!r} takes images of some sizes only ({found[0]}); choose another")
     info: Any = body.feature_info
     reductions = list(info.reduction())
     if output_stride is not None and reductions[-1] != output_stride:

@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from zoo_seg.checkpoints.pickled import Refused, plain, read_checkpoint
+from zoo_seg.checkpoints.pickled import Inert, Refused, plain, read_checkpoint
 from zoo_seg.errors import CheckpointError
 from zoo_seg.hub.files import MAX_HEADER
 
@@ -133,17 +133,20 @@ def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
             content = content[key]
             break
     if not isinstance(content, Mapping):
-        raise CheckpointError(f"{path} holds a {type(content).__name__}; expected a dictionary of tensors")
+        raise CheckpointError(f"{path} holds a {_kind(content)}; expected a dictionary of tensors")
     tensors = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
     if len(tensors) < len(content) or not content:
         others = [name for name in content if name not in tensors]
-        kinds = [getattr(content[name], "name", type(content[name]).__name__) for name in others[:3]]
-        shown = ", ".join(f"{plain(name)} ({kind})" for name, kind in zip(others, kinds, strict=False))
+        shown = ", ".join(f"{plain(name)} ({_kind(content[name])})" for name in others[:3])
         found = f"{shown} among {len(content)} entries" if others else "nothing"
         raise CheckpointError(
             f"{path} holds {found}; expected tensors by name, bare or under one of {', '.join(map(repr, _WRAPPERS))}"
         )
     return tensors
+
+
+def _kind(value: object) -> str:
+    return value.name if isinstance(value, Inert) else type(value).__name__
 
 
 # --- what was read ------------------------------------------------------------------------------

@@ -229,8 +229,7 @@ def _run(stream: IO[bytes], take: TakeStorage | None = None) -> Any:
                 raise Refused(f"it has the instruction {name}, which torch.save does not write there")
         if steps < 0:
             raise Refused(f"its pickle takes more than {MAX_STEPS} steps; expected tensors and a few plain values")
-    (result,) = stack
-    return result
+    return stack.pop()
 
 
 def _only(kind: type[Any], value: Any) -> Any:
@@ -268,6 +267,10 @@ def _mapping(items: Any = ()) -> dict[Any, Any]:
     return _put({}, items.items() if isinstance(items, dict) else items)
 
 
+def _dotted(name: str) -> str:
+    return name.replace("__builtin__", "builtins").replace(" ", ".")  # Python 2's name, as torch.save writes it
+
+
 _STORAGES = {
     "Double": torch.float64,
     "Float": torch.float32,
@@ -298,25 +301,24 @@ _GLOBALS: dict[str, Any] = {
     "torch._utils _rebuild_tensor_v2": _tensor,
     "torch._utils _rebuild_parameter": lambda data, *others: data,
     **{f"torch {name}Storage": dtype for name, dtype in _STORAGES.items()},
-    **{name: Inert(name.replace(" ", ".")) for name in _INERT},
+    **{name: Inert(_dotted(name)) for name in _INERT},
 }
 """All that a checkpoint may refer to, as `module name`, and what stands for it here."""
 _OTHER_TENSORS = {
-    "_rebuild_sparse_tensor": "a sparse tensor; save tensor.to_dense()",
-    "_rebuild_meta_tensor_no_storage": "a tensor of the meta device, which has no values; save the network that has",
-    "_rebuild_qtensor": "a quantised tensor; save tensor.dequantize()",
+    "torch._utils _rebuild_sparse_tensor": "a sparse tensor; save tensor.to_dense()",
+    "torch._utils _rebuild_meta_tensor_no_storage": "a tensor of the meta device, without values",
+    "torch._utils _rebuild_qtensor": "a quantised tensor; save tensor.dequantize()",
 }
 
 
 def _find(name: str) -> Any:
     if name in _GLOBALS:
         return _GLOBALS[name]
-    module, _, last = name.replace("__builtin__", "builtins").partition(" ")  # Python 2's name, as torch.save writes it
-    if last in _OTHER_TENSORS:
-        raise Refused(f"it holds {_OTHER_TENSORS[last]}")
-    if module.partition(".")[0] == "torch":
-        raise Refused(f"it asks for {module}.{last}; expected dense tensors of an ordinary type")
+    if name in _OTHER_TENSORS:
+        raise Refused(f"it holds {_OTHER_TENSORS[name]}")
+    if name.startswith(("torch ", "torch.")):
+        raise Refused(f"it asks for {_dotted(name)}; expected dense tensors of an ordinary type")
     raise Refused(
-        f"it asks for {module}.{last}, which could run code; expected tensors and plain values only. Ask its author "
+        f"it asks for {_dotted(name)}, which could run code; expected tensors and plain values only. Ask its author "
         "for a safetensors file"
     )

@@ -13,6 +13,7 @@ from torch.export import Dim, ExportedProgram
 
 from zoo_seg.errors import ExportError, MissingExtraError
 from zoo_seg.export.facts import Facts
+from zoo_seg.export.windows import count_in_windows
 from zoo_seg.inference.labels import id_type
 from zoo_seg.layers.resample import resize
 from zoo_seg.network import SegmentationNetwork
@@ -60,6 +61,7 @@ def trace(graph: Graph, in_chans: int) -> ExportedProgram:
     else:
         example = torch.zeros(_BATCH, in_chans, _HEIGHT, _WIDTH)
     sides = (1, 2) if graph.takes_image else (2, 3)
+    count_in_windows(graph)
     try:
         with quiet():
             program = torch.export.export(

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import copy
 import os
+import sys
 import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -46,6 +50,7 @@ def export(
     dtype: Dtype = "float32",
     opset: int | None = None,
     check: bool = True,
+    progress: bool = True,
 ) -> Exported:
     """Write a network as a file for ONNX Runtime, OpenVINO or torch.export, for any batch, height and width.
 
@@ -65,6 +70,7 @@ def export(
         dtype: `"float16"` halves the file. ONNX and torch compute in it, OpenVINO in what its device prefers.
         opset: ONNX's, 18 to 23; None is 18.
         check: run the file in its runtime at two sizes, one with a batch, and compare with the network.
+        progress: a line on stderr for every step, with its seconds.
 
     Raises:
         ExportError: the network cannot be written so, or the file's answer is another one; nothing was written.
@@ -90,15 +96,33 @@ def export(
             network = _bare(model)
         # OpenVINO's files hold float16 values of a network that is written in float32.
         inside = torch.float16 if dtype == "float16" and kind != "openvino" else torch.float32
-        program = trace(Graph(network.to(inside), facts, inside), model.in_chans)
+        with _step("tracing the network for any size of image", progress):
+            program = trace(Graph(network.to(inside), facts, inside), model.in_chans)
         new = Path(folder) / target.name
-        writer.write(program, new, facts, opset)
-        differences = _compare(writer, new, expected, dtype) if expected else ()
+        with _step(f"writing {target.name}", progress):
+            writer.write(program, new, facts, opset)
+        differences: tuple[Difference, ...] = ()
+        if expected:
+            with _step("comparing it with the network", progress):
+                differences = _compare(writer, new, expected, dtype)
         parts = sorted(Path(folder).iterdir())  # .bin before .xml
         size = sum(part.stat().st_size for part in parts)
         for part in parts:
             part.replace(target.with_name(part.name))
     return Exported(target, kind, size, facts, differences, TOLERANCES[dtype])
+
+
+@contextmanager
+def _step(what: str, progress: bool) -> Iterator[None]:
+    """Say what is being done, and at its end how long it took."""
+    began = time.monotonic()
+    if progress:
+        print(f"{what} ...", end="", file=sys.stderr, flush=True)
+    try:
+        yield
+    finally:
+        if progress:
+            print(f" {time.monotonic() - began:.1f} s", file=sys.stderr, flush=True)
 
 
 def choose(path: Path, format: str | None, dtype: str, opset: int | None) -> tuple[Format, Handler]:  # noqa: A002
