@@ -16,6 +16,7 @@ from zoo_seg.cli.pictures import SETTINGS, is_clip, pictures, trouble
 from zoo_seg.cli.plan import note, plan, refuse_other_results, result, settings_of, split, work_of
 from zoo_seg.cli.report import Failure, Report
 from zoo_seg.errors import OptionError
+from zoo_seg.inference.picture import check_range
 from zoo_seg.inference.segmentation import write_png
 from zoo_seg.scale.jobs import Job
 from zoo_seg.scale.places import Times, is_url, times
@@ -77,6 +78,7 @@ def _engine(arguments: argparse.Namespace) -> Engine | None:
         raise OptionError(f"--out {out} is a file; expected a folder")
     if not 0 <= arguments.alpha <= 1:
         raise OptionError(f"--alpha is {arguments.alpha}; expected a number from 0 to 1")
+    check_range(arguments.range)
     if arguments.json not in (None, "-"):
         path = Path(arguments.json)
         if path.suffix.lower() != ".json":  # a picture that was meant as a PATH must not be overwritten

@@ -38,16 +38,20 @@ class SegmentationMetrics(Metric):
     higher_is_better = True
     is_differentiable = False
 
-    confusion: Tensor
-    """(C, C) int64: pixels of the class of the row that were predicted as the class of the column."""
+    hit: Tensor
+    """(C,) int64: pixels of each class that were predicted as it."""
+    predicted: Tensor
+    """(C,) int64: pixels predicted as each class."""
+    labelled: Tensor
+    """(C,) int64: pixels labelled as each class."""
 
     def __init__(self, num_classes: int, ignore_index: int = 255, **options: Any) -> None:
         if num_classes < 1:
             raise OptionError(f"num_classes is {num_classes}; expected at least 1")
         super().__init__(**options)
         self.num_classes, self.ignore_index = num_classes, ignore_index
-        zeros = torch.zeros((num_classes, num_classes), dtype=torch.int64)
-        self.add_state("confusion", zeros, dist_reduce_fx="sum")
+        for name in ("hit", "predicted", "labelled"):
+            self.add_state(name, torch.zeros(num_classes, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, pred: Array | Tensor, label: Array | Tensor) -> None:
         """Count the pixels of a picture or a batch.
@@ -67,10 +71,8 @@ class SegmentationMetrics(Metric):
         found, truth = found[counts], truth[counts]
         self._check("label", truth, f" or ignore_index {self.ignore_index}")
         self._check("pred", found)
-        kind = np.min_scalar_type(self.num_classes**2 - 1)  # the narrowest, which is the fastest
-        pairs = truth.astype(kind) * self.num_classes + found.astype(kind)
-        counted = np.bincount(pairs, minlength=self.num_classes**2).reshape(self.num_classes, -1)
-        self.confusion += torch.from_numpy(counted).to(self.confusion)
+        for total, ids in ((self.hit, truth[found == truth]), (self.predicted, found), (self.labelled, truth)):
+            total += torch.from_numpy(np.bincount(ids, minlength=self.num_classes)).to(total)
 
     def _check(self, name: str, ids: Array, otherwise: str = "") -> None:
         for extreme in (ids.min(), ids.max()) if ids.size else ():
@@ -87,8 +89,7 @@ class SegmentationMetrics(Metric):
             never predicted right has Dice 0 but no Fscore (precision and recall are 0 or NaN), so that
             mFscore is not mDice.
         """
-        confusion = self.confusion.cpu().numpy()
-        hit, predicted, labelled = confusion.diagonal(), confusion.sum(0), confusion.sum(1)
+        hit, predicted, labelled = (each.cpu().numpy() for each in (self.hit, self.predicted, self.labelled))
         dice = _percent(2 * hit, predicted + labelled)
         per_class = {
             "IoU": _percent(hit, predicted + labelled - hit),
@@ -107,7 +108,7 @@ class SegmentationMetrics(Metric):
 
 
 def _whole_numbers(name: str, ids: Array | Tensor) -> Array:
-    """An integer array, on the CPU (where a histogram of pairs takes a few milliseconds)."""
+    """An integer array, on the CPU (where a histogram takes a few milliseconds)."""
     array = ids.detach().cpu().numpy() if isinstance(ids, Tensor) else np.asarray(ids)
     if array.dtype.kind not in "iu":
         raise OptionError(f"{name} has type {array.dtype}; expected class ids of an integer type (argmax of logits)")
