@@ -24,7 +24,9 @@ Array = npt.NDArray[Any]
 
 
 class SegmentationMetrics(Metric):
-    """Scores of class maps against labels, over any number of pictures and processes.
+    """Scores of class maps against labels, over any number of images and processes.
+
+    Three counts a class are kept, however many classes there are.
 
     A pixel whose label is `ignore_index` counts nowhere, whatever was predicted there.
 
@@ -38,23 +40,23 @@ class SegmentationMetrics(Metric):
     higher_is_better = True
     is_differentiable = False
 
-    hit: Tensor
+    true_positives: Tensor
     """(C,) int64: pixels of each class that were predicted as it."""
-    predicted: Tensor
-    """(C,) int64: pixels predicted as each class."""
-    labelled: Tensor
-    """(C,) int64: pixels labelled as each class."""
+    false_positives: Tensor
+    """(C,) int64: pixels of other classes that were predicted as it."""
+    false_negatives: Tensor
+    """(C,) int64: pixels of each class that were predicted as another one."""
 
     def __init__(self, num_classes: int, ignore_index: int = 255, **options: Any) -> None:
         if num_classes < 1:
             raise OptionError(f"num_classes is {num_classes}; expected at least 1")
         super().__init__(**options)
         self.num_classes, self.ignore_index = num_classes, ignore_index
-        for name in ("hit", "predicted", "labelled"):
+        for name in ("true_positives", "false_positives", "false_negatives"):
             self.add_state(name, torch.zeros(num_classes, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, pred: Array | Tensor, label: Array | Tensor) -> None:
-        """Count the pixels of a picture or a batch.
+        """Count the pixels of an image or a batch.
 
         Args:
             pred, label: class ids, arrays or tensors of any integer type, on any device, of one shape.
@@ -71,8 +73,14 @@ class SegmentationMetrics(Metric):
         found, truth = found[counts], truth[counts]
         self._check("label", truth, f" or ignore_index {self.ignore_index}")
         self._check("pred", found)
-        for total, ids in ((self.hit, truth[found == truth]), (self.predicted, found), (self.labelled, truth)):
-            total += torch.from_numpy(np.bincount(ids, minlength=self.num_classes)).to(total)
+        right = found == truth
+        wrong = ~right
+        self.true_positives += self._count(truth[right])
+        self.false_positives += self._count(found[wrong])
+        self.false_negatives += self._count(truth[wrong])
+
+    def _count(self, ids: Array) -> Tensor:
+        return torch.from_numpy(np.bincount(ids.astype(np.intp, copy=False), minlength=self.num_classes)).to(self.true_positives)
 
     def _check(self, name: str, ids: Array, otherwise: str = "") -> None:
         for extreme in (ids.min(), ids.max()) if ids.size else ():
@@ -89,7 +97,8 @@ class SegmentationMetrics(Metric):
             never predicted right has Dice 0 but no Fscore (precision and recall are 0 or NaN), so that
             mFscore is not mDice.
         """
-        hit, predicted, labelled = (each.cpu().numpy() for each in (self.hit, self.predicted, self.labelled))
+        hit = self.true_positives.cpu().numpy()
+        predicted, labelled = hit + self.false_positives.cpu().numpy(), hit + self.false_negatives.cpu().numpy()
         dice = _percent(2 * hit, predicted + labelled)
         per_class = {
             "IoU": _percent(hit, predicted + labelled - hit),
