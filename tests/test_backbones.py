@@ -13,10 +13,10 @@ import timm
 import torch
 from timm.models import adapt_input_conv as timm_adapt_input_conv
 from torch import Tensor, nn
+from zoo_seg.checkpoints.input_conv import adapt_input_conv
 
 from zoo_seg.backbones.registry import find_backbone, list_backbones
 from zoo_seg.backbones.staged import StagedBackbone
-from zoo_seg.checkpoints.input_conv import adapt_input_conv
 from zoo_seg.errors import OptionError
 
 

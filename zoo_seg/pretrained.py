@@ -277,7 +277,9 @@ def _full(tensor: Tensor) -> Tensor:
 def _fitting(checkpoint: Checkpoint, architecture: Architecture | None) -> Checkpoint:
     """Two strides of one network have the same tensors and different results, so what is said is compared as well."""
     found = checkpoint.architecture
-    if architecture and any(getattr(found, name) != getattr(architecture, name) for name in ("family", "backbone", "output_stride")):
+    if architecture and any(
+        getattr(found, name) != getattr(architecture, name) for name in ("family", "backbone", "output_stride")
+    ):
         raise CheckpointError(
             f"{checkpoint.path.parent} holds {described(found)}, expected {described(architecture)}; "
             "zoo_seg.from_pretrained loads it as what it is"

@@ -432,6 +432,13 @@ def _add_predict(verbs: Any) -> None:
         help="'published' (the weights' test size), 'none', or pixels for the shorter side",
     )
     parser.add_argument(
+        "--range",
+        nargs=2,
+        type=float,
+        metavar=("LOW", "HIGH"),
+        help="the values that are black and white in images of more than 8 bits (default: 16 bits that use the top one)",
+    )
+    parser.add_argument(
         "--batch-size", type=_whole, metavar="N", help="pictures of one size at a time (default 1; a clip on a GPU: 8)"
     )
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: cuda where there is one)")

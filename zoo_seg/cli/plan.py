@@ -32,7 +32,8 @@ def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def work_of(arguments: argparse.Namespace, device: str) -> Work:
     """What is done with every picture."""
-    looks = {name: getattr(arguments, name) for name in ("mode", "crop", "stride", "scales", "flip", "resize", "dtype")}
+    names = ("mode", "crop", "stride", "scales", "flip", "resize", "range", "dtype")
+    looks = {name: getattr(arguments, name) for name in names}
     looks |= {"compile": arguments.compile, "batch_size": arguments.batch_size or 1, "device": device}
     return Work(looks, arguments.alpha, arguments.legend)
 

@@ -17,6 +17,7 @@ from zoo_seg.cli.plan import earlier_marks, marked, note, plan, refuse_other_set
 from zoo_seg.cli.report import Failure, Report
 from zoo_seg.errors import OptionError
 from zoo_seg.hub.files import replacing
+from zoo_seg.images.reading import check_range
 from zoo_seg.inference.segmentation import write_png
 from zoo_seg.scale.jobs import Job
 from zoo_seg.scale.places import Stats, is_url, stats
@@ -83,6 +84,7 @@ def _engine(arguments: argparse.Namespace) -> Engine | None:
         raise OptionError(f"--out {out} is a file; expected a folder")
     if not 0 <= arguments.alpha <= 1:
         raise OptionError(f"--alpha is {arguments.alpha}; expected a number from 0 to 1")
+    check_range(arguments.range)
     if arguments.json not in (None, "-"):
         Report.check(arguments.json)
     has_clip = any(is_clip(Path(path)) for path in (*arguments.paths, out))

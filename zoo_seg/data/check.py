@@ -24,7 +24,7 @@ from zoo_seg.decode import decode, read_json
 from zoo_seg.errors import DataError, ImageError, ManifestError, OptionError
 from zoo_seg.images.reading import read_picture
 
-_RULES = 1
+_RULES = 2
 """Goes up when this folder judges differently, so that remembered reports are forgotten."""
 
 
@@ -127,7 +127,7 @@ def _look(sample: Sample, data: SegmentationData) -> Seen:
     size = digest = stored = mismatch = None
     unreadable = []
     try:
-        height, width, _ = read_picture(sample.picture).shape
+        height, width, _ = read_picture(sample.picture, data.range).shape
         size = height, width
         digest = hashlib.blake2b(sample.picture.read_bytes(), digest_size=16).digest()
     except ImageError as error:
@@ -197,7 +197,7 @@ class _Memory:
 
 def _key(data: SegmentationData, listings: Mapping[str, Listing]) -> str:
     """Changes with the rules, the classes, and every file's path, size and time."""
-    digest = hashlib.sha256(repr((_RULES, str(data.root), data.labels)).encode())
+    digest = hashlib.sha256(repr((_RULES, str(data.root), data.labels, data.range)).encode())
     for split, listing in listings.items():
         digest.update(repr((split, data.halves, replace(listing, samples=()))).encode())
         for sample in listing.samples:

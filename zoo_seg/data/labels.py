@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
+from zoo_seg.data.wording import many, name_some
 from zoo_seg.errors import DataError
+from zoo_seg.images.reading import loses_bits, stored_mode, upright
 
 Colour = tuple[int, int, int]
 """RGB, 0..255."""
@@ -116,6 +119,8 @@ class Labels:
     rule: Rule = "identity"
     ignore_color: Colour | None = None
     """The colour of ignored pixels in RGB masks; None: every colour must be a class's."""
+    has_palette: bool = True
+    """False: nobody said that masks are in the palette's colours, and RGB ones are refused."""
 
     def __post_init__(self) -> None:
         mistake = mistake_in(self.classes, self.palette, self.ignore_index, self.ignore_color)
@@ -125,8 +130,9 @@ class Labels:
     def read(self, path: Path) -> Ids:
         """The class ids (H, W) of a mask, `ignore_index` where ignored.
 
-        A mask is an index PNG of 1, 8 or 16 bits, a palette PNG (its indices count, never its colours), or
-        RGB in the palette's colours; other lossless formats are read likewise.
+        A mask is an index PNG of 1, 2, 4, 8 or 16 bits, a palette PNG (its indices count, never its colours), or
+        RGB in the palette's colours; other lossless formats are read likewise. Of 1 bit, white is 1. It is turned upright (EXIF
+        orientation) as images are.
 
         Raises:
             DataError: the file cannot be read, loses values (JPEG), or stores what is no class; the message
@@ -152,13 +158,15 @@ class Labels:
         what = "colour" if isinstance(strays[0], tuple) else "value"
         found = f"the {what}s {shown} are no classes" if len(strays) > 1 else f"the {what} {shown} is no class"
         cause = self._cause(stored)
+        if what == "colour" and not self.has_palette and cause is None:
+            return self._palette_to_paste(strays)
         return f"{found}; allowed are {self._allowed(what, stored.rule)}" + (f". {cause}" if cause else "")
 
     # --- reading --------------------------------------------------------------------------------
 
     def _read(self, path: Path) -> tuple[Ids, StoredValues]:
         pixels = _read_pixels(path)
-        if pixels.ndim == 3 and self._shared_colour:
+        if pixels.ndim == 3 and self.has_palette and self._shared_colour:
             names = [self.classes[index] for index, colour in enumerate(self.palette) if colour == self._shared_colour]
             raise DataError(
                 f"{path}: an RGB mask, but the classes {', '.join(names)} share the colour {self._shared_colour}; "
@@ -191,7 +199,7 @@ class Labels:
         found = _pack(pixels)
         places = np.minimum(codes.searchsorted(found), len(codes) - 1)
         self._ids(meanings).take(places, out=ids)
-        known = codes[places] == found
+        known = (codes[places] == found) & self.has_palette
         if not known.all():
             values, counts = np.unique(found[~known], return_counts=True)
             for code, count in zip(values.tolist(), counts.tolist(), strict=True):
@@ -255,14 +263,17 @@ class Labels:
 
     def _cause(self, stored: StoredValues) -> str | None:
         strays, count = stored.strays, len(self.classes)
-        if set(stored.pixels) <= self._ids_as_grey and strays != [(self.ignore_index,) * 3]:
+        telling = set(stored.pixels) - {(0, 0, 0), (self.ignore_index,) * 3}  # black and white are colours as well
+        if telling and telling <= self._ids_as_grey:
             return "These are class ids in red, green and blue alike: store them in one channel (mode L), not in RGB"
-        if len(strays) > _MANY:
+        if len(strays) > (_MANY if self.has_palette else _MANY + count):
             return (
                 "So many different ones: a picture in the place of a mask, or a mask that was a JPEG once or was "
                 "resized with interpolation (resize masks with 'nearest')"
             )
         if isinstance(strays[0], tuple):
+            if not self.has_palette:
+                return None
             if len(strays) == 1:
                 return f"If {strays[0]} stands for ignored pixels, set 'ignore_color' to {list(strays[0])}"
             return "Correct the palette or the masks"
@@ -278,8 +289,23 @@ class Labels:
         if strays == [count] and 0 not in stored.pixels:
             return f"The ids seem to start at 1: subtract 1, so that {self.classes[0]!r} is 0"
         if strays in ([255], [count]):
-            return f"If {strays[0]} stands for ignored pixels, set 'ignore_index' to {strays[0]}"
+            return f"If {strays[0]} stands for ignored pixels, set 'ignore_index' to {strays[0]}" + (
+                f"; if it is a class, name it: 'classes' has {count} names" if strays == [count] else ""
+            )
+        if (last := max(value for value in strays if isinstance(value, int))) <= count + _MANY:
+            return f"There are ids up to {last}: if all are classes, 'classes' needs {last + 1} names, it has {count}"
         return None
+
+    def _palette_to_paste(self, colours: Sequence[Stored]) -> str:
+        count = len(self.classes)
+        text = (
+            f"{many(len(colours), 'colour')} (RGB), and nothing says which class each of them is. Add a palette to dataset.json, "
+            f'in the order of the classes ({name_some(self.classes)}). The colours found are "palette": '
+            f"{json.dumps(colours)}"
+        )
+        if len(colours) > count:
+            return f"{text}; these are more than the {count} classes: the one that is ignored is 'ignore_color'"
+        return text + (f"; those of {count - len(colours)} more are needed" if len(colours) < count else "")
 
     @cached_property
     def _ids_as_grey(self) -> set[Stored]:
@@ -307,7 +333,7 @@ def _unpack(code: int) -> Colour:
 
 
 def _read_pixels(path: Path) -> Ids:
-    """Indices (H, W), uint8 or uint16, or colours (H, W, 3)."""
+    """Indices (H, W), uint8 or uint16, or colours (H, W, 3); turned as the EXIF orientation says."""
     try:
         with path.open("rb") as file, Image.open(file) as image:
             if image.format not in _EXACT:
@@ -315,17 +341,34 @@ def _read_pixels(path: Path) -> Ids:
                     f"{path}: {image.format} can alter the values it stores; expected a PNG made "
                     "from the original annotation (converting this file keeps the damage)"
                 )
-            image.load()
-            return _pixels(image, path)
+            largest = _largest_stored(image)
+            if loses_bits(image):
+                raise DataError(f"{path}: colours or alpha of 16 bits; expected class ids, or colours of 8 bits")
+            if largest == 0:
+                raise DataError(f"{path}: a TIFF whose 0 is white, in which ids are inverted; save it as a PNG")
+            pixels = _pixels(upright(image), path)
+        if largest is not None and pixels.ndim == 2:  # Pillow has scaled them to 0..255 or 0..65535
+            pixels = np.rint(pixels * (largest / (255 if largest <= 255 else _LARGEST))).astype(np.uint16)
+        return pixels
     except (DataError, MemoryError):
         raise
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such file; expected a mask") from None
     except UnidentifiedImageError:
-        raise DataError(f"{path}: not a picture that Pillow can read; expected a PNG") from None
+        raise DataError(f"{path}: not an image that Pillow can read; expected a PNG") from None
     except Exception as error:  # Pillow's decoders raise almost anything on damaged data
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"{path}: cannot be read ({reason}); expected a complete PNG") from None
+
+
+def _largest_stored(image: Image.Image) -> int | None:
+    """What an opened file stores for white where Pillow scales grey values; 0 where it inverts them, else None."""
+    mode = stored_mode(image)
+    if image.format == "PPM" and isinstance(image.tile[0][3], tuple) and mode == "L":
+        return int(image.tile[0][3][1])
+    if not mode.startswith("L;"):
+        return None
+    return 0 if "I" in mode else {"2": 3, "4": 15}.get(mode[2])
 
 
 def _pixels(image: Image.Image, path: Path) -> Ids:

@@ -14,6 +14,7 @@ from zoo_seg.data.labels import Colour, Labels, Rule, mistake_in, voc_palette
 from zoo_seg.data.wording import name_some
 from zoo_seg.decode import Mistake, decode, read_json
 from zoo_seg.errors import DataError, ManifestError, OptionError
+from zoo_seg.images.reading import Range, check_range
 from zoo_seg.manifest import load_manifest
 
 Layout = Literal["folder", "voc", "ade20k", "cityscapes"]
@@ -57,6 +58,8 @@ class SegmentationData:
     root: Path
     layout: Layout
     labels: Labels
+    range: Range | None = None
+    """The values that are black and white in images of more than 8 bits, see `read_picture`."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -170,7 +173,7 @@ def open_data(root: str | Path, layout: Layout | Literal["auto"] = "auto") -> Se
     if not found:
         raise DataError(_not_recognised(root, kinds))
     root, layout = found[0]
-    data = SegmentationData(root, layout, _LAYOUTS[layout].labels(root))
+    data = SegmentationData(root, layout, *_LAYOUTS[layout].describe(root))
     if not data.splits:
         lacking = "".join(f"; {half}" for half in data.halves)
         raise DataError(f"{root}: no part has both pictures and masks{lacking}; expected {data.expected}")
@@ -255,19 +258,20 @@ class _Kind:
 
     expected: str
     lies_in: Callable[[Path], bool]
-    labels: Callable[[Path], Labels]
+    describe: Callable[[Path], tuple[Labels, Range | None]]
+    """The classes, and the images' range."""
     parts: Callable[[Path], tuple[set[str], set[str]]]
     """Names of the splits that have pictures, and of those that have masks."""
     listing: Callable[[Path, str], Listing]
     aliases: dict[str, str]
 
 
-def _published(dataset: str, rule: Rule, ignore_color: Colour | None = None) -> Callable[[Path], Labels]:
-    def labels(_: Path) -> Labels:
+def _published(dataset: str, rule: Rule, ignore_color: Colour | None = None) -> Callable[[Path], tuple[Labels, None]]:
+    def describe(_: Path) -> tuple[Labels, None]:
         record = load_manifest().datasets[dataset]
-        return Labels(record.classes, record.palette, record.ignore_index, rule, ignore_color)
+        return Labels(record.classes, record.palette, record.ignore_index, rule, ignore_color), None
 
-    return labels
+    return describe
 
 
 @dataclass(frozen=True)
@@ -278,12 +282,13 @@ class _Description:
     palette: tuple[Colour, ...] | None = None
     ignore_index: int = 255
     ignore_color: Colour | None = None
+    range: Range | None = None
     title: str | None = None
     url: str | None = None
     licence: str | None = None
 
 
-def _folder_labels(root: Path) -> Labels:
+def _describe_folder(root: Path) -> tuple[Labels, Range | None]:
     path = root / DESCRIPTION
     if not path.is_file():
         raise DataError(
@@ -297,14 +302,26 @@ def _folder_labels(root: Path) -> Labels:
         raise DataError(str(error)) from None
 
 
-def _decode_description(raw: Any) -> Labels:
+def _decode_description(raw: Any) -> tuple[Labels, Range | None]:
     described: _Description = decode(_Description, raw, ())
     palette = described.palette or voc_palette(len(described.classes))
     wrong = mistake_in(described.classes, palette, described.ignore_index, described.ignore_color)
     if wrong:
         field, message = wrong
         raise Mistake(message, field)
-    return Labels(described.classes, palette, described.ignore_index, "identity", described.ignore_color)
+    try:
+        check_range(described.range)
+    except OptionError as error:
+        raise Mistake(str(error), "range") from None
+    labels = Labels(
+        described.classes,
+        palette,
+        described.ignore_index,
+        "identity",
+        described.ignore_color,
+        has_palette=bool(described.palette),
+    )
+    return labels, described.range
 
 
 def _folder_listing(root: Path, split: str) -> Listing:
@@ -358,7 +375,7 @@ _LAYOUTS: dict[Layout, _Kind] = {
     "folder": _Kind(
         "images/train/NAME.jpg with masks/train/NAME.png, the same below val/, and dataset.json with the classes",
         lambda root: (root / DESCRIPTION).is_file() or ((root / "images").is_dir() and (root / "masks").is_dir()),
-        _folder_labels,
+        _describe_folder,
         lambda root: (_folders(root / "images"), _folders(root / "masks")),
         _folder_listing,
         {},

@@ -99,6 +99,7 @@ def measure(
         device=device,
         dtype=dtype,
         compile=compile,
+        range=data.range,
         on_error="yield",
         **options,
     )

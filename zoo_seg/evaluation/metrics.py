@@ -24,7 +24,9 @@ Array = npt.NDArray[Any]
 
 
 class SegmentationMetrics(Metric):
-    """Scores of class maps against labels, over any number of pictures and processes.
+    """Scores of class maps against labels, over any number of images and processes.
+
+    Three counts a class are kept, however many classes there are.
 
     A pixel whose label is `ignore_index` counts nowhere, whatever was predicted there.
 
@@ -38,19 +40,23 @@ class SegmentationMetrics(Metric):
     higher_is_better = True
     is_differentiable = False
 
-    confusion: Tensor
-    """(C, C) int64: pixels of the class of the row that were predicted as the class of the column."""
+    true_positives: Tensor
+    """(C,) int64: pixels of each class that were predicted as it."""
+    false_positives: Tensor
+    """(C,) int64: pixels of other classes that were predicted as it."""
+    false_negatives: Tensor
+    """(C,) int64: pixels of each class that were predicted as another one."""
 
     def __init__(self, num_classes: int, ignore_index: int = 255, **options: Any) -> None:
         if num_classes < 1:
             raise OptionError(f"num_classes is {num_classes}; expected at least 1")
         super().__init__(**options)
         self.num_classes, self.ignore_index = num_classes, ignore_index
-        zeros = torch.zeros((num_classes, num_classes), dtype=torch.int64)
-        self.add_state("confusion", zeros, dist_reduce_fx="sum")
+        for name in ("true_positives", "false_positives", "false_negatives"):
+            self.add_state(name, torch.zeros(num_classes, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, pred: Array | Tensor, label: Array | Tensor) -> None:
-        """Count the pixels of a picture or a batch.
+        """Count the pixels of an image or a batch.
 
         Args:
             pred, label: class ids, arrays or tensors of any integer type, on any device, of one shape.
@@ -67,10 +73,16 @@ class SegmentationMetrics(Metric):
         found, truth = found[counts], truth[counts]
         self._check("label", truth, f" or ignore_index {self.ignore_index}")
         self._check("pred", found)
-        kind = np.min_scalar_type(self.num_classes**2 - 1)  # the narrowest, which is the fastest
-        pairs = truth.astype(kind) * self.num_classes + found.astype(kind)
-        counted = np.bincount(pairs, minlength=self.num_classes**2).reshape(self.num_classes, -1)
-        self.confusion += torch.from_numpy(counted).to(self.confusion)
+        right = found == truth
+        wrong = ~right
+        self.true_positives += self._count(truth[right])
+        self.false_positives += self._count(found[wrong])
+        self.false_negatives += self._count(truth[wrong])
+
+    def _count(self, ids: Array) -> Tensor:
+        return torch.from_numpy(np.bincount(ids.astype(np.intp, copy=False), minlength=self.num_classes)).to(
+            self.true_positives
+        )
 
     def _check(self, name: str, ids: Array, otherwise: str = "") -> None:
         for extreme in (ids.min(), ids.max()) if ids.size else ():
@@ -87,8 +99,8 @@ class SegmentationMetrics(Metric):
             never predicted right has Dice 0 but no Fscore (precision and recall are 0 or NaN), so that
             mFscore is not mDice.
         """
-        confusion = self.confusion.cpu().numpy()
-        hit, predicted, labelled = confusion.diagonal(), confusion.sum(0), confusion.sum(1)
+        hit = self.true_positives.cpu().numpy()
+        predicted, labelled = hit + self.false_positives.cpu().numpy(), hit + self.false_negatives.cpu().numpy()
         dice = _percent(2 * hit, predicted + labelled)
         per_class = {
             "IoU": _percent(hit, predicted + labelled - hit),
@@ -107,7 +119,7 @@ class SegmentationMetrics(Metric):
 
 
 def _whole_numbers(name: str, ids: Array | Tensor) -> Array:
-    """An integer array, on the CPU (where a histogram of pairs takes a few milliseconds)."""
+    """An integer array, on the CPU (where a histogram takes a few milliseconds)."""
     array = ids.detach().cpu().numpy() if isinstance(ids, Tensor) else np.asarray(ids)
     if array.dtype.kind not in "iu":
         raise OptionError(f"{name} has type {array.dtype}; expected class ids of an integer type (argmax of logits)")

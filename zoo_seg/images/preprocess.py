@@ -1,6 +1,6 @@
-"""From a picture to the network's input, with the published test pipelines' very numbers.
+"""From an image to the network's input, with the published test pipelines' very numbers.
 
-They were measured on pictures that OpenCV had resized as uint8, so its integer rule is part of the
+They were measured on images that OpenCV had resized as uint8, so its integer rule is part of the
 contract; it is written out here and OpenCV is not needed.
 """
 
@@ -21,10 +21,10 @@ _BLOCK = 32
 
 
 def resized_size(height: int, width: int, resize: Resize | int | None) -> tuple[int, int]:
-    """The height and width to resize a picture to; its aspect ratio is kept.
+    """The height and width to resize an image to; its aspect ratio is kept.
 
     Args:
-        height, width: the picture's size in pixels.
+        height, width: the image's size in pixels.
         resize: a record's `Resize`; a number of pixels for the shorter side; or None for no change.
 
     Raises:
@@ -49,7 +49,7 @@ def resize_uint8(picture: RGB, height: int, width: int) -> RGB:
         height, width: the new size in pixels, at least 1.
 
     Returns:
-        A picture (height, width, 3), 0..255; `picture` itself where it has this size.
+        An image (height, width, 3), 0..255; `picture` itself where it has this size.
     """
     if picture.shape[:2] == (height, width):
         return picture

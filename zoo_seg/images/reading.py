@@ -1,13 +1,14 @@
-"""Whatever a user calls a picture becomes one thing: RGB, uint8, (H, W, 3)."""
+"""Whatever a user calls an image becomes one thing: RGB, uint8, (H, W, 3)."""
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
+from typing import IO, TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,9 @@ if TYPE_CHECKING:  # reading files needs no torch
     import torch
 
 RGB = npt.NDArray[np.uint8]
-"""A picture: RGB, 0..255, (H, W, 3), contiguous."""
+"""An image: RGB, 0..255, (H, W, 3), contiguous."""
+Range = tuple[float, float]
+"""The values that become black (0) and white (255); what lies outside becomes the nearer of them."""
 
 
 @runtime_checkable
@@ -30,7 +33,7 @@ class Opens(Protocol):
     def open(self, mode: str, /) -> IO[bytes]: ...
 
 
-Picture: TypeAlias = "str | os.PathLike[str] | Opens | Image.Image | npt.NDArray[np.uint8] | torch.Tensor"
+Picture: TypeAlias = "str | os.PathLike[str] | Opens | Image.Image | npt.NDArray[Any] | torch.Tensor"
 """What `read_picture` takes."""
 
 _UPRIGHT = {
@@ -43,47 +46,79 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _ORIENTATION = 0x0112
+_DEEP = ("I", "F")
+"""How the modes begin that hold more than 8 bits."""
+_BITS, _PHOTOMETRIC, _PLANES = 258, 262, 284
+"""Tags of a TIFF: bits of each channel; whether 0 is black or white; colours together or apart."""
 _RUN_BY_PROGRAMS = ("EPS", "WMF")
 """Formats that Pillow hands to another program (Ghostscript, Windows), whatever the file is called."""
 _BY_WAY_OF = {"P": "RGBA", "PA": "RGBA", "RGBa": "RGBA", "La": "LA"}
 """Modes which Pillow does not turn into RGB in one step, or not without a warning."""
+_LOWER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
+"""Of 16 bits a channel Pillow keeps the upper byte; read in the other byte order, it keeps the lower one."""
 
 
-def read_picture(image: Picture) -> RGB:
-    """The pixels of a picture as a fresh, contiguous RGB uint8 array (H, W, 3).
+def read_picture(image: Picture, range: Range | None = None) -> RGB:  # noqa: A002  (the field's word)
+    """The pixels of an image as a fresh, contiguous RGB uint8 array (H, W, 3).
 
-    Files and PIL pictures are turned upright (EXIF orientation) and lose their transparency: the
+    Files and PIL images are turned upright (EXIF orientation) and lose their transparency: the
     colours beneath it are kept, as `cv2.imread` does. Of an animation the first frame counts (of an
-    opened PIL picture the current one). 16 bits become 8 by dropping the lower ones. Colour profiles
-    are ignored, as they were when the published weights were trained.
+    opened PIL image the current one). Colour profiles are ignored, as they were when the published
+    weights were trained. Arrays and tensors are RGB: BGR, as `cv2.imread` returns it, looks the same
+    and cannot be told; turn it with `image[:, :, ::-1]`.
+
+    Images of 8 bits are taken as they are. An image of 16 bits whose brightest value uses the top bit
+    (32768 or more) loses its lower byte. All others (10, 12 or 14 bits in 16, 32 bits, floating point)
+    do not tell which value is white, and are refused without `range`.
 
     A file that announces more pixels than Pillow's limit (179 million), or than `ZOO_SEG_MAX_PIXELS`
     where that is set, is refused before it is decoded.
 
     Args:
-        image: a path, or what is opened with `open("rb")`; a PIL picture of any mode; an RGB uint8 array
+        image: a path, or what is opened with `open("rb")`; a PIL image of any mode; an RGB uint8 array
             (H, W, 3) or a grey one (H, W); or an RGB uint8 tensor (3, H, W) on any device.
+        range: the values that become black and white where the image has more than 8 bits, such as
+            (0, 4095); arrays and tensors may then be of any real type. It leaves images of 8 bits alone.
 
     Raises:
-        ImageError: there is no such file, it is no picture or damaged, the picture is empty or too
-            large, or the array has another shape or type; the message says what was found and expected.
-        OptionError: `ZOO_SEG_MAX_PIXELS` is not a number.
+        ImageError: there is no such file, it is no image or damaged, the image is empty or too
+            large, its range is not known, or the array has another shape or type; the message says what
+            was found and expected.
+        OptionError: `range` is not two rising numbers, or `ZOO_SEG_MAX_PIXELS` is not a number.
     """
+    check_range(range)
     if isinstance(image, (str, os.PathLike)):
-        return _from_file(Path(image))
+        return _from_file(Path(image), range)
     if isinstance(image, Image.Image):
-        with _named_errors("the PIL picture"):
-            return _from_pil(image, "the PIL picture")
+        with _named_errors("the PIL image"):
+            return _from_pil(image, "the PIL image", range)
     if isinstance(image, np.ndarray):
-        return _from_array(image)
+        return _from_array(image, range)
     if isinstance(image, Opens):
-        return _from_file(image)
+        return _from_file(image, range)
     if isinstance(image, getattr(sys.modules.get("torch"), "Tensor", ())):  # no torch, no tensors
-        return _from_tensor(image)
+        return _from_tensor(image, range)
     raise ImageError(
-        f"found {type(image).__name__}, expected a path, a PIL picture, an RGB uint8 array (H, W, 3) "
+        f"found {type(image).__name__}, expected a path, a PIL image, an RGB uint8 array (H, W, 3) "
         "or a uint8 tensor (3, H, W); for bytes or an open file, pass PIL.Image.open(...)"
     )
+
+
+def check_range(range: Range | None) -> None:  # noqa: A002
+    """Refuse what is no range.
+
+    Raises:
+        OptionError: it is not two finite numbers, the smaller one first.
+    """
+    if range is None:
+        return
+    try:
+        low, high = range
+        good = math.isfinite(low) and math.isfinite(high) and low < high
+    except (TypeError, ValueError):
+        good = False
+    if not good:
+        raise OptionError(f"range is {range!r}; expected the values that are black and white, such as (0, 4095)")
 
 
 # --- files and PIL ------------------------------------------------------------------------------
@@ -104,7 +139,7 @@ def most_pixels() -> int | None:
     return int(text)
 
 
-def _from_file(path: Path | Opens) -> RGB:
+def _from_file(path: Path | Opens, range: Range | None) -> RGB:  # noqa: A002
     limit = most_pixels()
     hint = "download the link first" if isinstance(path, Path) and ":/" in str(path) else "check the path"
     with _named_errors(str(path), hint), path.open("rb") as file, Image.open(file) as opened:
@@ -113,12 +148,12 @@ def _from_file(path: Path | Opens) -> RGB:
             raise Image.DecompressionBombError(f"Image size ({pixels} pixels) exceeds limit of {limit} pixels.")
         if opened.format in _RUN_BY_PROGRAMS:
             raise ImageError(f"{path}: {opened.format} holds drawing commands, which are not run; save it as a PNG")
-        return _from_pil(opened, str(path))
+        return _from_pil(opened, str(path), range, file)
 
 
 @contextmanager
 def _named_errors(name: str, hint: str = "check the path") -> Iterator[None]:
-    """Every failure to read becomes an ImageError that names the picture."""
+    """Every failure to read becomes an ImageError that names the image."""
     try:
         yield
     except ImageError:
@@ -128,32 +163,68 @@ def _named_errors(name: str, hint: str = "check the path") -> Iterator[None]:
     except PermissionError as error:
         raise ImageError(f"{name}: cannot be read ({error.strerror}); check the file's permissions") from None
     except UnidentifiedImageError:
-        raise ImageError(f"{name}: not a picture that Pillow can read; expected a JPEG, PNG or similar file") from None
+        raise ImageError(f"{name}: not an image that Pillow can read; expected a JPEG, PNG or similar file") from None
     except Image.DecompressionBombError as error:
         raise ImageError(
             f"{name}: {error} If you trust the file, set the environment variable ZOO_SEG_MAX_PIXELS to so many or "
             "more; in Python you can also set PIL.Image.MAX_IMAGE_PIXELS = None, open it with PIL.Image.open and pass "
-            "that picture, or pass an array"
+            "that image, or pass an array"
         ) from None
     except MemoryError:
         raise ImageError(f"{name}: there is too little memory to read it; make it smaller") from None
     except Exception as error:  # Pillow's decoders raise almost anything on damaged data
         reason = getattr(error, "strerror", None) or error
-        raise ImageError(f"{name}: cannot be read ({reason}); expected a complete picture file") from None
+        raise ImageError(f"{name}: cannot be read ({reason}); expected a complete image file") from None
 
 
-def _from_pil(image: Image.Image, name: str) -> RGB:
+def _from_pil(
+    image: Image.Image,
+    name: str,
+    range: Range | None,  # noqa: A002
+    file: IO[bytes] | None = None,
+) -> RGB:
+    """`file`: what the image was opened from, where it can be opened once more."""
     if 0 in image.size:
         raise ImageError(f"{name} is {image.width}x{image.height} pixels, expected at least 1x1")
-    image.load()
-    orientation = _orientation(image)  # after loading: some formats turn themselves
-    if orientation in _UPRIGHT:
-        image = image.transpose(_UPRIGHT[orientation])
-    if image.mode.startswith(("I", "F")):
-        return _from_deep_grey(image, name)
+    mode, tags, is_cut = stored_mode(image), getattr(image, "tag_v2", {}), loses_bits(image)
+    if image.mode.startswith(_DEEP) and tags.get(_PHOTOMETRIC) == 0:
+        raise ImageError(f"{name}: a TIFF of mode {image.mode} whose 0 is white; save it with 0 for black")
+    if is_cut and (tags.get(_PLANES) == 2 or mode.startswith("RGBa")):
+        what = "its colours in separate planes" if tags.get(_PLANES) == 2 else "colours multiplied by alpha"
+        raise ImageError(f"{name}: a 16-bit TIFF with {what}, which Pillow misreads; save it as plain RGB")
+    image = upright(image)
+    if image.mode.startswith(_DEEP):
+        return _grey_to_rgb(_to_8_bits(np.asarray(image), name, range))
+    if is_cut:
+        bands = np.asarray(image)
+        upper = bands[:, :, :3] if image.mode == "RGBA" else bands
+        if range is not None or 0 < upper.max() < 128:
+            return _to_8_bits(_sixteen_bits(upper, mode, name, file), name, range)
     if image.mode in _BY_WAY_OF:
         image = image.convert(_BY_WAY_OF[image.mode])
     return np.array(image.convert("RGB"), dtype=np.uint8)
+
+
+def stored_mode(image: Image.Image) -> str:
+    """How a pixel is stored in the file, in Pillow's words (`L;4`, `RGB;16B`); empty where Pillow does not tell."""
+    tiles = getattr(image, "tile", None)
+    arguments = tiles[0][3] if tiles else None
+    if isinstance(arguments, tuple) and arguments:
+        arguments = arguments[0]
+    return arguments if isinstance(arguments, str) else ""
+
+
+def loses_bits(image: Image.Image) -> bool:
+    """Whether the file stores more than 8 bits a channel, of which Pillow gives the upper 8."""
+    is_deep = max(getattr(image, "tag_v2", {}).get(_BITS, (8,))) > 8
+    return not image.mode.startswith(_DEEP) and (is_deep or stored_mode(image).endswith((";16B", ";16L", ";16N")))
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The loaded image, turned as its EXIF orientation says."""
+    image.load()
+    orientation = _orientation(image)  # after loading: some formats turn themselves
+    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
 
 
 def _orientation(image: Image.Image) -> int | None:
@@ -165,18 +236,44 @@ def _orientation(image: Image.Image) -> int | None:
     return value if isinstance(value, int) else None
 
 
-def _from_deep_grey(image: Image.Image, name: str) -> RGB:
-    """Grey of 16 bits (I;16), 32 bits (I) or floating point (F)."""
-    grey = np.asarray(image)
-    low, high = grey.min(), grey.max()
-    if image.mode.startswith("I;16") or (image.mode == "I" and low >= 0 and 255 < high <= 65535):
-        grey = grey >> 8
-    elif not (low >= 0 and high <= 255) or (image.mode == "F" and 0 < high <= 1):  # `not` catches NaN, too
+def _sixteen_bits(upper: RGB, mode: str, name: str, file: IO[bytes] | None) -> npt.NDArray[np.uint16]:
+    """All bits of 16-bit RGB, of which Pillow has given the upper byte."""
+    kind, order = mode.partition(";")[0], mode[-1]
+    if file is None or kind not in ("RGB", "RGBA", "RGBX"):
         raise ImageError(
-            f"{name} (mode {image.mode}) has values from {low} to {high}, expected 0 to 255; "
-            "scale it and pass a uint8 array"
+            f"{name}: 16-bit {kind}, of which Pillow gives the upper 8 bits only, and they hold at most {upper.max()}; "
+            + ("save it as 8-bit RGB" if file else "pass its path, or an array and its range=")
         )
-    return _grey_to_rgb(np.rint(grey).astype(np.uint8))
+    file.seek(0)
+    with Image.open(file) as again:
+        other = mode[:-1] + _LOWER[order]
+        again.tile = [
+            (*tile[:3], (other, *tile[3][1:]) if isinstance(tile[3], tuple) else other)  # type: ignore[misc]
+            for tile in again.tile
+        ]
+        lower = np.asarray(upright(again))[:, :, :3]
+    return upper.astype(np.uint16) << 8 | lower
+
+
+def _to_8_bits(values: npt.NDArray[Any], name: str, range: Range | None) -> RGB:  # noqa: A002
+    """Values of more than 8 bits, of any shape, as 0..255."""
+    low, high = values.min().item(), values.max().item()
+    if low != low:
+        raise ImageError(f"{name}: pixels that are not a number (NaN); expected a value for each")
+    if range is not None:
+        return np.rint(np.interp(values, range, (0, 255))).astype(np.uint8)
+    is_whole = values.dtype.kind in "iu"
+    if is_whole and low >= 0 and (high == 0 or 32768 <= high <= 65535):
+        return (values >> 8).astype(np.uint8)
+    found = f"{name}: values from {low:g} to {high:g} ({values.dtype}), expected 8 bits, or 16 that use the top one"
+    if math.isinf(low) or math.isinf(high):
+        raise ImageError(f"{found}; say which values are black and white (--range, or range= in Python)")
+    black = math.floor(min(low, 0))
+    white = (1 << high.bit_length()) - 1 if is_whole and low >= 0 else max(math.ceil(high), black + 1)
+    raise ImageError(
+        f"{found} (32768 and more). Say which values are black and white, such as --range {black} {white} "
+        f'(range=({black}, {white}) in Python, "range": [{black}, {white}] in a dataset.json)'
+    )
 
 
 def _grey_to_rgb(grey: RGB) -> RGB:
@@ -186,55 +283,64 @@ def _grey_to_rgb(grey: RGB) -> RGB:
 # --- arrays and tensors -------------------------------------------------------------------------
 
 
-def _from_array(array: npt.NDArray[np.uint8]) -> RGB:
+def _from_array(array: npt.NDArray[Any], range: Range | None) -> RGB:  # noqa: A002
     found = f"found an array of shape {array.shape} and type {array.dtype}"
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] != 3):
         raise ImageError(f"{found}, expected RGB (H, W, 3) or grey (H, W); {_shape_hint(array.shape)}")
-    _check_type_and_size(found, array.shape, str(array.dtype), "np.rint(picture * 255).astype(np.uint8)")
-    # a copy: a caller may reuse its buffer (video) while the result still shows this picture
+    array = _eight_bits(found, array, range)
+    # a copy: a caller may reuse its buffer (video) while the result still shows this image
     return _grey_to_rgb(array) if array.ndim == 2 else np.array(array, order="C")
 
 
 def _shape_hint(shape: tuple[int, ...]) -> str:
     if len(shape) == 4:
-        return "pass a batch as a list: list(pictures)"
+        return "pass a batch as a list: list(images)"
     if len(shape) == 3 and shape[0] == 3:
-        return "move the channels last: picture.transpose(1, 2, 0)"
+        return "move the channels last: image.transpose(1, 2, 0)"
     if len(shape) == 3 and shape[2] == 4:
-        return "drop the alpha channel: picture[:, :, :3]"
+        return "drop the alpha channel: image[:, :, :3]"
     if len(shape) == 3 and shape[2] == 1:
-        return "drop the last axis: picture[:, :, 0]"
+        return "drop the last axis: image[:, :, 0]"
     return "reshape it"
 
 
-def _from_tensor(tensor: torch.Tensor) -> RGB:
+def _from_tensor(tensor: torch.Tensor, range: Range | None) -> RGB:  # noqa: A002
     shape, dtype = tuple(tensor.shape), str(tensor.dtype).removeprefix("torch.")
     found = f"found a tensor of shape {shape} and type {dtype}"
     if len(shape) != 3 or shape[0] != 3:
         hint = "reshape it"
         if len(shape) == 4:
-            hint = "pass a batch as a list: list(pictures)"
+            hint = "pass a batch as a list: list(images)"
         elif len(shape) == 3 and shape[2] == 3:
-            hint = "move the channels first: picture.permute(2, 0, 1)"
+            hint = "move the channels first: image.permute(2, 0, 1)"
         elif len(shape) in (2, 3) and (len(shape) == 2 or shape[0] == 1):
-            hint = "repeat the grey channel: picture.expand(3, -1, -1)"
+            hint = "repeat the grey channel: image.expand(3, -1, -1)"
         raise ImageError(f"{found}, expected RGB (3, H, W); {hint}")
-    _check_type_and_size(found, shape, dtype, "(picture * 255).round().to(torch.uint8)")
-    return np.array(tensor.cpu().permute(1, 2, 0).numpy(), order="C")
+    if tensor.is_meta or str(tensor.layout) != "torch.strided":
+        raise ImageError(f"{found} that is {'meta' if tensor.is_meta else 'sparse'}, expected one that holds pixels")
+    tensor = tensor.detach().cpu()
+    array = (tensor.float() if dtype == "bfloat16" else tensor).permute(1, 2, 0).numpy()
+    return np.array(_eight_bits(found, array, range), order="C")
 
 
-def _check_type_and_size(found: str, shape: tuple[int, ...], dtype: str, convert: str) -> None:
-    if dtype != "uint8":
-        hint = {"uint16": "shift it: (picture >> 8) as uint8", "bool": "multiply by 255 and convert to uint8"}.get(
-            dtype, f"for values from 0 to 1, multiply by 255 and convert to uint8: {convert}"
-        )
-        raise ImageError(f"{found}, expected uint8 values from 0 to 255; {hint}")
-    if 0 in shape:
+def _eight_bits(found: str, array: npt.NDArray[Any], range: Range | None) -> RGB:  # noqa: A002
+    if 0 in array.shape:
         raise ImageError(f"{found}, expected at least 1x1 pixels")
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype.kind not in "iuf":
+        raise ImageError(f"{found}, expected uint8 values from 0 to 255")
+    if range is None:
+        usual = "(0, 65535)" if array.dtype == np.uint16 else "(0, 1)"
+        raise ImageError(
+            f"{found}, expected uint8 values from 0 to 255; or say which values are black and white, such as "
+            f"range={usual}"
+        )
+    return _to_8_bits(array, found, range)
 
 
 def drawn_street() -> Path | None:
-    """This project's own picture, of a drawn street: inside the package in a wheel, beside it in a checkout."""
+    """This project's own image, of a drawn street: inside the package in a wheel, beside it in a checkout."""
     package = Path(__file__).resolve().parent.parent
     found = (package / "packaged" / "street.jpg", package.parent / "examples" / "street.jpg")
     return next((path for path in found if path.is_file()), None)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from zoo_seg.images.reading import Opens, Picture
+from zoo_seg.images.reading import Opens, Picture, Range
 from zoo_seg.inference.predictor import Predictor
 from zoo_seg.inference.segmentation import Segmentation
 
@@ -47,6 +47,7 @@ class Predicting:
         scales: Sequence[float] = (1.0,),
         flip: bool = False,
         resize: Literal["published"] | int | None = "published",
+        range: Range | None = None,  # noqa: A002
         batch_size: int = 1,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype = "float32",
@@ -55,7 +56,8 @@ class Predicting:
         """The class map of a picture, or of each picture of a list, at the picture's own size.
 
         Args:
-            images: a path, a PIL picture, an RGB uint8 array (H, W, 3) or tensor (3, H, W); or a list of them.
+            images: a path, a PIL picture, an RGB uint8 array (H, W, 3) or tensor (3, H, W); or a list of them. Arrays
+                are RGB; BGR, as `cv2.imread` returns it, cannot be told from it: turn it with `image[:, :, ::-1]`.
             mode: `"whole"`, or `"slide"`: windows of `crop` at every `stride`, both (height, width).
             crop: the window; None is the crop the weights were trained on.
             stride: None is two thirds of the crop.
@@ -63,6 +65,8 @@ class Predicting:
             flip: also look at the mirrored picture.
             resize: `"published"` is the test size of the weights' record (the picture's own size without
                 a record); a number of pixels for the shorter side; None for the picture's own size.
+            range: the values that are black and white in images of more than 8 bits, such as (0, 4095); see
+                `read_picture`.
             batch_size: how many neighbouring pictures of one size go through the network together.
             device: `"cpu"`, `"cuda"`, ...; None is where the network is.
             dtype: `"float32"`, `"bfloat16"` or `"float16"`.
@@ -82,6 +86,7 @@ class Predicting:
             scales=scales,
             flip=flip,
             resize=resize,
+            range=range,
             batch_size=batch_size,
             device=device,
             dtype=dtype,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from zoo_seg.errors import ImageError, OptionError, OutOfMemoryError
 from zoo_seg.images.preprocess import normalise, resize_uint8, resized_size
-from zoo_seg.images.reading import RGB, Picture, most_pixels, read_picture
+from zoo_seg.images.reading import RGB, Picture, Range, check_range, most_pixels, read_picture
 from zoo_seg.inference.labels import class_map, id_type
 from zoo_seg.inference.looks import Infer, Size, Whole
 from zoo_seg.inference.memory import give_back, keep_large_blocks
@@ -138,6 +138,7 @@ class Predictor:
         scales: Sequence[float] = (1.0,),
         flip: bool = False,
         resize: Literal["published"] | int | None = "published",
+        range: Range | None = None,  # noqa: A002
         batch_size: int = 1,
         on_error: Literal["raise", "yield"] = "raise",
     ) -> Iterator[Any]:
@@ -153,6 +154,7 @@ class Predictor:
             flip: also look at the mirrored picture.
             resize: `"published"` is the test size of the weights' record (the picture's own without
                 a record); a number of pixels for the shorter side; None for the picture's own.
+            range: the values that are black and white in images of more than 8 bits, see `read_picture`.
             batch_size: how many neighbouring pictures of one size go through the network together.
             on_error: what to do with a picture that cannot be read: raise its ImageError, or yield
                 it in the place of a Segmentation and go on.
@@ -166,19 +168,21 @@ class Predictor:
         protocol = Protocol.of(mode, crop, stride, scales, flip, self.rules)
         target = self._resize(resize)
         resized_size(1, 1, target)  # refuses a size of zero before work begins
-        return self._stream(images, protocol, target, batch_size, on_error)
+        check_range(range)
+        return self._stream(images, protocol, target, range, batch_size, on_error)
 
     def _stream(
         self,
         images: Iterable[Picture],
         protocol: Protocol,
         target: Resize | int | None,
+        range: Range | None,  # noqa: A002
         batch_size: int,
         on_error: Literal["raise", "yield"],
     ) -> Iterator[Segmentation | ImageError]:
         def prepare_one(image: Picture) -> _Prepared | ImageError:
             try:
-                picture = read_picture(image)
+                picture = read_picture(image, range)
                 return _Prepared(picture, self._inputs(picture, target, protocol.scales))
             except ImageError as error:
                 return error

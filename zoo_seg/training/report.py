@@ -89,7 +89,7 @@ def draw_sheet(model: SegmentationModel, data: SegmentationData, path: Path, row
 
 def _look(sample: Sample, data: SegmentationData, model: SegmentationModel) -> tuple[RGB, Ids, Ids]:
     """The picture, and the class ids of its label and its prediction; what is ignored comes after the classes."""
-    picture, labels = read_picture(sample.picture), data.labels.read(sample.mask).astype(np.int64)
+    picture, labels = read_picture(sample.picture, data.range), data.labels.read(sample.mask).astype(np.int64)
     return picture, np.where(labels == data.ignore_index, data.num_classes, labels), model.predict(picture).mask
 
 
