@@ -1,40 +1,14 @@
 """Entry points for `torch.hub.load("org/zoo_seg", "pspnet_r50_os8", pretrained="ade20k")`.
 
-Every name and alias stands here by itself; listing them loads nothing but the standard library.
+They are the models of the manifest, by their names and aliases; listing them loads nothing but the standard library.
 """
 
 from pathlib import Path as _Path
+from typing import Any as _Any
 from warnings import warn as _warn
 
 import zoo_seg as _zoo_seg
-from zoo_seg.zoo import (
-    fcn_r50_os8,
-    fcn_r50_os16,
-    fcn_r101_os8,
-    fcn_r101_os16,
-    fcn_resnet50_os8,
-    fcn_resnet50_os16,
-    fcn_resnet101_os8,
-    fcn_resnet101_os16,
-    pspnet_r50_os8,
-    pspnet_r50_os16,
-    pspnet_r101_os8,
-    pspnet_r101_os16,
-    pspnet_resnet50_os8,
-    pspnet_resnet50_os16,
-    pspnet_resnet101_os8,
-    pspnet_resnet101_os16,
-    semantic_fpn_mobilenetv4_small,
-    semantic_fpn_r50,
-    semantic_fpn_r101,
-    semantic_fpn_resnet50,
-    semantic_fpn_resnet101,
-    semanticfpn_mobilenetv4_small,
-    semanticfpn_r50,
-    semanticfpn_r101,
-    semanticfpn_resnet50,
-    semanticfpn_resnet101,
-)
+from zoo_seg import zoo as _zoo
 
 dependencies = [
     "torch",
@@ -50,34 +24,17 @@ dependencies = [
     "tqdm",
 ]
 
-__all__ = [
-    "fcn_r50_os8",
-    "fcn_r50_os16",
-    "fcn_r101_os8",
-    "fcn_r101_os16",
-    "fcn_resnet50_os8",
-    "fcn_resnet50_os16",
-    "fcn_resnet101_os8",
-    "fcn_resnet101_os16",
-    "pspnet_r50_os8",
-    "pspnet_r50_os16",
-    "pspnet_r101_os8",
-    "pspnet_r101_os16",
-    "pspnet_resnet50_os8",
-    "pspnet_resnet50_os16",
-    "pspnet_resnet101_os8",
-    "pspnet_resnet101_os16",
-    "semantic_fpn_mobilenetv4_small",
-    "semantic_fpn_r50",
-    "semantic_fpn_r101",
-    "semantic_fpn_resnet50",
-    "semantic_fpn_resnet101",
-    "semanticfpn_mobilenetv4_small",
-    "semanticfpn_r50",
-    "semanticfpn_r101",
-    "semanticfpn_resnet50",
-    "semanticfpn_resnet101",
-]
+
+def __dir__() -> list[str]:  # torch.hub looks here for what there is
+    return ["dependencies", *_zoo.factory_names()]
+
+
+def __getattr__(name: str) -> _Any:
+    factory = None if name.startswith("_") else _zoo.find_factory(name)
+    if factory is None:
+        raise AttributeError(f"there is no entry point {name!r}; torch.hub.list names them")
+    return factory
+
 
 # torch.hub puts this folder on sys.path, but a package that is imported already wins over it.
 _used, _here = _Path(_zoo_seg.__file__).resolve().parent, _Path(__file__).resolve().parent / "zoo_seg"

@@ -26,11 +26,11 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import zoo_seg
+from zoo_seg.families.pspnet import PSPHead
 from zoo_seg.inference.labels import class_map
 from zoo_seg.inference.prepare import prepare
-from zoo_seg.networks.network import SegmentationNetwork
-from zoo_seg.networks.pspnet import PSPHead
-from zoo_seg.networks.resample import resize
+from zoo_seg.layers.resample import resize
+from zoo_seg.network import SegmentationNetwork
 
 README = Path(__file__).resolve().parent / "README.md"
 BEGIN, END = "<!-- GPU table: written by gpu.py -->", "<!-- end of the GPU table -->"

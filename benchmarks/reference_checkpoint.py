@@ -7,6 +7,7 @@ made once by the original projects can be compared with ours.
 The rule, per entry, with a generator PCG64([crc32(name), seed]) of its own (float64 draws, then cast to float32):
 
     *num_batches_tracked          0 (int64)
+    *relative_position_index      Swin's table for a window of its size, a constant of the network (int64)
     *running_mean                 normal(0, 0.1)
     *running_var                  uniform(0.5, 1.5)
     two or more dimensions        normal(0, sqrt(2 / fan_in)), fan_in = product of all dimensions but the first
@@ -15,6 +16,8 @@ The rule, per entry, with a generator PCG64([crc32(name), seed]) of its own (flo
 
 The damping keeps activations in range through a hundred layers. Logits nevertheless have a standard deviation of some
 5 to 250; where probabilities matter, `scale_entries` multiplies the classifier by a power of two, which is exact.
+`filled_state_dict` takes `scales`, [[pattern, factor], ...]: every entry whose name a pattern finds is multiplied, for
+networks whose chains the damping above does not reach.
 
 The entries come from a JSON list of [name, shape, dtype], or from a network's own `state_dict()`:
 
@@ -26,6 +29,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
@@ -43,6 +47,8 @@ def fill(name: str, shape: Iterable[int], seed: int = 0) -> np.ndarray:
     shape = tuple(shape)
     if name.endswith("num_batches_tracked"):
         return np.zeros(shape, np.int64)
+    if name.endswith("relative_position_index"):
+        return relative_position_index(shape)
     rng = np.random.Generator(np.random.PCG64([zlib.crc32(name.encode()), seed]))
     if name.endswith("running_var"):
         values = rng.uniform(0.5, 1.5, shape)
@@ -55,6 +61,14 @@ def fill(name: str, shape: Iterable[int], seed: int = 0) -> np.ndarray:
         if name.endswith(".bn3.weight"):
             values = 0.25 * values
     return np.ascontiguousarray(values, dtype=np.float32)
+
+
+def relative_position_index(shape: tuple[int, ...]) -> np.ndarray:
+    """For a window of w x w pixels, shape (w * w, w * w): the row of Swin's bias table for each pair of pixels."""
+    side = round(shape[0] ** 0.5)
+    rows, columns = np.divmod(np.arange(side * side), side)
+    down, right = rows[:, None] - rows[None, :], columns[:, None] - columns[None, :]
+    return (down + side - 1) * (2 * side - 1) + right + side - 1
 
 
 def image_tensor(height: int, width: int, seed: int = 0, batch: int = 1) -> np.ndarray:
@@ -85,12 +99,16 @@ def read_entries(path: str | Path) -> list[Entry]:
     return [(name, tuple(shape), dtype) for name, shape, dtype in json.loads(Path(path).read_text())]
 
 
-def filled_state_dict(entries: Iterable[Entry], seed: int = 0) -> OrderedDict[str, torch.Tensor]:
+def filled_state_dict(
+    entries: Iterable[Entry], seed: int = 0, scales: Iterable[tuple[str, float]] = ()
+) -> OrderedDict[str, torch.Tensor]:
     """A state dict with every entry filled."""
     state_dict = OrderedDict()
     for name, shape, dtype in entries:
         # from_numpy keeps 0-dimensional counters 0-dimensional
         state_dict[name] = torch.from_numpy(np.asarray(fill(name, shape, seed))).to(getattr(torch, dtype))
+    for pattern, factor in scales:
+        scale_entries(state_dict, [name for name in state_dict if re.search(pattern, name)], factor)
     return state_dict
 
 

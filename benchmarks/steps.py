@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 
 import zoo_seg
+from zoo_seg.families.pspnet import POOL_SIZES, PSPHead
 from zoo_seg.inference.cpu import suit_cpu
 from zoo_seg.inference.labels import class_map
 from zoo_seg.inference.prepare import fold_batchnorm
-from zoo_seg.networks.network import SegmentationNetwork
-from zoo_seg.networks.pspnet import POOL_SIZES, PSPHead
+from zoo_seg.network import SegmentationNetwork
 
 SIZE = (512, 683)
 

@@ -78,12 +78,12 @@ def _cells(record: Weights, manifest: Manifest) -> Iterator[str]:
 
 def _metric(metric: Metric) -> str:
     """The number, whose it is, and how it was measured."""
-    scales = metric.protocol.scales
+    scales = metric.test.scales
     looks = [
         metric.split,
-        metric.protocol.mode,
+        metric.test.mode,
         "one scale" if scales == (1.0,) else f"{len(scales)} scales",
-        *(["flip"] if metric.protocol.flip else []),
+        *(["flip"] if metric.test.flip else []),
     ]
     who = "reported" if metric.status == "reported" else "measured with zoo_seg"
     return f"<b>{metric.value:.2f}</b><small>{who}: {', '.join(looks)}</small>"

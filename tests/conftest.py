@@ -45,7 +45,6 @@ def toy_manifest() -> dict[str, Any]:
 
     def weights(dataset: str) -> dict[str, Any]:
         return {
-            "model": "toy_r50",  # looks like an alias, but is a name
             "dataset": dataset,
             "source": "me",
             "parameters": 295430,
@@ -55,7 +54,7 @@ def toy_manifest() -> dict[str, Any]:
                     "name": "mIoU",
                     "value": 12.5,
                     "split": "val",
-                    "protocol": {"mode": "whole", "scales": [1], "flip": False},
+                    "test": {"mode": "whole", "scales": [1], "flip": False},
                     "status": "reproduced",
                 }
             ],
@@ -84,7 +83,7 @@ def toy_manifest() -> dict[str, Any]:
         }
 
     return {
-        "schema_version": 1,
+        "schema_version": 2,
         "sources": {
             "me": {
                 "title": "Me",
@@ -96,7 +95,12 @@ def toy_manifest() -> dict[str, Any]:
             }
         },
         "datasets": {"toys": dataset("Toys"), "games": dataset("Games")},
-        "models": {"toy_r50": {"family": "fcn", "backbone": "mobilenetv3_small_050", "output_stride": 16}},
+        "models": {
+            "toy_r50": {  # looks like an alias, but is a name
+                "title": "FCN on MobileNetV3-Small",
+                "architecture": {"family": "fcn", "backbone": "mobilenetv3_small_050", "output_stride": 16},
+            }
+        },
         "weights": {f"toy_r50.{name}_me": weights(name) for name in ("toys", "games")},
     }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from zoo_seg.manifest import File, Licence, Preprocess, Provenance, Recipe, Weights
+from zoo_seg.manifest import PROTOCOLS, Architecture, File, Licence, Preprocess, Provenance, Recipe, Weights
 
 ID = "fcn_resnet50_os8.toy_test"
 LINK = "https://zoo.test/w.pth"
@@ -19,7 +19,9 @@ def record(*files: File) -> Weights:
         num_classes=2,
         classes=("a", "b"),
         palette=((0, 0, 0), (255, 0, 0)),
+        architecture=Architecture("fcn", "resnet50c", 8),
         protocol="ssseg",
+        rules=PROTOCOLS["ssseg"],
         files=files or (File(LINK),),
         metrics=(),
         recipe=Recipe("train", (64, 64), 8, 1, None, "sgd", 0.01, "poly"),

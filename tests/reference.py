@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,6 +23,7 @@ import torch
 from zoo_seg import Weights
 
 FIXTURES = Path(__file__).parent / "fixtures"
+REFERENCES = Path(__file__).parent / "references"
 
 Key = tuple[str, tuple[int, ...]]
 Group = Literal["ssseg", "mmseg", "ssseg_before_2020_12_14"]
@@ -30,6 +33,8 @@ def fill(name: str, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
     """The values of one parameter or buffer (float32; int64 for counters)."""
     if name.endswith("num_batches_tracked"):
         return np.zeros(shape, np.int64)
+    if name.endswith("relative_position_index"):
+        return relative_position_index(shape)
     rng = np.random.Generator(np.random.PCG64([zlib.crc32(name.encode()), seed]))
     if name.endswith("running_mean"):
         values = 0.1 * rng.standard_normal(shape)
@@ -44,6 +49,14 @@ def fill(name: str, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
     else:
         values = 0.1 * rng.standard_normal(shape)
     return np.ascontiguousarray(values, np.float32)
+
+
+def relative_position_index(shape: tuple[int, ...]) -> np.ndarray:
+    """Swin's constant table (w * w, w * w) for a window of w x w: where the bias of each pair of pixels stands."""
+    side = round(shape[0] ** 0.5)
+    rows, columns = np.divmod(np.arange(side * side), side)
+    down, right = rows[:, None] - rows[None, :], columns[:, None] - columns[None, :]
+    return (down + side - 1) * (2 * side - 1) + right + side - 1
 
 
 def image_tensor(height: int, width: int, seed: int = 0, batch: int = 1) -> np.ndarray:
@@ -80,9 +93,69 @@ def key_list(weights: Weights) -> tuple[Group, str]:
     return "ssseg", f"{weights.model}{stride}_{weights.dataset}"
 
 
-def state_dict(keys: Iterable[Key], seed: int = 0) -> OrderedDict[str, torch.Tensor]:
-    """The values for these names and shapes."""
-    return OrderedDict((name, torch.from_numpy(fill(name, shape, seed))) for name, shape in keys)
+def state_dict(
+    keys: Iterable[Key], seed: int = 0, scales: Iterable[tuple[str, float]] = ()
+) -> OrderedDict[str, torch.Tensor]:
+    """The values for these names and shapes; entries that a pattern of `scales` finds are multiplied by its factor."""
+    tensors = OrderedDict((name, torch.from_numpy(fill(name, shape, seed))) for name, shape in keys)
+    for pattern, factor in scales:
+        for name in tensors:
+            if re.search(pattern, name):
+                tensors[name] *= factor
+    return tensors
+
+
+@dataclass(frozen=True)
+class Run:
+    """One input of a published reference, and what the original network makes of it."""
+
+    size: tuple[int, int]
+    image_seed: int
+    shape: tuple[int, int, int]  # of the logits, at the size of the input
+    std: float  # of all logits
+    positions: np.ndarray  # into the flattened logits
+    logits: np.ndarray  # there
+
+    def image(self) -> torch.Tensor:
+        """The normalised input (1, 3, h, w)."""
+        return torch.from_numpy(image_tensor(*self.size, seed=self.image_seed))
+
+    def error(self, logits: torch.Tensor) -> float:
+        """The largest difference of logits (1, C, h, w) to the original's, in standard deviations."""
+        assert tuple(logits.shape) == (1, *self.shape)
+        return float(np.abs(logits.detach().reshape(-1)[self.positions].numpy() - self.logits).max() / self.std)
+
+
+@dataclass(frozen=True)
+class PublishedReference:
+    """A network of a project, run by its own code (benchmarks/peers/references.py)."""
+
+    meta: Mapping[str, Any]
+    keys: list[Key]
+    runs: list[Run]
+
+    @property
+    def tolerance(self) -> float:
+        """A fair bound for the runs' `error`: four times what float32 costs the original itself, or the usual 2e-5."""
+        return max(2e-5, 4 * float(self.meta["rounding"]))
+
+    def state_dict(self) -> OrderedDict[str, torch.Tensor]:
+        """The parameters and buffers in the project's names."""
+        return state_dict(self.keys, self.meta["seed"], self.meta["scales"])
+
+
+def published_reference(name: str) -> PublishedReference:
+    """`tests/references/<name>.npz`, name `<model>.<project>[_<variant>]`."""
+    with np.load(REFERENCES / f"{name}.npz") as file:
+        meta, keys = json.loads(file["meta"].item()), json.loads(file["keys"].item())
+        samples = [file[f"logits_{index}"] for index in range(len(meta["sizes"]))]
+    runs = []
+    for index, (logits, run) in enumerate(zip(samples, meta["sizes"], strict=True)):
+        rng = np.random.Generator(np.random.PCG64([13, index]))
+        positions = rng.integers(0, int(np.prod(run["output"])), len(logits))
+        size, shape = tuple(run["input"]), tuple(run["output"])
+        runs.append(Run(size, run["image_seed"], shape, run["std"], positions, logits))
+    return PublishedReference(meta, [(key, tuple(shape)) for key, shape in keys], runs)
 
 
 def checkpoint(

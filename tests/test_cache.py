@@ -19,8 +19,8 @@ from servers import Server, send, status, zip_payload
 
 from zoo_seg import settings
 from zoo_seg.errors import DownloadError, HashMismatchError, OfflineError, OptionError
+from zoo_seg.hub import cache, download
 from zoo_seg.manifest import File, Weights
-from zoo_seg.weights import cache, download
 
 BODY, OTHER = zip_payload(20_000), zip_payload(20_000, seed=1)
 SHA256, OTHER_SHA256 = hashlib.sha256(BODY).hexdigest(), hashlib.sha256(OTHER).hexdigest()

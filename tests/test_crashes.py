@@ -33,10 +33,10 @@ from servers import Server, serve, zip_payload
 
 from zoo_seg import create_model, settings
 from zoo_seg.errors import DownloadError, HashMismatchError
+from zoo_seg.hub import cache, files
+from zoo_seg.hub.files import hash_file
 from zoo_seg.manifest import File, get_weights
-from zoo_seg.weights import cache, files
-from zoo_seg.weights.files import hash_file
-from zoo_seg.weights.load import load_checkpoint
+from zoo_seg.pretrained import load_checkpoint
 
 if sys.platform == "win32":
     pytest.skip("Windows has neither signals nor fork", allow_module_level=True)
@@ -392,7 +392,7 @@ def test_half_a_download_of_another_version(server: Server, home: Path, path: Pa
 
 
 def take_turns(naming: str, times: int) -> None:
-    from zoo_seg.weights import load as module
+    from zoo_seg.hub import load as module
 
     module._NAMING = naming
     for _ in range(times):

@@ -19,10 +19,10 @@ import pytest
 from servers import Server, endless, redirect, send, serve, status, wrong_range, zip_payload
 
 from zoo_seg.errors import DownloadError, HashMismatchError
-from zoo_seg.weights import download as module
-from zoo_seg.weights import partial
-from zoo_seg.weights.download import Downloaded, Source, download
-from zoo_seg.weights.files import check_weight_file, exclusive, replacing
+from zoo_seg.hub import download as module
+from zoo_seg.hub import partial
+from zoo_seg.hub.download import Downloaded, Source, download
+from zoo_seg.hub.files import check_weight_file, exclusive, replacing
 
 BODY = zip_payload(200_000)
 SHA256 = hashlib.sha256(BODY).hexdigest()
@@ -369,8 +369,8 @@ def test_a_compressed_answer_is_refused(server: Server, tmp_path: Path) -> None:
 CHILD = """
 import sys
 from pathlib import Path
-from zoo_seg.weights import download as module
-from zoo_seg.weights.files import exclusive
+from zoo_seg.hub import download as module
+from zoo_seg.hub.files import exclusive
 module.CHUNK = 4096
 folder = Path(sys.argv[2])
 with exclusive(folder / ".lock") as alone:
@@ -555,5 +555,5 @@ def test_replacing_leaves_the_old_file_when_the_new_one_fails(tmp_path: Path) ->
 
 def test_loading_the_modules_imports_nothing_heavy() -> None:
     heavy = {"torch", "requests", "filelock", "tqdm", "huggingface_hub"}
-    code = f"import sys, zoo_seg.weights.cache; print({heavy} & set(sys.modules))"
+    code = f"import sys, zoo_seg.hub.cache; print({heavy} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"

@@ -26,7 +26,7 @@ from zoo_seg.export.facts import NAMES
 from zoo_seg.export.formats import Format, handler
 from zoo_seg.export.loaded import ExportedModel
 from zoo_seg.export.write import Exported
-from zoo_seg.inference.preprocess import normalise
+from zoo_seg.images.preprocess import normalise
 from zoo_seg.model import SegmentationModel
 
 onnx = pytest.importorskip("onnx")

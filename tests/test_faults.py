@@ -35,9 +35,9 @@ from servers import (
 )
 
 from zoo_seg.errors import DownloadError
+from zoo_seg.hub import cache, partial
+from zoo_seg.hub import download as module
 from zoo_seg.manifest import File
-from zoo_seg.weights import cache, partial
-from zoo_seg.weights import download as module
 
 BODY, OTHER = zip_payload(200_000), zip_payload(200_000, seed=1)
 SPOILED = BODY[:5000] + b"spoiled" + BODY[5007:]

@@ -22,12 +22,12 @@ from safetensors.torch import load_file, save_file
 from zoo_seg import SegmentationModel, build_model, create_model, from_pretrained, get_weights
 from zoo_seg.cli import main
 from zoo_seg.errors import CheckpointError, ManifestError, OptionError
-from zoo_seg.manifest import Metric, Preprocess, Protocol, Recipe, Resize
+from zoo_seg.manifest import Metric, Preprocess, Recipe, Resize, TestOptions
 from zoo_seg.model import SegmentationModel as Model
 
 BACKBONE = "mobilenetv3_small_050"
 RECIPE = Recipe("train", (48, 64), 4, 2, 6, "AdamW", 0.01, "poly", weight_decay=0.01)
-METRIC = Metric("mIoU", 43.21, "val", Protocol("whole", (1.0,), False), "reproduced")
+METRIC = Metric("mIoU", 43.21, "val", TestOptions(), "reproduced")
 
 
 def small(family: str = "semanticfpn", **options: Any) -> SegmentationModel:

@@ -27,8 +27,8 @@ from seeds import masks, seeds, toy_config
 
 from zoo_seg.data.labels import Labels
 from zoo_seg.errors import DownloadError
-from zoo_seg.weights import download
-from zoo_seg.weights.download import Source
+from zoo_seg.hub import download
+from zoo_seg.hub.download import Source
 
 CORPUS = sorted(path for path in (Path(__file__).parent / "fuzz" / "corpus").rglob("*") if path.is_file())
 

@@ -24,13 +24,13 @@ from reliability import Reliability
 from safetensors.torch import load_file, save_file
 
 import zoo_seg
+from zoo_seg.checkpoints.claims import read_claims
+from zoo_seg.checkpoints.convert import convert
+from zoo_seg.checkpoints.opening import check_finite, open_checkpoint
 from zoo_seg.errors import CheckpointError, ManifestError, UnknownNameError, ZooSegError
 from zoo_seg.manifest import published_manifest, read_manifest
-from zoo_seg.weights.checkpoint import check_finite, open_checkpoint
-from zoo_seg.weights.claims import read_claims
-from zoo_seg.weights.convert import convert
-from zoo_seg.weights.folder import read_config
-from zoo_seg.weights.load import fill, load_checkpoint
+from zoo_seg.pretrained import fill, load_checkpoint
+from zoo_seg.saving.folder import read_config
 
 ALLOWANCE = 256 << 20
 """Bytes of memory beyond the file's own size."""
@@ -52,7 +52,7 @@ HOSTILE = {**pickles(), **headers()}
 OPEN_ALL = """
 import json, re, resource, sys, time
 from pathlib import Path
-from zoo_seg.weights.load import _open
+from zoo_seg.pretrained import _open
 
 def status(name):
     return int(re.search(name + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) << 10

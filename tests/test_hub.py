@@ -18,18 +18,10 @@ from conftest import REPOSITORY
 from reference import checkpoint, key_list, keys
 
 import zoo_seg
+from zoo_seg.manifest import aliases, get_model
 
-NAMES = sorted(
-    [
-        f"{family}_{backbone}{depth}{stride}"
-        for families, strides in ((["fcn", "pspnet"], ["_os8", "_os16"]), (["semanticfpn", "semantic_fpn"], [""]))
-        for family in families
-        for backbone in ("resnet", "r")
-        for depth in (50, 101)
-        for stride in strides
-    ]
-    + ["semanticfpn_mobilenetv4_small", "semantic_fpn_mobilenetv4_small"]
-)
+MODELS = {name: [name, *aliases(name)] for name in zoo_seg.list_models()}
+NAMES = sorted(name for names in MODELS.values() for name in names)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +47,6 @@ def github(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> di
 
 @pytest.mark.filterwarnings("ignore:torch.hub fetched zoo_seg")
 def test_list_gives_every_name_and_nothing_else(github: dict[str, Any]) -> None:
-    assert len(NAMES) == 26
     assert sorted(torch.hub.list(**github)) == NAMES
 
 
@@ -66,19 +57,21 @@ def test_another_zoo_seg_that_is_imported_already_is_reported(github: dict[str, 
         torch.hub.list(**github)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_every_name_can_be_found_by_grep(name: str) -> None:
-    assert re.search(rf"^    {name},$", (REPOSITORY / "hubconf.py").read_text(encoding="utf-8"), re.M)
-
-
 @pytest.mark.filterwarnings("ignore:torch.hub fetched zoo_seg")
-def test_help(github: dict[str, Any]) -> None:
-    for name in NAMES:
-        text = torch.hub.help(model=name, **github)
-        assert {"fcn": "FCN", "pspnet": "PSPNet"}.get(name.split("_")[0], "Semantic FPN") in text
-        assert ("ResNet-101" in text) == ("101" in name)
-        stride = name.partition("_os")[2]
-        assert not stride or f"output stride {stride};" in text
+def test_help_says_what_the_record_says(github: dict[str, Any]) -> None:
+    for model, names in MODELS.items():
+        record = get_model(model)
+        for name in names:
+            text = torch.hub.help(model=name, **github)
+            assert text.startswith(record.title) and "num_classes: " in text
+            stride = record.architecture.output_stride
+            assert (f"output stride {stride}." in text) == bool(stride)
+            assert all(each.tag in text for each in zoo_seg.list_weights(model))
+
+
+def test_an_unknown_entry_point(github: dict[str, Any]) -> None:
+    with pytest.raises(RuntimeError, match="Cannot find callable unet in hubconf"):
+        torch.hub.load(str(REPOSITORY), "unet", source="local")
 
 
 @pytest.mark.parametrize(
@@ -146,7 +139,7 @@ def test_the_zip_from_github_is_enough(archive: Path, tmp_path: Path, home: Path
     *_, url, listed, package, manifest, model = result.stdout.splitlines()
     hub = tmp_path / "torch" / "hub" / "org_zoo_seg_main"
     assert url == "https://github.com/org/zoo_seg/zipball/main"
-    assert listed == "26 []"
+    assert listed == f"{len(NAMES)} []"
     assert Path(package) == hub / "zoo_seg" / "__init__.py"
     assert Path(manifest) == hub / "weights_manifest.json"
     assert model == "semanticfpn_resnet50.voc_ssseg False ('background', 'aeroplane') torch.Size([1, 21, 32, 32])"

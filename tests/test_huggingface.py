@@ -31,9 +31,9 @@ from zoo_seg.errors import (
     PushError,
     ZooSegError,
 )
-from zoo_seg.manifest import Metric, Protocol
-from zoo_seg.weights import card as cards
-from zoo_seg.weights import huggingface
+from zoo_seg.hub import card as cards
+from zoo_seg.hub import huggingface
+from zoo_seg.manifest import Metric, TestOptions
 
 CLASSES, PALETTE = ("soil", "crop", "weed"), ((90, 60, 30), (0, 160, 0), (200, 0, 120))
 FILES = {".gitattributes", "README.md", "config.json", "model.safetensors"}
@@ -431,7 +431,7 @@ def test_a_stated_licence_is_the_repository_s(hub: Hub, zoo: Zoo, monkeypatch: p
 
 
 def test_the_card_of_a_trained_network(hub: Hub, model: SegmentationModel, tmp_path: Path) -> None:
-    metric = Metric("mIoU", 61.234, "val", Protocol("whole", (1.0,), False), "reproduced")
+    metric = Metric("mIoU", 61.234, "val", TestOptions(), "reproduced")
     model.save_pretrained(tmp_path, metrics=[metric], started_from="hf://org/base@v1", dataset="fields")
     zoo_seg.from_pretrained(tmp_path).push_to_hub("org/mine")
     card = card_of(hub.repos["org/mine"])

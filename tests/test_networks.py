@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,15 +14,15 @@ from reference import FIXTURES, fill, image_tensor, key_lists, keys
 
 import zoo_seg
 from zoo_seg.errors import OptionError, UnknownNameError
+from zoo_seg.families.pspnet import POOL_SIZES, PSPHead
+from zoo_seg.layers.resample import bilinear_matrix, pooling_matrix, resize
 from zoo_seg.manifest import get_architecture
-from zoo_seg.networks.network import FAMILIES, SegmentationNetwork, build_network
-from zoo_seg.networks.pspnet import POOL_SIZES, PSPHead
-from zoo_seg.networks.resample import bilinear_matrix, pooling_matrix, resize
-from zoo_seg.weights.convert import convert
-from zoo_seg.weights.load import Checkpoint
-from zoo_seg.weights.load import fill as fill_network
+from zoo_seg.families.registry import find_family, list_families
+from zoo_seg.network import SegmentationNetwork, build_network
+from zoo_seg.pretrained import from_tensors
 
 EXPECTED = sorted(FIXTURES.glob("expected_*.npz"))
+ANY = [family for family in list_families() if find_family(family).backbones is None]
 BACKBONES = ["resnet18", "convnext_atto", "mobilenetv3_small_050", "swin_tiny_patch4_window7_224"]
 
 
@@ -34,20 +33,8 @@ def architecture_of(name: str) -> str:
 
 
 def load(model: str, tensors: dict[str, torch.Tensor]) -> SegmentationNetwork:
-    """A network without values, filled strictly with a published checkpoint's names."""
-    renamed, layout = convert(tensors)
-    checkpoint = Checkpoint(Path("checkpoint.pth"), renamed, layout)
-    _, architecture = get_architecture(model)
-    with torch.device("meta"):
-        network = build_network(
-            architecture.family,
-            architecture.backbone,
-            checkpoint.num_classes,
-            output_stride=architecture.output_stride,
-            **checkpoint.network_options,
-        )
-    fill_network(network, checkpoint)
-    return network.eval()
+    """A network filled strictly with a published checkpoint's names."""
+    return from_tensors(Path("checkpoint.pth"), tensors, get_architecture(model)[1]).build()
 
 
 @pytest.mark.parametrize("path", EXPECTED, ids=lambda path: path.stem.removeprefix("expected_"))
@@ -70,10 +57,10 @@ def test_logits_equal_the_original_code(path: Path) -> None:
     assert torch.equal(network(x), F.interpolate(logits, size=(height, width), mode="bilinear", align_corners=False))
     if "pred" in stored.files:
         assert (network(x).argmax(1)[0].numpy() == stored["pred"]).mean() > 0.9999
-    assert ("aux_logits" in stored.files) == (network.aux_head is not None)
-    if network.aux_head is not None:
+    assert ("aux_logits" in stored.files) == bool(network.aux_heads)
+    for head in network.aux_heads:
         step = meta["aux_subsample_chw"]
-        aux = network.aux_head(features)[:, :: step[0], :: step[1], :: step[2]]
+        aux = head(features)[:, :: step[0], :: step[1], :: step[2]]
         assert difference(aux, stored["aux_logits"]) < 2e-5
 
 
@@ -96,12 +83,8 @@ def test_every_published_name_and_shape_fits_strictly(group: str, name: str) -> 
 
 def test_parameters_in_the_manifest_are_the_networks() -> None:
     for record in zoo_seg.list_weights():
-        _, architecture = get_architecture(record.model)
-        options: dict[str, Any] = {"neck": "conv"} if record.source == "mmseg" else {}
-        if architecture.channels:
-            options["channels"] = architecture.channels
         with torch.device("meta"):
-            network = build_network(architecture.family, architecture.backbone, record.num_classes, **options)
+            network = build_network(record.architecture, record.num_classes)
         assert sum(parameter.numel() for parameter in network.parameters()) == record.parameters, record.id
 
 
@@ -146,7 +129,7 @@ def test_matrices_equal_torch(size: int, new: int) -> None:
     assert resize(x, (size, 1)) is x
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ANY)
 @pytest.mark.parametrize("backbone", BACKBONES)
 @torch.inference_mode()
 def test_any_backbone_takes_any_size(family: str, backbone: str) -> None:
@@ -157,9 +140,8 @@ def test_any_backbone_takes_any_size(family: str, backbone: str) -> None:
     features = model.forward_features(torch.randn(1, 3, 64, 96))
     strides = [64 / each.shape[-2] for each in features]
     assert strides == sorted(strides) and strides[-1] == 32  # finest first
-    assert (model.aux_head is not None) == FAMILIES[family].auxiliary
-    if model.aux_head is not None:
-        assert model.aux_head(features).shape[1] == 5
+    for head in model.aux_heads:
+        assert head(features).shape[1] == 5
 
 
 @pytest.mark.parametrize(("stride", "expected"), [(8, (8, 8)), (16, (4, 4)), (None, (4, 2))])
@@ -169,11 +151,9 @@ def test_output_stride(stride: int | None, expected: tuple[int, int]) -> None:
 
 
 def test_training_reaches_every_parameter() -> None:
-    for family in FAMILIES:
+    for family in ANY:
         model = zoo_seg.build_model(family, "resnet18", num_classes=3, channels=8)
-        features = model.forward_features(torch.randn(2, 3, 64, 64))
-        loss = model.forward_head(features).sum() + (model.aux_head(features).sum() if model.aux_head else 0)
-        loss.backward()
+        torch.stack([each.sum() for each in model.network.forward_train(torch.randn(2, 3, 64, 64))]).sum().backward()
         assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
 
 
@@ -181,7 +161,7 @@ def test_training_reaches_every_parameter() -> None:
     ("arguments", "error", "says"),
     [
         (("fcn", "resnt18", 2), UnknownNameError, "did you mean 'resnet18'"),
-        (("unet", "resnet18", 2), UnknownNameError, "known are fcn, pspnet, semanticfpn"),
+        (("unet", "resnet18", 2), UnknownNameError, "there is no family 'unet'; known are"),
         (("fcn", "swin_tiny_patch4_window7_224", 2, 8), OptionError, "output stride"),
         (("fcn", "vit_tiny_patch16_224", 2), OptionError, "one size only"),
         (("fcn", "resnet18", 2, 4), OptionError, "output stride 4"),

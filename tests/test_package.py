@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import os
+import pickle
 import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
 from email.parser import Parser
 from pathlib import Path
+from types import FunctionType
 
 import pytest
 from conftest import REPOSITORY
 
 import zoo_seg
+from zoo_seg.manifest import aliases, get_model
+from zoo_seg.zoo import EXPORTS, stub
 
 PACKAGE = REPOSITORY / "zoo_seg"
 MODULES = sorted(PACKAGE.rglob("*.py"))
@@ -54,7 +59,14 @@ def test_wheel_holds_the_package_and_its_manifest_only(wheel: Path) -> None:
         licences = [name for name in archive.namelist() if name.endswith("LICENSE")]
     modules = {path.relative_to(REPOSITORY).as_posix() for path in MODULES}
     packaged = {f"zoo_seg/packaged/{path.name}" for path in (PACKAGE / "packaged").iterdir()}
-    others = ("py.typed", "weights_manifest.json", "packaged/street.jpg", "demo/page.css", "demo/page.js")
+    others = (
+        "__init__.pyi",
+        "py.typed",
+        "weights_manifest.json",
+        "packaged/street.jpg",
+        "demo/page.css",
+        "demo/page.js",
+    )
     assert names == modules | packaged | {f"zoo_seg/{name}" for name in others}
     assert manifest == (REPOSITORY / "weights_manifest.json").read_bytes()
     assert licences
@@ -70,7 +82,7 @@ def test_installed_wheel_works_by_itself(wheel: Path, tmp_path: Path) -> None:
     found = command(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(target))
     assert Path(found.stdout.strip()) == target / "zoo_seg" / "weights_manifest.json"
     listed = command(sys.executable, "-m", "zoo_seg", "list", cwd=tmp_path, PYTHONPATH=str(target))
-    assert "pspnet_resnet50_os8.ade20k_ssseg" in listed.stdout and "35 weights" in listed.stdout
+    assert f"\n{len(zoo_seg.list_weights())} weights;" in listed.stdout
     (script,) = (target / ("Scripts" if os.name == "nt" else "bin")).glob("zoo-seg*")
     assert command(script, "list", cwd=tmp_path, PYTHONPATH=str(target)).stdout == listed.stdout
 
@@ -80,6 +92,50 @@ def test_manifest_stands_in_the_repository_once() -> None:
     found = [path for path in REPOSITORY.rglob("weights_manifest.json") if not skipped & set(path.parts)]
     assert found == [REPOSITORY / "weights_manifest.json"]
     assert not any(path.is_symlink() for path in PACKAGE.rglob("*"))
+
+
+# --- the names ----------------------------------------------------------------------------------
+
+
+def test_every_public_name_is_there() -> None:
+    factories = {name for model in zoo_seg.list_models() for name in (model, *aliases(model))}
+    assert {*EXPORTS, *factories} <= set(dir(zoo_seg)) and set(zoo_seg.__all__) == {*EXPORTS, *factories}
+    for name in zoo_seg.__all__:
+        assert getattr(zoo_seg, name) is not None
+    everything: dict[str, object] = {}
+    exec("from zoo_seg import *", everything)
+    assert set(zoo_seg.__all__) <= set(everything)
+    assert not hasattr(zoo_seg, "unet_resnet50") and not hasattr(zoo_seg, "_hidden")
+
+
+@pytest.mark.parametrize("model", zoo_seg.list_models())
+def test_a_factory_is_a_function_like_others(model: str) -> None:
+    factory = getattr(zoo_seg, model)
+    assert isinstance(factory, FunctionType) and factory.__name__ == factory.__qualname__ == model
+    assert all(getattr(zoo_seg, alias) is factory for alias in aliases(model))
+    assert pickle.loads(pickle.dumps(factory)) is factory
+    signature = inspect.signature(factory)
+    defaults = {name: parameter.default for name, parameter in signature.parameters.items()}
+    assert defaults == {"pretrained": None, "num_classes": None, "in_chans": 3, "progress": True}
+    assert signature.parameters["num_classes"].kind is inspect.Parameter.KEYWORD_ONLY
+    assert factory.__doc__ and factory.__doc__.startswith(get_model(model).title)
+
+
+def test_the_stub_has_the_manifest_s_names() -> None:
+    """`zoo-seg manifest stub > zoo_seg/__init__.pyi` writes it."""
+    assert (PACKAGE / "__init__.pyi").read_text(encoding="utf-8") == stub()
+    names = {
+        node.asname if isinstance(node, ast.alias) else node.name if isinstance(node, ast.FunctionDef) else node.id
+        for node in ast.walk(ast.parse(stub()))
+        if isinstance(node, ast.alias | ast.FunctionDef)
+        or (isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store))
+    }
+    assert names - {None} == set(zoo_seg.__all__)
+
+
+def test_names_and_verbs_that_need_no_torch_load_none() -> None:
+    for code in ("zoo_seg.fcn_r50_os8; dir(zoo_seg)", "from zoo_seg.cli.main import main; main(['list'])"):
+        command(sys.executable, "-c", f"import sys, zoo_seg; {code}; assert 'torch' not in sys.modules")
 
 
 # --- the layers ---------------------------------------------------------------------------------
@@ -115,7 +171,7 @@ def module_name(path: Path) -> str:
 
 
 def unit(module: str) -> str:
-    """`zoo_seg.weights.load` -> `weights`: the line of DESIGN.md that a module belongs to."""
+    """`zoo_seg.pretrained` -> `weights`: the line of DESIGN.md that a module belongs to."""
     parts = module.split(".")
     return parts[1] if len(parts) > 1 else "__init__"
 
@@ -158,7 +214,7 @@ def test_imports_point_down(path: Path) -> None:
 
 def test_the_walk_sees_what_it_should() -> None:
     found = {module for module, _ in imports(PACKAGE / "factory.py")}
-    assert {"zoo_seg.manifest", "zoo_seg.model", "zoo_seg.networks.network", "zoo_seg.weights.load"} <= found
+    assert {"zoo_seg.manifest", "zoo_seg.model", "zoo_seg.network", "zoo_seg.pretrained"} <= found
     assert ("zoo_seg.factory", False) in set(imports(PACKAGE / "zoo.py"))  # inside a function
     assert ("zoo_seg.model", True) in set(imports(PACKAGE / "zoo.py"))
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from zoo_seg.errors import ImageError
-from zoo_seg.inference.picture import read_picture
+from zoo_seg.images.reading import read_picture
 
 RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
 GREY = RGB[:, :, 0].copy()

@@ -29,7 +29,7 @@ import zoo_seg.cli.predict
 from zoo_seg.cli import main
 from zoo_seg.cli.pictures import pictures
 from zoo_seg.errors import ImageError, OptionError
-from zoo_seg.inference.picture import read_picture
+from zoo_seg.images.reading import read_picture
 from zoo_seg.inference.segmentation import Segmentation
 
 RGB = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
@@ -468,7 +468,7 @@ import sys
 from zoo_seg.cli import main
 code = main(["check-data", sys.argv[1]])
 from zoo_seg.inference import Segmentation
-from zoo_seg.inference.picture import read_picture
+from zoo_seg.images.reading import read_picture
 print(code, {"torch", "torchvision", "timm"} & set(sys.modules))
 """
     done = subprocess.run(

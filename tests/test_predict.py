@@ -15,10 +15,10 @@ from PIL import Image
 
 import zoo_seg
 from zoo_seg.errors import ImageError, OptionError, OutOfMemoryError
+from zoo_seg.images.preprocess import normalise
 from zoo_seg.inference import labels
-from zoo_seg.inference.preprocess import normalise
+from zoo_seg.layers.resample import resize
 from zoo_seg.model import SegmentationModel
-from zoo_seg.networks.resample import resize
 
 
 def build(family: str = "pspnet", num_classes: int = 5, backbone: str = "resnet18") -> SegmentationModel:

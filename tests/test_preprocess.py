@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from zoo_seg.errors import OptionError
-from zoo_seg.inference.preprocess import normalise, resize_uint8, resized_size
+from zoo_seg.images.preprocess import normalise, resize_uint8, resized_size
 from zoo_seg.manifest import Resize
 
 FIXTURES = Path(__file__).parent / "fixtures"

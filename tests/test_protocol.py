@@ -20,7 +20,7 @@ from zoo_seg.errors import OptionError
 from zoo_seg.inference import Predictor, predict_logits
 from zoo_seg.inference.looks import windows
 from zoo_seg.manifest import Preprocess, Resize
-from zoo_seg.networks.network import SegmentationNetwork, build_network
+from zoo_seg.network import SegmentationNetwork, build_network
 
 CASES = sorted(FIXTURES.glob("protocol_*.npz"))
 MODELS = {"fpn_r50": "semanticfpn_resnet50", "pspnet_r50_d8": "pspnet_resnet50_os8"}

@@ -23,7 +23,7 @@ from PIL import Image
 
 from zoo_seg.cli import main
 from zoo_seg.errors import OptionError
-from zoo_seg.inference.picture import read_picture
+from zoo_seg.images.reading import read_picture
 from zoo_seg.inference.predicting import Predicting
 from zoo_seg.inference.segmentation import Segmentation
 from zoo_seg.scale import places

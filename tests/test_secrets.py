@@ -22,8 +22,8 @@ from servers import Server, redirect, status
 
 from zoo_seg.cli.main import main
 from zoo_seg.errors import ZooSegError
-from zoo_seg.weights import cache, download
-from zoo_seg.weights.download import Source
+from zoo_seg.hub import cache, download
+from zoo_seg.hub.download import Source
 
 SECRET = "s3cret"
 WEIGHTS = save({"head.a": torch.zeros(4)})
@@ -74,7 +74,7 @@ def hosts() -> Iterator[tuple[Host, Host]]:
 FETCH = """
 import logging, sys
 logging.basicConfig(level=logging.DEBUG, stream=sys.stdout)
-from zoo_seg.weights import cache
+from zoo_seg.hub import cache
 print(cache.fetch_link("hf://org/repo/a.safetensors").path.read_bytes()[:8])
 """
 

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from zoo_seg.inference.preprocess import resize_uint8
+from zoo_seg.images.preprocess import resize_uint8
 from zoo_seg.manifest import Resize
 from zoo_seg.training import transforms
 from zoo_seg.training.transforms import (

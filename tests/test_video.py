@@ -17,7 +17,7 @@ from conftest import Zoo
 import zoo_seg.cli
 from zoo_seg.cli import main
 from zoo_seg.errors import ImageError, OptionError
-from zoo_seg.inference.picture import RGB
+from zoo_seg.images.reading import RGB
 from zoo_seg.inference.segmentation import Segmentation
 
 av = pytest.importorskip("av")

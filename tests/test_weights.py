@@ -14,9 +14,9 @@ from reference import checkpoint, image_tensor, key_list, keys, state_dict
 from safetensors.torch import save_file
 
 import zoo_seg
+from zoo_seg.checkpoints.convert import convert
+from zoo_seg.checkpoints.opening import open_checkpoint
 from zoo_seg.errors import CheckpointError, OptionError, UnknownNameError
-from zoo_seg.weights.checkpoint import open_checkpoint
-from zoo_seg.weights.convert import convert
 
 MODEL = "semanticfpn_resnet50"
 
@@ -85,7 +85,7 @@ def test_a_damaged_copy_is_made_again(folder: Path, home: Path, monkeypatch: pyt
 def test_a_copy_of_an_older_naming_is_made_again(folder: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     site_file(folder, f"{MODEL}.voc_ssseg")
     monkeypatch.setenv("ZOO_SEG_MIRROR", str(folder))
-    monkeypatch.setattr("zoo_seg.weights.load._NAMING", "0")
+    monkeypatch.setattr("zoo_seg.pretrained._NAMING", "0")
     expected = logits(zoo_seg.create_model(MODEL, "voc"))
     monkeypatch.undo()
     monkeypatch.setenv("ZOO_SEG_HOME", str(home))
@@ -102,7 +102,7 @@ def test_weights_without_room_for_a_copy(folder: Path, home: Path, monkeypatch: 
     def full(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("zoo_seg.weights.load.save_file", full)
+    monkeypatch.setattr("zoo_seg.pretrained.save_file", full)
     assert zoo_seg.create_model(MODEL, "voc").num_classes == 21
     assert not list(home.rglob("*.safetensors"))
 

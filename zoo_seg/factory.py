@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from zoo_seg.data.labels import voc_palette
+from zoo_seg.errors import OptionError
+from zoo_seg.info import ModelInfo
 from zoo_seg.manifest import Architecture, Weights, get_architecture
-from zoo_seg.model import IMAGENET, SegmentationModel, check_positive, class_names
-from zoo_seg.networks.network import SegmentationNetwork, build_network
-from zoo_seg.weights.load import load_checkpoint
-from zoo_seg.weights.restore import build
+from zoo_seg.model import SegmentationModel, check_positive, class_names
+from zoo_seg.network import build_network, with_all_options
+from zoo_seg.pretrained import load_checkpoint
 
 NUM_CLASSES = 21
 """Classes of a network built without weights and without `num_classes` (torchvision's choice as well)."""
@@ -19,7 +20,7 @@ NUM_CLASSES = 21
 
 def create_model(
     name: str,
-    pretrained: str | os.PathLike[str] | Weights | None = None,
+    pretrained: bool | str | os.PathLike[str] | Weights | None = None,
     *,
     num_classes: int | None = None,
     in_chans: int = 3,
@@ -29,9 +30,9 @@ def create_model(
 
     Args:
         name: a model name or alias, see `list_models()`.
-        pretrained: a tag (`"ade20k"`, `"ade20k_mmseg"`), a path (.pth, .safetensors), an `https://`,
-            `file://` or `hf://org/repo[@revision][/file]` link, a folder that `finetune` wrote, or a record; None
-            for random values.
+        pretrained: True for the model's first weights, a tag (`"ade20k"`, `"ade20k_mmseg"`), a path (.pth,
+            .safetensors), an `https://`, `file://` or `hf://org/repo[@revision][/file]` link, a folder that
+            `finetune` wrote, or a record; None for random weights.
         num_classes: other than the weights': both classifiers start anew, everything else is kept.
             None takes the weights' number, 21 without weights.
         in_chans: channels of the picture; other than 3 adapts the first convolution.
@@ -47,11 +48,10 @@ def create_model(
     """
     canonical, architecture = get_architecture(name)
     check_positive(num_classes=num_classes, in_chans=in_chans)
-    if pretrained is None:
-        classes = num_classes or NUM_CLASSES
-        return _named(build(architecture, classes, in_chans), classes, architecture)
+    if pretrained is None or pretrained is False:
+        return _new(architecture, num_classes or NUM_CLASSES, in_chans)
     checkpoint = load_checkpoint(canonical, pretrained, progress=progress)
-    return SegmentationModel.from_checkpoint(checkpoint, architecture, num_classes=num_classes, in_chans=in_chans)
+    return SegmentationModel.from_checkpoint(checkpoint, num_classes=num_classes, in_chans=in_chans)
 
 
 def from_pretrained(
@@ -75,50 +75,49 @@ def build_model(
     backbone_pretrained: bool = False,
     classes: Sequence[str] | None = None,
     palette: Sequence[tuple[int, int, int]] | None = None,
-    **head_options: Any,
+    **options: Any,
 ) -> SegmentationModel:
-    """Build a new network of a family on any timm backbone.
+    """Build a new network of a family on a backbone of this library or any of timm's.
 
     Args:
-        family: `"fcn"`, `"pspnet"` or `"semanticfpn"`.
-        backbone: a timm model name, e.g. `"convnext_tiny"`; `timm.list_models()` lists them.
+        family: such as `"pspnet"`.
+        backbone: e.g. `"resnet50"`, or any timm model name (`timm.list_models()`), e.g. `"convnext_tiny"`.
         num_classes: at least 1.
         output_stride: of the backbone's last map (8 and 16 are usual for FCN and PSPNet); None keeps
             the backbone's own.
         in_chans: channels of the picture.
         backbone_pretrained: fetch timm's ImageNet weights for the backbone; else random values.
         classes, palette: names and RGB colours; None for `class_0`, ... and VOC's colours.
-        head_options: `channels=` is the width of the head, `neck=` Semantic FPN's neck.
+        options: the family's own, such as `channels=`, the width of its head; see its options' dataclass.
 
     Raises:
         UnknownNameError: no such family or backbone.
         OptionError: the backbone cannot do this.
     """
     check_positive(num_classes=num_classes, in_chans=in_chans)
-    network = build_network(
-        family,
-        backbone,
-        num_classes,
-        output_stride=output_stride,
-        in_chans=in_chans,
-        backbone_pretrained=backbone_pretrained,
-        **head_options,
-    )
-    architecture = Architecture(family, backbone, output_stride, head_options.get("channels"))
-    return _named(network, num_classes, architecture, classes, palette)
+    architecture = Architecture(family, backbone, output_stride, options=options)
+    return _new(architecture, num_classes, in_chans, classes, palette, backbone_pretrained)
 
 
-def _named(
-    network: SegmentationNetwork,
-    num_classes: int,
+def _new(
     architecture: Architecture,
+    num_classes: int,
+    in_chans: int,
     classes: Sequence[str] | None = None,
     palette: Sequence[tuple[int, int, int]] | None = None,
+    backbone_pretrained: bool = False,
 ) -> SegmentationModel:
-    return SegmentationModel(
-        network,
-        classes=classes or class_names(num_classes),
-        palette=palette or voc_palette(num_classes),
-        preprocess=IMAGENET,
-        architecture=architecture,
-    )
+    network = build_network(architecture, num_classes, in_chans=in_chans, backbone_pretrained=backbone_pretrained)
+    names = tuple(classes or class_names(num_classes))
+    if len(names) != num_classes:
+        raise OptionError(f"{len(names)} classes for num_classes={num_classes}; expected a name for each")
+    try:
+        info = ModelInfo(
+            classes=names,
+            palette=tuple(palette or voc_palette(num_classes)),
+            in_chans=in_chans,
+            architecture=with_all_options(architecture),
+        )
+    except ValueError as error:
+        raise OptionError(str(error)) from None
+    return SegmentationModel(network, info)

@@ -1,26 +1,26 @@
 """Every published weight as a typed record, decoded from `weights_manifest.json`.
 
-The dataclasses below *are* the schema, see `decode.py`. Nothing here imports torch.
+The dataclasses below *are* the schema, see `decode.py`. A record is decoded, and so checked, when it is asked for.
+Nothing here imports torch.
 """
 
 from __future__ import annotations
 
-import html
+import os
 import re
-import typing
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar
-from urllib.parse import unquote, urlsplit
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 from zoo_seg import settings
-from zoo_seg.decode import Mistake, decode, read_json, show, suggest
+from zoo_seg.decode import Document, Mistake, Shared, decode, open_json, show, suggest
 from zoo_seg.errors import UnknownNameError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Of the published manifest; a user's own may still be of version 1."""
 
 T = TypeVar("T")
 SortKey = Literal["dataset", "model", "source", "miou", "parameters"]
@@ -80,8 +80,15 @@ class File:
         return Path(__file__).parent / "packaged" / self.name if self.url.startswith("package://") else None
 
 
+_PLAIN_LINK = re.compile(r"(https|file|package)://(?!.*\.\.)[A-Za-z0-9./_:+-]*/?[A-Za-z0-9_][A-Za-z0-9_.+-]*")
+
+
 def _check_link(url: str) -> None:
     """A link of a manifest is public, so it may be shown, and names a file below its host and repository."""
+    if _PLAIN_LINK.fullmatch(url):
+        return  # nearly all of them, and a manifest has thousands
+    from urllib.parse import unquote, urlsplit
+
     public = re.sub("//[^/]*@", "//", re.split("[?#]", url)[0])[:200]
     _check(
         bool(re.match(r"(https|hf|file|package)://.", url)),
@@ -103,27 +110,61 @@ def _safe_name(name: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Protocol:
-    """How a metric was measured: the same options `predict` takes."""
+class TestOptions:
+    """How a network is tested: what `predict` takes, and what a metric was measured under."""
 
-    mode: Literal["whole", "slide"]
-    scales: tuple[float, ...]
-    flip: bool
+    __test__ = False  # pytest: this is none of its tests
+
+    mode: Literal["whole", "slide"] = "whole"
+    """The whole image at once, or in overlapping windows."""
+    crop: tuple[int, int] | None = None
+    """Height and width of a window in pixels; None for `whole`, or where nobody stated it."""
+    stride: tuple[int, int] | None = None
+    """Steps between windows, down and across, in pixels."""
+    scales: tuple[float, ...] = (1.0,)
+    """Factors of the test size whose results are averaged."""
+    flip: bool = False
+    """Average with the result of the mirrored image as well."""
 
     def __post_init__(self) -> None:
         fits = self.scales and all(0 < scale <= _LARGEST_SCALE for scale in self.scales)
-        _check(bool(fits), f"scales is {list(self.scales)}, expected factors of the picture up to {_LARGEST_SCALE}")
+        _check(bool(fits), f"scales is {list(self.scales)}, expected factors of the image up to {_LARGEST_SCALE}")
+        for name, sides in (("crop", self.crop), ("stride", self.stride)):
+            _check(sides is None or self.mode == "slide", f"{name} is given, expected it with mode 'slide' only")
+            _check(
+                sides is None or all(0 < side <= LARGEST_SIDE for side in sides),
+                f"{name} is {list(sides or ())}, expected two sides of 1 to {LARGEST_SIDE} pixels",
+            )
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """The order of operations of a project's own testing, which its numbers depend on."""
+
+    average: Literal["logits", "probabilities"]
+    """What is averaged over scales and flips; a single result is the same in both."""
+    via_input_size: bool
+    """Logits are resized to the network's input first, and then to the image; else once, to the image."""
+    rescale: Literal["tensor", "image"]
+    """What the inputs at other scales are resized from: the normalised tensor, or the 8-bit image."""
+
+
+PROTOCOLS: Mapping[str, Protocol] = {
+    "ssseg": Protocol(average="logits", via_input_size=False, rescale="tensor"),
+    "mmseg": Protocol(average="probabilities", via_input_size=True, rescale="image"),
+}
+"""The presets by name, as the published manifest has them."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A number, the split and the protocol it was measured under, and who measured it."""
+    """A number, the split and the options it was measured under, and who measured it."""
 
     name: str
     value: float
     """Percent."""
     split: str
-    protocol: Protocol
+    test: TestOptions
     status: Literal["reported", "reproduced"]
     """`reported` by the publisher, or `reproduced` by a measurement with this library."""
     note: str | None = None
@@ -173,7 +214,7 @@ class Resize:
 
 @dataclass(frozen=True)
 class Preprocess:
-    """From an RGB picture (0..255) to the network's input: resize (uint8, bilinear), then (x - mean) / std."""
+    """From an RGB image (0..255) to the network's input: resize (uint8, bilinear), then (x - mean) / std."""
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
@@ -185,11 +226,13 @@ class Preprocess:
 
 @dataclass(frozen=True)
 class Licence:
-    """Three separate facts; None means that nobody stated it."""
+    """Four separate facts; None means that nobody stated it."""
 
     code: str | None
     weights: str | None
     data: str | None
+    pretraining: str | None = None
+    """Of the weights that training started from, where they bind."""
 
 
 @dataclass(frozen=True)
@@ -226,28 +269,84 @@ class Dataset:
 
 
 @dataclass(frozen=True)
+class Host:
+    """An address under which a source's files stand, all by the same paths."""
+
+    url: str
+    """Ends in a slash."""
+    status: str
+    """What is known of it."""
+
+    def __post_init__(self) -> None:
+        _check(self.url.endswith("/"), f"url is {self.url[:200]!r}, expected an address that ends in '/'")
+        _check_link(f"{self.url}file")
+
+
+@dataclass(frozen=True)
 class Source:
-    """A project that published weights, and the rules its weights were measured under."""
+    """A project that published weights, the protocol they were measured by, and where the files are."""
 
     title: str
     url: str
     revision: str | None
     licence_code: str | None
     licence_weights: str | None
-    protocol: Literal["ssseg", "mmseg"]
-    """`ssseg`: one resize of the logits to the picture; `mmseg`: by way of the network's input size."""
+    protocol: str
+    """A name in the manifest's `protocols`."""
+    hosts: tuple[Host, ...] = ()
+    """In the order in which they are tried."""
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """What a model name stands for: a family on a timm backbone."""
+    """How a network is built."""
 
     family: str
     backbone: str
-    output_stride: int | None
-    """Of the backbone's last map; None is the backbone's own."""
-    channels: int | None = None
-    """Width of the head; None is the family's own."""
+    output_stride: int | None = None
+    """Of the backbone's last feature maps; None is the backbone's own."""
+    align_corners: bool = False
+    """Of every bilinear resize of feature maps and logits."""
+    size_divisor: int = 1
+    """The input is padded with zeros, right and bottom, to a multiple of it; the logits are cut again."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """The family's options that differ from its defaults, as plain JSON."""
+    backbone_options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("output_stride", "size_divisor"):
+            value = getattr(self, name)
+            _check(value is None or value > 0, f"{name} is {value}, expected a positive number")
+
+
+@dataclass(frozen=True)
+class _Changes:
+    """What a record may say of its network beside what its model says; options are merged by key."""
+
+    align_corners: bool | None = None
+    size_divisor: int | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    backbone_options: Mapping[str, Any] = field(default_factory=dict)
+
+    def applied(self, base: Architecture) -> Architecture:
+        return replace(
+            base,
+            align_corners=base.align_corners if self.align_corners is None else self.align_corners,
+            size_divisor=base.size_divisor if self.size_divisor is None else self.size_divisor,
+            options={**base.options, **self.options},
+            backbone_options={**base.backbone_options, **self.backbone_options},
+        )
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a model name stands for."""
+
+    name: str
+    architecture: Architecture
+    """Of its weights too, but for what a record says of itself."""
+    title: str
+    """Method and backbone as people write them: `PSPNet on ResNet-50-c`."""
     paper: str | None = None
 
 
@@ -259,13 +358,18 @@ class Weights:
     """`model.tag`, unique."""
     model: str
     tag: str
-    """`<dataset>_<source>`."""
+    """`<dataset>_<source>`, and `_<variant>` where there are several."""
     dataset: str
     source: str
     num_classes: int
     classes: tuple[str, ...] = field(repr=False)
     palette: tuple[tuple[int, int, int], ...] = field(repr=False)
-    protocol: Literal["ssseg", "mmseg"]
+    architecture: Architecture
+    """The model's, with what is this record's own."""
+    protocol: str
+    """The source's, by its name."""
+    rules: Protocol
+    """What that name stands for."""
     files: tuple[File, ...]
     """In order of preference; each holds the same tensors."""
     metrics: tuple[Metric, ...]
@@ -274,7 +378,11 @@ class Weights:
     licence: Licence
     provenance: Provenance
     parameters: int
-    """Trainable values of the network, auxiliary head included."""
+    """Trainable parameters of the network, auxiliary heads included."""
+    test: TestOptions = TestOptions()
+    """How it was tested at a single scale: the defaults of `predict`."""
+    notes: tuple[str, ...] = ()
+    """What a user should know and no other field says."""
 
     def __post_init__(self) -> None:
         _check(bool(self.files), "files is empty, expected at least one")
@@ -290,12 +398,14 @@ class Weights:
     def miou(self) -> float | None:
         """The mIoU in percent at a single scale without flip; None when nobody published it."""
         for metric in self.metrics:
-            if metric.name == "mIoU" and metric.protocol.scales == (1.0,) and not metric.protocol.flip:
+            if metric.name == "mIoU" and metric.test.scales == (1.0,) and not metric.test.flip:
                 return metric.value
         return None
 
     def _repr_html_(self) -> str:
         """In a notebook: the record as a small table."""
+        import html
+
         rows = "".join(
             f'<tr><th style="text-align:left;vertical-align:top">{html.escape(label)}</th>'
             f'<td style="text-align:left">{cell}</td></tr>'
@@ -306,15 +416,17 @@ class Weights:
 
 def _cells(record: Weights) -> Iterator[tuple[str, str]]:
     """(label, HTML) of what one wants to know first; `zoo-seg info` has the rest."""
+    import html
+
     first = ", ".join(record.classes[:4]) + (", ..." if record.num_classes > 4 else "")
     yield "data set", html.escape(f"{record.dataset}: {record.num_classes} classes ({first})")
     for metric in record.metrics:
-        scales = ", ".join(f"{scale:g}" for scale in metric.protocol.scales)
-        how = f"{metric.protocol.mode}, scales {scales}, {'flip' if metric.protocol.flip else 'no flip'}"
+        scales = ", ".join(f"{scale:g}" for scale in metric.test.scales)
+        how = f"{metric.test.mode}, scales {scales}, {'flip' if metric.test.flip else 'no flip'}"
         yield metric.name, html.escape(f"{metric.value} % on {metric.split} ({metric.status}; {how})")
     yield "parameters", f"{record.parameters / 1e6:.2f} M"
     resize = record.preprocess.resize
-    size = f"shorter side {resize.short}, at most {resize.long}" if resize else "the picture's own"
+    size = f"shorter side {resize.short}, at most {resize.long}" if resize else "the image's own"
     yield "test size", html.escape(f"{size}; {record.protocol} rules")
     for file in record.files:
         bytes_ = f", {file.size / 1e6:.1f} MB" if file.size else ""
@@ -323,31 +435,262 @@ def _cells(record: Weights) -> Iterator[tuple[str, str]]:
         yield "file", link + bytes_
     for label, licence in (("code", record.licence.code), ("weights", record.licence.weights)):
         yield f"licence, {label}", html.escape(licence or "not stated")
+    if record.licence.pretraining:
+        yield "licence, pretraining", html.escape(record.licence.pretraining)
     yield "terms of the data", html.escape(record.licence.data or "not stated")
+
+
+Pretrained: TypeAlias = bool | str | os.PathLike[str] | Weights | None
+"""What `pretrained=` takes: see `zoo_seg.create_model`."""
 
 
 # --- the manifest -------------------------------------------------------------------------------
 
+_SECTIONS = ("protocols", "tests", "preprocess", "recipes", "sources", "datasets", "models", "weights")
 
-@dataclass(frozen=True)
+
+class Section(Mapping[str, T]):
+    """Records of one kind by name, in file order; each is decoded, and so checked, when it is asked for."""
+
+    def __init__(self, decode: Callable[[str, Any], T], entries: Mapping[str, tuple[Document, Any]]) -> None:
+        self._decode, self._entries = decode, entries
+        self._decoded: dict[str, T] = {}
+
+    def __getitem__(self, name: str) -> T:
+        """The record.
+
+        Raises:
+            KeyError: there is none of this name.
+            ManifestError: with file, line and path of the first mistake in it.
+        """
+        if name not in self._decoded:
+            document, value = self._entries[name]
+            try:
+                self._decoded[name] = self._decode(name, value)
+            except Mistake as mistake:
+                raise document.error(mistake) from None
+        return self._decoded[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+class Key(NamedTuple):
+    """What a record is found by; known of each before it is decoded."""
+
+    id: str
+    model: str
+    tag: str
+    dataset: str
+    source: str
+
+
 class Manifest:
-    """All records of one or more manifest files, by name, in file order."""
+    """All records of one or more manifest files, by name, in file order; later files may refer to earlier ones.
 
-    sources: Mapping[str, Source]
-    datasets: Mapping[str, Dataset]
-    models: Mapping[str, Architecture]
-    weights: Mapping[str, Weights]
+    Raises:
+        ManifestError: a file is not built as a manifest, or a record's id refers to what is not there. What else is
+            wrong in a record is reported when it is decoded; `check` decodes them all.
+    """
 
-    @cached_property
-    def by_model(self) -> Mapping[str, tuple[Weights, ...]]:
-        groups: dict[str, list[Weights]] = {name: [] for name in self.models}
-        for record in self.weights.values():
-            groups[record.model].append(record)
-        return {name: tuple(group) for name, group in groups.items()}
+    def __init__(self, *documents: Document) -> None:
+        self.documents = documents
+        entries: dict[str, dict[str, tuple[Document, Any]]] = {section: {} for section in _SECTIONS}
+        self.keys: dict[str, Key] = {}
+        """By id."""
+        for document in documents:
+            try:
+                raw = _sections(document.raw)
+                for section in _SECTIONS:
+                    for name, value in raw[section].items():
+                        _check_name(section, name, entries[section])
+                        entries[section][name] = document, value
+                for name, value in raw["weights"].items():
+                    self.keys[name] = _key(name, value, entries)
+            except Mistake as mistake:
+                raise document.error(mistake) from None
+        self.protocols: Section[Protocol] = self._section(entries, "protocols", Protocol)
+        self.tests: Section[TestOptions] = self._section(entries, "tests", TestOptions)
+        self.preprocess: Section[Preprocess] = self._section(entries, "preprocess", Preprocess)
+        self.recipes: Section[Recipe] = self._section(entries, "recipes", Recipe)
+        self.datasets: Section[Dataset] = self._section(entries, "datasets", Dataset)
+        self.sources = Section(self._source, entries["sources"])
+        self.models = Section(self._model, entries["models"])
+        self.weights = Section(self._weights, entries["weights"])
+        self._shared: Shared = {TestOptions: self.tests, Preprocess: self.preprocess, Recipe: self.recipes}
+
+    def check(self) -> None:
+        """Decode everything.
+
+        Raises:
+            ManifestError: with file, line and path of the first mistake.
+        """
+        for section in _SECTIONS:
+            for _ in getattr(self, section).values():
+                pass
+
+    @staticmethod
+    def _section(entries: Mapping[str, Mapping[str, tuple[Document, Any]]], name: str, cls: type[T]) -> Section[T]:
+        def decoded(key: str, value: Any) -> T:
+            record: T = decode(cls, value, (name, key))
+            return record
+
+        return Section(decoded, entries[name])
+
+    def _source(self, name: str, value: Any) -> Source:
+        source: Source = decode(Source, value, ("sources", name))
+        if source.protocol not in self.protocols:
+            raise Mistake(
+                f"no protocol {show(source.protocol)}; {suggest(source.protocol, self.protocols)}",
+                *("sources", name, "protocol"),
+            )
+        return source
+
+    def _model(self, name: str, value: Any) -> Model:
+        model: Model = decode(Model, value, ("models", name), {"name": name})
+        return model
+
+    def _weights(self, id_: str, value: Any) -> Weights:
+        path, (_, model, tag, dataset_name, source_name) = ("weights", id_), self.keys[id_]
+        dataset, source = self.datasets[dataset_name], self.sources[source_name]
+        own = {name: value[name] for name in value if name not in _FILLED}
+        if isinstance(own.get("files"), list):
+            own["files"] = [_whole_links(file, source, (*path, "files", i)) for i, file in enumerate(own["files"])]
+        architecture = self.models[model].architecture
+        if "architecture" in value:
+            changes: _Changes = decode(_Changes, value["architecture"], (*path, "architecture"))
+            architecture = changes.applied(architecture)
+        pretraining = value.get("licence_pretraining")
+        if pretraining is not None:
+            decode(str, pretraining, (*path, "licence_pretraining"))
+        origin = {"project": source.url, "revision": source.revision}
+        known = {
+            "id": id_,
+            "model": model,
+            "tag": tag,
+            "dataset": dataset_name,
+            "source": source_name,
+            "num_classes": len(dataset.classes),
+            "classes": dataset.classes,
+            "palette": dataset.palette,
+            "architecture": architecture,
+            "protocol": source.protocol,
+            "rules": self.protocols[source.protocol],
+            "licence": Licence(source.licence_code, source.licence_weights, dataset.licence, pretraining),
+            "provenance": decode(Provenance, value.get("provenance", {}), (*path, "provenance"), origin),
+        }
+        record: Weights = decode(Weights, own, path, known, self._shared)
+        return record
 
 
-_EMPTY = Manifest({}, {}, {}, {})
-_SECTIONS = ("sources", "datasets", "models", "weights")
+_FILLED = ("dataset", "source", "architecture", "provenance", "licence_pretraining")
+"""Keys of a record in the file that are not simply decoded."""
+
+
+def _sections(raw: Any) -> dict[str, dict[str, Any]]:
+    if not isinstance(raw, dict):
+        raise Mistake(f"found {show(raw)}, expected an object")
+    version = raw.get("schema_version")
+    if version not in (1, SCHEMA_VERSION) or type(version) is not int:
+        raise Mistake(
+            f"found {show(version)}, this library reads 1 to {SCHEMA_VERSION}; install a matching zoo_seg",
+            "schema_version",
+        )
+    for key, section in raw.items():
+        if key not in ("schema_version", *_SECTIONS):
+            raise Mistake(f"unknown key; {suggest(key, _SECTIONS)}", key)
+        if key in _SECTIONS and not isinstance(section, dict):
+            raise Mistake(f"found {show(section)}, expected an object", key)
+    sections = {section: raw.get(section, {}) for section in _SECTIONS}
+    return _of_schema_1(sections) if version == 1 else sections
+
+
+def _check_name(section: str, name: str, taken: Mapping[str, Any]) -> None:
+    if section != "weights" and not re.fullmatch(r"[a-z0-9_]+", name):
+        raise Mistake("a name is made of lower-case letters, digits and _", section, name)
+    if name in taken:
+        what = "id is taken by an earlier manifest; give the record another tag"
+        raise Mistake(
+            f"this {what if section == 'weights' else 'name is taken by an earlier manifest; choose another'}",
+            *(section, name),
+        )
+
+
+def _key(id_: str, value: Any, known: Mapping[str, Mapping[str, Any]]) -> Key:
+    """The parts of an id, which must be those that the record names."""
+    path = ("weights", id_)
+    if not isinstance(value, dict):
+        raise Mistake(f"found {show(value)}, expected an object", *path)
+    model, _, tag = id_.partition(".")
+    for kind, section in (("source", "sources"), ("dataset", "datasets")):
+        if kind not in value:
+            raise Mistake(f"the key {kind!r} is missing", *path)
+        if not isinstance(value[kind], str) or value[kind] not in known[section]:
+            raise Mistake(f"no {kind} {show(value[kind])}; {suggest(str(value[kind]), known[section])}", *path, kind)
+    if model not in known["models"]:
+        raise Mistake(f"no model {show(model)}; {suggest(model, known['models'])}", *path)
+    dataset, source = value["dataset"], value["source"]
+    if not re.fullmatch(rf"{dataset}_{source}(_[a-z0-9_]+)?", tag):
+        expected = f"{model}.{dataset}_{source}"
+        raise Mistake(f"the id must be '<model>.<dataset>_<source>[_<variant>]', here '{expected}'", *path)
+    return Key(id_, model, tag, dataset, source)
+
+
+def _whole_links(file: Any, source: Source, path: tuple[str | int, ...]) -> Any:
+    """A file given by its path under the source's hosts, with the links that this stands for."""
+    if not isinstance(file, dict) or "path" not in file:
+        return file
+    if "url" in file:
+        raise Mistake("found both 'path' and 'url', expected a path under the source's hosts or a whole link", *path)
+    if not source.hosts:
+        raise Mistake(f"{source.title} has no hosts, expected a whole link as 'url'", *path, "path")
+    paths = [decode(str, file["path"], (*path, "path"))]
+    paths += decode(tuple[str, ...], file.get("other_paths", []), (*path, "other_paths"))
+    mirrors = file.get("mirrors", [])
+    links = [host.url + each for each in paths for host in source.hosts]
+    rest = {name: value for name, value in file.items() if name not in ("path", "other_paths", "mirrors")}
+    return {"url": links[0], "mirrors": [*links[1:], *mirrors] if isinstance(mirrors, list) else mirrors, **rest}
+
+
+def _of_schema_1(sections: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The sections of a manifest of version 1, as version 2 has them; what is broken stays as it is."""
+    models, weights = dict(sections["models"]), dict(sections["weights"])
+    for name, model in models.items():
+        if isinstance(model, dict):
+            title = f"{model.get('family')} on {model.get('backbone')}"
+            paper = {"paper": model["paper"]} if "paper" in model else {}
+            models[name] = {"architecture": architecture_of_schema_1(model), "title": title, **paper}
+    for id_, record in weights.items():
+        if not isinstance(record, dict):
+            continue
+        weights[id_] = record = dict(record)
+        model = record.pop("model", None)
+        if model != id_.partition(".")[0]:
+            raise Mistake(f"found {show(model)}, expected the model of the id", "weights", id_, "model")
+        if isinstance(record.get("metrics"), list):
+            record["metrics"] = [metric_of_schema_1(metric) for metric in record["metrics"]]
+    return {**sections, "models": models, "weights": weights}
+
+
+def architecture_of_schema_1(raw: Any) -> Any:
+    """The JSON of an `Architecture` as it was before networks had options; the paper is the model's now."""
+    if not isinstance(raw, dict):
+        return raw
+    result = {name: value for name, value in raw.items() if name not in ("channels", "paper")}
+    return result if raw.get("channels") is None else {**result, "options": {"channels": raw["channels"]}}
+
+
+def metric_of_schema_1(raw: Any) -> Any:
+    """The JSON of a `Metric` whose options were called `protocol`."""
+    if not isinstance(raw, dict):
+        return raw
+    return {"test" if name == "protocol" else name: value for name, value in raw.items()}
 
 
 def published_manifest() -> Path:
@@ -357,89 +700,13 @@ def published_manifest() -> Path:
     return inside if inside.is_file() else package.parent / "weights_manifest.json"
 
 
-def read_manifest(path: Path, base: Manifest = _EMPTY) -> Manifest:
-    """Decode the file at `path` on top of `base`; its records may refer to the names in `base`.
+def read_manifest(path: Path, base: Manifest | None = None) -> Manifest:
+    """The file at `path` on top of `base`; its records may refer to the names in `base`.
 
     Raises:
-        ManifestError: with file, line and path of the first mistake.
+        ManifestError: see `Manifest`.
     """
-    return read_json(path, lambda raw: _decode_manifest(raw, base))
-
-
-def _decode_manifest(raw: Any, base: Manifest) -> Manifest:
-    if not isinstance(raw, dict):
-        raise Mistake(f"found {show(raw)}, expected an object")
-    if raw.get("schema_version") != SCHEMA_VERSION:
-        found = show(raw.get("schema_version"))
-        raise Mistake(
-            f"found {found}, this library reads {SCHEMA_VERSION}; install a matching zoo_seg", "schema_version"
-        )
-    for key, section in raw.items():
-        if key not in ("schema_version", *_SECTIONS):
-            raise Mistake(f"unknown key; {suggest(key, _SECTIONS)}", key)
-        if key in _SECTIONS and not isinstance(section, dict):
-            raise Mistake(f"found {show(section)}, expected an object", key)
-
-    sources = _section(raw, "sources", base.sources, Source)
-    datasets = _section(raw, "datasets", base.datasets, Dataset)
-    models = _section(raw, "models", base.models, Architecture)
-    weights = dict(base.weights)
-    for key, value in raw.get("weights", {}).items():
-        if key in weights:
-            raise Mistake("this id is taken by an earlier manifest; give the record another tag", "weights", key)
-        weights[key] = _decode_weights(key, value, sources, datasets, models)
-    return Manifest(sources, datasets, models, weights)
-
-
-def _section(raw: dict[str, Any], section: str, base: Mapping[str, T], cls: type[T]) -> dict[str, T]:
-    records = dict(base)
-    for key, value in raw.get(section, {}).items():
-        if not re.fullmatch(r"[a-z0-9_]+", key):
-            raise Mistake("a name is made of lower-case letters, digits and _", section, key)
-        if key in records:
-            raise Mistake("this name is taken by an earlier manifest; choose another", section, key)
-        records[key] = decode(cls, value, (section, key))
-    return records
-
-
-def _decode_weights(
-    key: str,
-    value: Any,
-    sources: Mapping[str, Source],
-    datasets: Mapping[str, Dataset],
-    models: Mapping[str, Architecture],
-) -> Weights:
-    path = ("weights", key)
-    if not isinstance(value, dict):
-        raise Mistake(f"found {show(value)}, expected an object", *path)
-    names: dict[str, Mapping[str, Any]] = {"source": sources, "dataset": datasets, "model": models}
-    for name, known in names.items():
-        if name not in value:
-            raise Mistake(f"the key {name!r} is missing", *path)
-        if not isinstance(value[name], str) or value[name] not in known:
-            raise Mistake(f"no {name} {show(value[name])}; {suggest(str(value[name]), known)}", *path, name)
-    source, dataset = sources[value["source"]], datasets[value["dataset"]]
-    tag = f"{value['dataset']}_{value['source']}"
-    if key != f"{value['model']}.{tag}":
-        raise Mistake(f"the id must be '<model>.<dataset>_<source>', here '{value['model']}.{tag}'", *path)
-    provenance = value.get("provenance", {})
-    if not isinstance(provenance, dict):
-        raise Mistake(f"found {show(provenance)}, expected an object", *path, "provenance")
-    known_fields = {
-        "id": key,
-        "tag": tag,
-        "num_classes": len(dataset.classes),
-        "classes": dataset.classes,
-        "palette": dataset.palette,
-        "protocol": source.protocol,
-        "licence": Licence(source.licence_code, source.licence_weights, dataset.licence),
-        "provenance": decode(
-            Provenance, provenance, (*path, "provenance"), {"project": source.url, "revision": source.revision}
-        ),
-    }
-    return typing.cast(
-        Weights, decode(Weights, {k: v for k, v in value.items() if k != "provenance"}, path, known_fields)
-    )
+    return Manifest(*(base.documents if base else ()), open_json(path))
 
 
 def load_manifest() -> Manifest:
@@ -457,19 +724,33 @@ def _stamp(path: Path) -> tuple[int, int]:
 
 @lru_cache(maxsize=4)
 def _load(paths: tuple[tuple[Path, tuple[int, int]], ...]) -> Manifest:
-    manifest = _EMPTY
-    for path, _ in paths:
-        manifest = read_manifest(path, manifest)
-    return manifest
+    return Manifest(*(open_json(path) for path, _ in paths))
 
 
 # --- names --------------------------------------------------------------------------------------
 
 
+_ALIASES = {"semanticfpn": "semantic_fpn", "resnet50": "r50", "resnet101": "r101"}
+"""Other ways to write a part of a model's name, or of a pattern."""
+
+
+def _replaced(name: str, part: str, other: str) -> str:
+    return re.sub(rf"(?<![a-z0-9]){part}(?![a-z0-9])", other, name)
+
+
 def canonical_name(name: str) -> str:
     """`semantic_fpn_r50` -> `semanticfpn_resnet50`: what an alias stands for; other names unchanged."""
-    name = re.sub(r"^semantic_fpn(?![a-z0-9])", "semanticfpn", name)
-    return re.sub(r"_r(50|101)(?![a-z0-9])", r"_resnet\1", name)
+    for part, alias in _ALIASES.items():
+        name = _replaced(name, alias, part)
+    return name
+
+
+def aliases(name: str) -> list[str]:
+    """Every other way to write a model's name: `semanticfpn_resnet50` -> `semantic_fpn_r50` and two more."""
+    names = [name]
+    for part, alias in _ALIASES.items():
+        names += [other for each in names if (other := _replaced(each, part, alias)) != each]
+    return names[1:]
 
 
 def _matches(name: str, pattern: str) -> bool:
@@ -487,17 +768,29 @@ def list_models(pattern: str | None = None) -> list[str]:
     return models if pattern is None else [name for name in models if _matches(name, pattern)]
 
 
-def get_architecture(name: str) -> tuple[str, Architecture]:
-    """The canonical name and the architecture of a model name or alias.
+def find_model(name: str) -> Model | None:
+    """The model of this name or alias; None where there is none."""
+    models = load_manifest().models
+    canonical = name if name in models else canonical_name(name)
+    return models.get(canonical)
+
+
+def get_model(name: str) -> Model:
+    """The model of this name or alias.
 
     Raises:
         UnknownNameError: no model has this name; the message suggests near ones.
     """
-    models = load_manifest().models
-    canonical = name if name in models else canonical_name(name)
-    if canonical not in models:
-        raise UnknownNameError(f"there is no model {name!r}; {suggest(canonical, models)}")
-    return canonical, models[canonical]
+    model = find_model(name)
+    if model is None:
+        raise UnknownNameError(f"there is no model {name!r}; {suggest(canonical_name(name), load_manifest().models)}")
+    return model
+
+
+def get_architecture(name: str) -> tuple[str, Architecture]:
+    """The canonical name and the architecture of a model name or alias; raises as `get_model` does."""
+    model = get_model(name)
+    return model.name, model.architecture
 
 
 def list_weights(
@@ -516,7 +809,7 @@ def list_weights(
         dataset: `"voc"`, `"ade20k"`, `"cityscapes"` or one of your own manifest.
         source: `"ssseg"`, `"mmseg"` or one of your own manifest.
         min_miou: at least this published single-scale mIoU, in percent.
-        max_parameters: at most so many trainable values.
+        max_parameters: at most so many trainable parameters.
         sort: `"miou"` (best first), `"parameters"` (smallest first), `"dataset"`, `"model"` or
             `"source"`; without it the manifest's order.
 
@@ -529,13 +822,13 @@ def list_weights(
     for kind, value, known in (("data set", dataset, manifest.datasets), ("source", source, manifest.sources)):
         if value is not None and value not in known:
             raise UnknownNameError(f"there is no {kind} {value!r}; {suggest(value, known)}")
+    models = {name for name in manifest.models if model is None or _matches(name, model)}
     records = [
         record
-        for record in manifest.weights.values()
-        if (model is None or _matches(record.model, model))
-        and (dataset is None or record.dataset == dataset)
-        and (source is None or record.source == source)
-        and (min_miou is None or (record.miou is not None and record.miou >= min_miou))
+        for key in manifest.keys.values()
+        if key.model in models and dataset in (None, key.dataset) and source in (None, key.source)
+        for record in [manifest.weights[key.id]]
+        if (min_miou is None or (record.miou is not None and record.miou >= min_miou))
         and (max_parameters is None or record.parameters <= max_parameters)
     ]
     if sort is not None:
@@ -567,13 +860,13 @@ def get_weights(model: str, tag: str | None = None) -> Weights:
         model, dot, tag = model.partition(".")
         if not dot:
             raise UnknownNameError(f"{model!r} names no weights; write 'model.tag', such as '{model}.ade20k'")
-    name, _ = get_architecture(model)
-    records = load_manifest().by_model[name]
+    name, manifest = get_model(model).name, load_manifest()
+    keys = [key for key in manifest.keys.values() if key.model == name]
     short = tag.removeprefix(f"{model}.").removeprefix(f"{name}.")
-    for record in records:
-        if short in (record.tag, record.dataset):
-            return record
-    if not records:
+    for key in sorted(keys, key=lambda key: key.tag != short):  # a whole tag comes before what it is a default for
+        if short in (key.tag, key.dataset, f"{key.dataset}_{key.source}"):
+            return manifest.weights[key.id]
+    if not keys:
         raise UnknownNameError(f"{name} has no published weights")
-    tags = sorted({record.dataset for record in records}) + [record.tag for record in records]
+    tags = sorted({key.dataset for key in keys}) + [key.tag for key in keys]
     raise UnknownNameError(f"{name} has no weights {tag!r}; its tags are {', '.join(tags)}")

@@ -1,4 +1,4 @@
-"""A network with its record: what a factory returns and a user holds."""
+"""A network with all that is known of it: what a factory returns and a user holds."""
 
 from __future__ import annotations
 
@@ -8,85 +8,176 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from zoo_seg.checkpoints.digest import tensors_sha256
 from zoo_seg.data.labels import voc_palette
 from zoo_seg.errors import CheckpointError, DownloadError, OptionError, UnknownNameError
-from zoo_seg.inference.picture import Picture, drawn_street, read_picture
+from zoo_seg.hub import huggingface
+from zoo_seg.images.reading import Picture, drawn_street, read_picture
 from zoo_seg.inference.predicting import Predicting
-from zoo_seg.inference.predictor import Predictor
+from zoo_seg.inference.predictor import Predictor, Predictors, choose_dtype
+from zoo_seg.info import ModelInfo
+from zoo_seg.layers.readout import HeadOutput
 from zoo_seg.manifest import Architecture, Licence, Metric, Preprocess, Recipe, Weights, get_weights
-from zoo_seg.networks.network import SegmentationNetwork
-from zoo_seg.weights import huggingface
-from zoo_seg.weights.card import PICTURE, model_card
-from zoo_seg.weights.folder import LIBRARY, SCHEMA_VERSION, Config, config_of, write_folder
-from zoo_seg.weights.load import Checkpoint, open_folder, open_repository
-from zoo_seg.weights.restore import restore
+from zoo_seg.network import SegmentationNetwork, with_all_options
+from zoo_seg.pretrained import Checkpoint, open_folder, open_repository
+from zoo_seg.saving.card import PICTURE, model_card
+from zoo_seg.saving.folder import LIBRARY, write_folder
+from zoo_seg.saving.rebuild import check_rebuilds
 
 _log = logging.getLogger("zoo_seg")
 
-IMAGENET = Preprocess(mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375), resize=None)
 _STREET = {"road", "car", "building"}
 """A network that knows one of these is shown on the drawn street."""
+_NOTHING_MEASURED: dict[str, Any] = {"metrics": (), "weights": None, "provenance": None}
+"""What is true of a network that is used otherwise than its publisher did."""
+_PARTS = ("backbone", "head", "aux_heads")
 
 
-class SegmentationModel(SegmentationNetwork, Predicting):
-    """A segmentation network that knows its classes, its record and how its pictures are prepared.
+class SegmentationModel(nn.Module, Predicting):
+    """A segmentation network and all that is known of it.
 
-    `model(x)` takes a normalised float tensor (N, 3, H, W) and returns logits (N, num_classes, H, W).
+    `model(x)` takes a normalised float tensor (N, in_chans, H, W) and returns logits (N, num_classes, H, W).
 
     Attributes:
-        classes, palette: the name and the RGB colour (0..255) of each class id.
-        weights: the published record the values came from, or None.
-        preprocess: how a picture becomes the network's input.
-        protocol: whose order of operations `predict` follows, `"ssseg"` or `"mmseg"`.
-        architecture: how the network is built again; None for one that was put together by hand.
-        recipe: how the values were trained, where it is known.
-        metrics: what was measured of these values, and by whom.
-        config: all that was known of the values when they were loaded; None for a new network.
+        network: the pure network; `backbone`, `head` and `aux_heads` are its parts.
+        info: what it is, how its images are prepared, and where its weights come from. `classes`, `palette`,
+            `preprocess`, `protocol`, `test`, `recipe` and `metrics` are read from it, and may be set.
     """
 
-    def __init__(
-        self,
-        network: SegmentationNetwork,
-        *,
-        classes: Sequence[str],
-        palette: Sequence[tuple[int, int, int]],
-        preprocess: Preprocess,
-        protocol: Literal["ssseg", "mmseg"] = "ssseg",
-        weights: Weights | None = None,
-        architecture: Architecture | None = None,
-        recipe: Recipe | None = None,
-        metrics: Sequence[Metric] = (),
-        config: Config | None = None,
-    ) -> None:
-        super().__init__(network.backbone, network.head, network.aux_head)
-        if len(classes) != len(palette):
-            raise OptionError(f"{len(classes)} classes but {len(palette)} palette colours; expected as many")
-        self.classes = tuple(classes)
-        self.palette = tuple(palette)
-        self.preprocess = preprocess
-        self.protocol: Literal["ssseg", "mmseg"] = protocol
-        self.weights = weights
-        self.architecture = architecture
-        self.recipe = recipe
-        self.metrics = tuple(metrics)
-        self.config = config
-        self._edits = _edits(self)
-        self._predictor: tuple[object, Predictor] | None = None
+    network: SegmentationNetwork
+    info: ModelInfo
+
+    def __init__(self, network: SegmentationNetwork, info: ModelInfo) -> None:
+        super().__init__()
+        self.network, self.info = network, info
+        self._predictors = Predictors()
+
+    # --- the network ------------------------------------------------------------------------------
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in_chans, H, W), normalised float -> logits (N, num_classes, H, W), resized bilinearly."""
+        logits: Tensor = self.network(x)
+        return logits
+
+    def forward_features(self, x: Tensor) -> list[Tensor]:
+        """(N, in_chans, H, W) -> the backbone's feature maps, finest first."""
+        return self.network.forward_features(x)
+
+    def forward_head(self, features: list[Tensor]) -> HeadOutput:
+        """The backbone's feature maps -> logits (N, num_classes, h, w) at the head's own stride, or `Queries`."""
+        return self.network.forward_head(features)
+
+    def forward_logits(self, x: Tensor) -> HeadOutput:
+        """(N, in_chans, H, W) -> logits (N, num_classes, h, w) at the head's own stride, or `Queries`."""
+        return self.network.forward_logits(x)
+
+    @property
+    def in_chans(self) -> int:
+        """Channels of the image."""
+        return self.network.in_chans
+
+    # The parts of the network are reached, replaced and saved as if they were the model's own.
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.network, name) if name in _PARTS else super().__getattr__(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _PARTS:
+            setattr(self.network, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """The network's parameters and buffers by their names in it: `backbone.*`, `head.*`, `aux_heads.*`."""
+        return self.network.state_dict(*args, **kwargs)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        for name in [name for name in state_dict if name.startswith(prefix)]:
+            state_dict[f"{prefix}network.{name.removeprefix(prefix)}"] = state_dict.pop(name)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    # --- what is known of it ----------------------------------------------------------------------
 
     @property
     def num_classes(self) -> int:
         """How many classes the logits have."""
-        return len(self.classes)
+        return len(self.info.classes)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The name of each class id."""
+        return self.info.classes
+
+    @classes.setter
+    def classes(self, classes: Sequence[str]) -> None:
+        self._know(classes=tuple(classes), **_NOTHING_MEASURED)
+
+    @property
+    def palette(self) -> tuple[tuple[int, int, int], ...]:
+        """The RGB colour (0..255) of each class id."""
+        return self.info.palette
+
+    @palette.setter
+    def palette(self, palette: Sequence[tuple[int, int, int]]) -> None:
+        self._know(palette=tuple((r, g, b) for r, g, b in palette))
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """How an image becomes the network's input."""
+        return self.info.preprocess
+
+    @preprocess.setter
+    def preprocess(self, preprocess: Preprocess) -> None:
+        self._know(preprocess=preprocess, **_NOTHING_MEASURED)
+
+    @property
+    def protocol(self) -> str:
+        """Whose order of operations `predict` follows: `"ssseg"` or `"mmseg"`."""
+        return self.info.protocol
+
+    @protocol.setter
+    def protocol(self, protocol: str) -> None:
+        self._know(protocol=protocol, **_NOTHING_MEASURED)
+
+    @property
+    def recipe(self) -> Recipe | None:
+        """How the weights were trained, where it is known."""
+        return self.info.recipe
+
+    @recipe.setter
+    def recipe(self, recipe: Recipe | None) -> None:
+        self._know(recipe=recipe)
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """What was measured of these weights, and by whom."""
+        return self.info.metrics
+
+    @property
+    def architecture(self) -> Architecture | None:
+        """How the network is built again; None for one that was put together by hand."""
+        return self.info.architecture
+
+    @property
+    def weights(self) -> Weights | None:
+        """The published record that the weights came from, or None."""
+        return get_weights(self.info.weights) if self.info.weights else None
 
     @property
     def training_crop(self) -> tuple[int, int] | None:
-        """(height, width) of the crops that the values were trained on; None where nobody said."""
-        return self.recipe.crop if self.recipe else None
+        """(height, width) of the crops that the weights were trained on; None where nobody said."""
+        return self.info.training_crop
+
+    def _know(self, **facts: Any) -> None:
+        try:
+            self.info = replace(self.info, **facts)
+        except ValueError as error:
+            raise OptionError(str(error)) from None
 
     def predictor(
         self,
@@ -95,12 +186,11 @@ class SegmentationModel(SegmentationNetwork, Predicting):
         dtype: str | torch.dtype = "float32",
         compile: bool = False,  # noqa: A002
     ) -> Predictor:
-        """The network made ready for many pictures; kept until the options or the network's values change."""
-        state = (str(device), str(dtype), compile, _version(self))
-        if self._predictor is None or self._predictor[0] != state:
-            self._predictor = None  # first free the old one
-            predictor = Predictor(
-                self,
+        """The network made ready for many pictures; one for each choice of options is kept until the network changes."""
+
+        def make() -> Predictor:
+            return Predictor(
+                self.network,
                 classes=self.classes,
                 palette=self.palette,
                 preprocess=self.preprocess,
@@ -108,9 +198,11 @@ class SegmentationModel(SegmentationNetwork, Predicting):
                 device=device,
                 dtype=dtype,
                 compile=compile,
+                owner=self,
             )
-            self._predictor = state, predictor
-        return self._predictor[1]
+
+        where = next(self.network.parameters()).device if device is None else device
+        return self._predictors.get(self, make, str(where), choose_dtype(dtype), compile)
 
     # --- folders and the Hugging Face Hub ---------------------------------------------------------
     #
@@ -120,33 +212,23 @@ class SegmentationModel(SegmentationNetwork, Predicting):
 
     @classmethod
     def from_checkpoint(
-        cls, checkpoint: Checkpoint, architecture: Architecture, *, num_classes: int | None = None, in_chans: int = 3
+        cls, checkpoint: Checkpoint, *, num_classes: int | None = None, in_chans: int = 3
     ) -> SegmentationModel:
         """A checkpoint's network with its names, colours and rules: those of its record or config, where it has one.
 
         Raises as `create_model` does.
         """
-        network = restore(checkpoint, architecture, num_classes=num_classes, in_chans=in_chans)
+        network = checkpoint.build(num_classes=num_classes, in_chans=in_chans)
         classes = num_classes or checkpoint.num_classes
-        config = config_of(checkpoint.weights, architecture) if checkpoint.weights else checkpoint.config
-        if config is None:
-            names, palette, preprocess = class_names(classes), voc_palette(classes), IMAGENET
-        elif len(config.classes) != classes:
-            names, palette, preprocess = class_names(classes), voc_palette(classes), config.preprocess
-        else:
-            names, palette, preprocess = config.classes, tuple(config.palette), config.preprocess
-        return cls(
-            network,
-            classes=names,
-            palette=palette,
-            preprocess=preprocess,
-            protocol=config.protocol if config else "mmseg" if checkpoint.layout == "mmseg" else "ssseg",
-            weights=checkpoint.weights,
-            architecture=architecture,
-            recipe=config.recipe if config else None,
-            metrics=config.metrics if config and len(config.classes) == classes else (),
-            config=config,
-        ).eval()
+        info = checkpoint.info or ModelInfo(
+            classes=class_names(classes),
+            palette=voc_palette(classes),
+            protocol="mmseg" if checkpoint.layout == "mmseg" else "ssseg",
+        )
+        if len(info.classes) != classes:
+            info = replace(info, classes=class_names(classes), palette=voc_palette(classes), metrics=())
+        whole = with_all_options(checkpoint.architecture)
+        return cls(network, replace(info, in_chans=in_chans, architecture=whole)).eval()
 
     @classmethod
     def from_pretrained(
@@ -185,9 +267,8 @@ class SegmentationModel(SegmentationNetwork, Predicting):
                 f"there is no folder {os.fspath(name)!r}; expected one that finetune or save_pretrained wrote, or a "
                 "repository on the Hugging Face Hub as 'org/repo'"
             )
-        assert checkpoint.config is not None
-        config = checkpoint.config
-        return cls.from_checkpoint(checkpoint, config.architecture, num_classes=num_classes, in_chans=config.in_chans)
+        assert checkpoint.info is not None  # folders have one
+        return cls.from_checkpoint(checkpoint, num_classes=num_classes, in_chans=checkpoint.info.in_chans)
 
     def save_pretrained(
         self,
@@ -211,8 +292,8 @@ class SegmentationModel(SegmentationNetwork, Predicting):
             OptionError: the network was put together by hand, so nothing could build it again.
             OSError: the folder cannot be written.
         """
-        config = self._config(ignore_index, tuple(metrics), started_from, dataset)
-        write_folder(Path(folder), config, self.state_dict(), model_card(config))
+        info = self._saved_info(ignore_index, tuple(metrics), started_from, dataset)
+        write_folder(Path(folder), info, self.state_dict(), model_card(info))
 
     def push_to_hub(
         self,
@@ -246,7 +327,7 @@ class SegmentationModel(SegmentationNetwork, Predicting):
             PushError: the Hub did not take it; the message says what to do.
             OptionError: the network was put together by hand, or `repo_id` is no name of a repository.
         """
-        config = self._config(None, (), None, None)
+        info = self._saved_info(None, (), None, None)
         if example is not None:
             picture: Picture | None = read_picture(example)
         else:
@@ -257,9 +338,9 @@ class SegmentationModel(SegmentationNetwork, Predicting):
             folder = Path(name)
             write_folder(
                 folder,
-                config,
+                info,
                 self.state_dict(),
-                card or model_card(config, name=target.repository.name, picture=overlay is not None),
+                card or model_card(info, name=target.repository.name, picture=overlay is not None),
             )
             if overlay is not None:
                 overlay.thumbnail((1024, 1024))
@@ -268,73 +349,32 @@ class SegmentationModel(SegmentationNetwork, Predicting):
                 folder, commit_message or f"{LIBRARY}: {self.num_classes} classes", create_pr=create_pr
             )
 
-    def _config(
+    def _saved_info(
         self, ignore_index: int | None, metrics: tuple[Metric, ...], started_from: str | None, dataset: str | None
-    ) -> Config:
-        """What `save_pretrained` writes: what was known, as long as it is true of the present values."""
-        if self.architecture is None:
-            raise OptionError("this network has no architecture to save; make it with build_model or create_model")
-        known = self.config
-        changed = (
-            known is None
-            or known.classes != self.classes
-            or any(count > self._edits.get(name, 0) for name, count in _edits(self).items())
-        )
-        if known and changed and self.metrics and self.metrics == known.metrics and not metrics:
-            _log.warning("the values have changed since they were loaded; what was measured then is left out")
-        present = Config(
-            schema_version=SCHEMA_VERSION,
-            library=LIBRARY,
-            architecture=self.architecture,
-            in_chans=self.in_chans,
-            classes=self.classes,
-            palette=self.palette,
-            ignore_index=ignore_index if ignore_index is not None else known.ignore_index if known else 255,
-            preprocess=self.preprocess,
-            protocol=self.protocol,
-            metrics=metrics or (() if known and changed and self.metrics == known.metrics else self.metrics),
-            recipe=self.recipe,
-            started_from=started_from or (known.started_from if known else None),
-            dataset=dataset,
-        )
-        if known is None or started_from:
-            licence = _licence(started_from)
-            return replace(
-                present,
-                code_licence=licence.code,
-                weights_licence=licence.weights,
-                data_licence=licence.data,
-            )
-        unchanged = not changed and not metrics
+    ) -> ModelInfo:
+        """What is saved: what was known, as long as it is true of the present weights."""
+        check_rebuilds(self.network, self.architecture, self.num_classes)
+        known, digest = self.info, tensors_sha256(self.state_dict())
+        changed = known.tensors_sha256 != digest
+        if changed and known.tensors_sha256 and known.metrics and not metrics:
+            _log.warning("the weights have changed since they were loaded; what was measured then is left out")
+        kept = () if changed and known.tensors_sha256 else known.metrics
         return replace(
-            present,
-            is_published=known.is_published and unchanged,
-            dataset=dataset or (known.dataset if unchanged else None),
-            provenance=known.provenance if unchanged else None,
-            code_licence=known.code_licence,
-            weights_licence=known.weights_licence,
-            data_licence=known.data_licence,
+            known,
+            in_chans=self.in_chans,
+            ignore_index=known.ignore_index if ignore_index is None else ignore_index,
+            metrics=metrics or kept,
+            weights=None if changed or metrics else known.weights,
+            started_from=started_from or known.started_from,
+            dataset=dataset or (None if changed else known.dataset),
+            provenance=None if changed or metrics else known.provenance,
+            licence=_licence(started_from) if started_from else known.licence,
+            tensors_sha256=digest,
         )
 
     def _example(self) -> Path | None:
         """The drawn street, for a network that knows streets."""
         return drawn_street() if self.in_chans == 3 and _STREET & {name.lower() for name in self.classes} else None
-
-    def __getstate__(self) -> dict[str, Any]:
-        """A copy or a pickle carries the network, not what was prepared from it."""
-        return {**self.__dict__, "_predictor": None}
-
-
-def _version(module: nn.Module) -> tuple[object, ...]:
-    """Changes whenever a value of the module may have changed."""
-    tensors = [*module.parameters(), *module.buffers()]
-    return tuple((id(tensor), tensor.device, tensor.dtype, tensor._version) for tensor in tensors)
-
-
-def _edits(module: nn.Module) -> dict[str, int]:
-    """How often each tensor was written to since it was made."""
-    tensors = module.state_dict(keep_vars=True)
-    return {name: 0 if tensor.is_inference() else tensor._version for name, tensor in tensors.items()}
 
 
 def _open_repository(name: str | os.PathLike[str], repository: huggingface.Repository, progress: bool) -> Checkpoint:

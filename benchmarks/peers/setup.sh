@@ -9,7 +9,7 @@ pip="$folder/bin/python -m pip"
 if [ -n "$2" ]; then $pip install "torch==$2" torchvision; else $pip install torch torchvision; fi
 $pip install -r "$here/requirements.txt"
 # Without their declared dependencies: they pin an old numpy or want compilers, a GPU or a display.
-$pip install --no-deps mmsegmentation==1.2.2 mmengine==0.10.7 mmcv-lite==2.1.0
+$pip install --no-deps mmsegmentation==1.2.2 mmengine==0.10.7 mmcv-lite==2.1.0 mmdet==3.3.0 mmpretrain==1.2.0
 $pip install --no-deps --no-build-isolation sssegmentation==1.7.0
 "$folder/bin/python" "$here/mmseg_peer.py" --help > /dev/null
 "$folder/bin/python" "$here/ssseg_peer.py" --help > /dev/null

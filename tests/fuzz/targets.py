@@ -17,15 +17,15 @@ from typing import Any, cast
 import numpy as np
 from hostile import legacy, safetensors, zipped
 
+from zoo_seg.checkpoints.convert import convert
+from zoo_seg.checkpoints.opening import check_finite, open_checkpoint
 from zoo_seg.data.labels import Labels
 from zoo_seg.errors import CheckpointError, DataError, ManifestError, ZooSegError
+from zoo_seg.hub import download
+from zoo_seg.hub.files import check_weight_file
+from zoo_seg.hub.partial import Partial, Version
 from zoo_seg.manifest import published_manifest, read_manifest
-from zoo_seg.weights import download
-from zoo_seg.weights.checkpoint import check_finite, open_checkpoint
-from zoo_seg.weights.convert import convert
-from zoo_seg.weights.files import check_weight_file
-from zoo_seg.weights.folder import CONFIG, read_config
-from zoo_seg.weights.partial import Partial, Version
+from zoo_seg.saving.folder import CONFIG, read_config
 
 BASE = read_manifest(published_manifest())
 LABELS = Labels(("ground", "wall", "sky"), ((10, 20, 30), (200, 0, 0), (0, 0, 200)), 255, ignore_color=(255, 255, 255))

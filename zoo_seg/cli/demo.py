@@ -14,8 +14,8 @@ from zoo_seg.cli.network import device_of, load_network
 from zoo_seg.demo.networks import Networks
 from zoo_seg.demo.page import launch, page
 from zoo_seg.errors import OptionError
+from zoo_seg.hub.download import shown
 from zoo_seg.inference.predictor import choose_device
-from zoo_seg.weights.download import shown
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 from zoo_seg.errors import DownloadError, OptionError
+from zoo_seg.hub import cache
 from zoo_seg.manifest import get_weights, list_weights
-from zoo_seg.weights import cache
 
 _CLAIM = {
     None: "",

@@ -14,7 +14,7 @@ from zoo_seg.errors import OptionError
 from zoo_seg.evaluation.chart import draw_chart
 from zoo_seg.evaluation.measure import Measurement, measure
 from zoo_seg.evaluation.report import Comparison, as_json, compare, write_json
-from zoo_seg.manifest import Metric, Protocol
+from zoo_seg.manifest import Metric, TestOptions
 from zoo_seg.model import SegmentationModel
 
 JSON, CHART = "evaluation.json", "iou.png"
@@ -66,14 +66,14 @@ def _check_options(arguments: argparse.Namespace) -> SegmentationData:
     return data
 
 
-def _protocol(arguments: argparse.Namespace, reported: Sequence[Metric]) -> Protocol:
+def _protocol(arguments: argparse.Namespace, reported: Sequence[Metric]) -> TestOptions:
     """What the options say; where they say nothing, how the weights' first number for this split was measured."""
     metrics = [metric for metric in reported if _is_for(metric, arguments.split)]
-    published = metrics[0].protocol if metrics else Protocol("whole", (1.0,), False)
-    return Protocol(
+    published = metrics[0].test if metrics else TestOptions()
+    return TestOptions(
         arguments.mode or published.mode,
-        tuple(arguments.scales or published.scales),
-        published.flip if arguments.flip is None else arguments.flip,
+        scales=tuple(arguments.scales or published.scales),
+        flip=published.flip if arguments.flip is None else arguments.flip,
     )
 
 
@@ -81,7 +81,7 @@ def _is_for(metric: Metric, split: str) -> bool:
     return (metric.name, metric.split) == ("mIoU", split)
 
 
-def _default_folder(name: str, split: str, protocol: Protocol) -> Path:
+def _default_folder(name: str, split: str, protocol: TestOptions) -> Path:
     """Another one for every protocol, so that none overwrites the other's report."""
     scales = [f"{scale:g}" for scale in protocol.scales] if protocol.scales != (1.0,) else []
     return Path("evaluation", "_".join([name, split, protocol.mode, *scales, *(["flip"] if protocol.flip else [])]))
@@ -115,7 +115,7 @@ def _print(name: str, measurement: Measurement, comparison: Comparison | None, r
 def _verdict(measurement: Measurement, comparison: Comparison | None, reported: Sequence[Metric]) -> str:
     if comparison is None:
         known = [
-            f"{metric.value:.2f} on {metric.split} ({_how(metric.protocol)})"
+            f"{metric.value:.2f} on {metric.split} ({_how(metric.test)})"
             for metric in reported
             if metric.name == "mIoU"
         ]
@@ -134,7 +134,7 @@ def _pictures(measurement: Measurement) -> str:
     return f"{'' if measurement.is_whole else 'the first '}{count} picture{'' if count == 1 else 's'}"
 
 
-def _how(protocol: Protocol) -> str:
+def _how(protocol: TestOptions) -> str:
     scales = " ".join(f"{scale:g}" for scale in protocol.scales)
     return f"{protocol.mode}, scales {scales}, {'flip' if protocol.flip else 'no flip'}"
 

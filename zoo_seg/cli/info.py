@@ -8,8 +8,8 @@ from urllib.parse import urlsplit
 
 from zoo_seg import settings
 from zoo_seg.cli.text import megabytes, print_json
-from zoo_seg.manifest import Architecture, Weights, get_architecture, get_weights, list_weights
-from zoo_seg.weights.download import shown
+from zoo_seg.hub.download import shown
+from zoo_seg.manifest import Architecture, TestOptions, Weights, get_model, get_weights, list_weights, load_manifest
 
 _WIDTH = 18
 
@@ -23,15 +23,15 @@ def run(arguments: argparse.Namespace) -> int:
         else:
             _print_record(record)
         return 0
-    name, architecture = get_architecture(arguments.id)
-    records = list_weights(model=name)
+    model = get_model(arguments.id)
+    records, architecture = list_weights(model=model.name), model.architecture
     if arguments.json:
         print_json(records)
         return 0
-    print(f"{name}\n")
+    print(f"{model.name}\n")
     _row("family", architecture.family)
     _row("backbone", f"{architecture.backbone} (timm){_stride(architecture)}")
-    _row("paper", architecture.paper)
+    _row("paper", model.paper)
     for record in records:
         number = "no mIoU known" if record.miou is None else f"mIoU {record.miou} %"
         _row("weights" if record is records[0] else "", f"{record.id}  {number}")
@@ -39,15 +39,15 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _print_record(record: Weights) -> None:
-    _, architecture = get_architecture(record.model)
+    architecture = record.architecture
     print(f"{record.id}\n")
     _row("network", f"{architecture.family} on {architecture.backbone}{_stride(architecture)}")
-    _row("paper", architecture.paper)
+    _row("paper", get_model(record.model).paper)
     _row("parameters", f"{record.parameters / 1e6:.2f} M")
     for metric in record.metrics:
-        protocol = metric.protocol
-        scales = ", ".join(f"{scale:g}" for scale in protocol.scales)
-        how = f"{protocol.mode}, scales {scales}, {'flip' if protocol.flip else 'no flip'}"
+        test = metric.test
+        scales = ", ".join(f"{scale:g}" for scale in test.scales)
+        how = f"{_mode(test)}, scales {scales}, {'flip' if test.flip else 'no flip'}"
         _row(metric.name, f"{metric.value} % on {metric.split} ({metric.status}; {how})")
         if metric.note:
             _row("", f"note: {metric.note}")
@@ -61,8 +61,8 @@ def _print_record(record: Weights) -> None:
     known = "".join(f", {name} {value}" for name, value in further.items() if value is not None)
     _row("", f"{recipe.optimizer} lr {recipe.lr}{known}; {recipe.schedule}")
     resize = record.preprocess.resize
-    size = f"shorter side {resize.short}, at most {resize.long}" if resize else "the picture's own size"
-    _row("test size", f"{size}; {record.protocol} rules")
+    size = f"shorter side {resize.short}, at most {resize.long}" if resize else "the image's own size"
+    _row("test size", f"{size}; {_mode(record.test)}; {record.protocol} rules")
     _row("mean, std (RGB)", f"{list(record.preprocess.mean)}, {list(record.preprocess.std)}")
     for file in record.files:
         _row("file", file.name)
@@ -78,12 +78,24 @@ def _print_record(record: Weights) -> None:
         _row("hosts asked", ", ".join(dict.fromkeys(_hosts(file.url, *file.mirrors))))
     _row("licence, code", record.licence.code or "not stated")
     _row("licence, weights", record.licence.weights or "not stated by the publisher")
+    if record.licence.pretraining:
+        _row("licence, pretraining", record.licence.pretraining)
     _row("terms of the data", record.licence.data or "not stated")
     revision = record.provenance.revision
     _row("project", record.provenance.project + (f" (facts as of {revision})" if revision else ""))
     _row("config", record.provenance.config_url)
     _row("training log", record.provenance.log_url)
+    for host in load_manifest().sources[record.source].hosts:
+        _row("host", f"{urlsplit(host.url).hostname}: {host.status}")
+    for note in record.notes:
+        _row("note", note)
     _row(f"{record.num_classes} classes", ", ".join(f"{i} {name}" for i, name in enumerate(record.classes)))
+
+
+def _mode(test: TestOptions) -> str:
+    """`whole`, or `slide` with the window and the step where they are known."""
+    sides = [f"{name} {sides[0]}x{sides[1]}" for name, sides in (("crop", test.crop), ("stride", test.stride)) if sides]
+    return " ".join([test.mode, *sides])
 
 
 def _stride(architecture: Architecture) -> str:

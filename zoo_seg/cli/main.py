@@ -159,7 +159,8 @@ def _add_manifest(verbs: Any) -> None:
         "",
         "  zoo-seg manifest check\n"
         "  zoo-seg manifest pin semanticfpn_resnet50.voc_ssseg\n"
-        "  zoo-seg manifest digest original.pth mirror.safetensors",
+        "  zoo-seg manifest digest original.pth mirror.safetensors\n"
+        "  zoo-seg manifest stub > zoo_seg/__init__.pyi",
     )
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     check = _verb(
@@ -187,7 +188,20 @@ def _add_manifest(verbs: Any) -> None:
         "Print sha256 and the digest of the tensors, which is the same for a .pth and its safetensors copy: two files "
         "with one digest hold the same network.",
     )
+    digest.add_argument(
+        "--model",
+        metavar="ID",
+        help="'model.tag' or a model name: digest the tensors in the form in which this network has them, as a manifest "
+        "records them; without it, as they stand in the file",
+    )
     digest.add_argument("files", nargs="+", type=_path, metavar="FILE", help=".pth or .safetensors")
+    _verb(
+        actions,
+        "stub",
+        "print zoo_seg/__init__.pyi",
+        "Print the names of zoo_seg by the library's own manifest, for editors and type checkers: the text of "
+        "zoo_seg/__init__.pyi.",
+    )
 
 
 def _add_check_data(verbs: Any) -> None:

@@ -13,11 +13,11 @@ from typing import Any
 from zoo_seg.cli.text import megabytes, table
 from zoo_seg.decode import suggest
 from zoo_seg.errors import CheckpointError, DownloadError, OptionError, UnknownNameError
-from zoo_seg.manifest import File, Manifest, Weights, published_manifest, read_manifest
-from zoo_seg.weights.digest import file_tensors_sha256
-from zoo_seg.weights.files import hash_file
-from zoo_seg.weights.links import Answer, ask_all
-from zoo_seg.weights.pin import Pinned, measure, write
+from zoo_seg.hub.files import hash_file
+from zoo_seg.hub.links import Answer, ask_all
+from zoo_seg.hub.pin import Pinned, file_tensors_sha256, measure, write
+from zoo_seg.manifest import File, Manifest, Weights, get_architecture, get_weights, published_manifest, read_manifest
+from zoo_seg.zoo import stub
 
 _CLAIM = {
     True: "hold",
@@ -26,14 +26,19 @@ _CLAIM = {
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Pin, check or digest; exit code 1 when something is not as it should be."""
+    """Pin, check, digest or stub; exit code 1 when something is not as it should be."""
+    if arguments.action == "stub":
+        print(stub(), end="")
+        return 0
     if arguments.action == "digest":
-        return _digest([Path(name) for name in arguments.files])
+        return _digest([Path(name) for name in arguments.files], arguments.model)
     path = Path(arguments.manifest) if arguments.manifest else published_manifest()
-    base = Manifest({}, {}, {}, {})
+    base = Manifest()
     if path.resolve() != published_manifest().resolve():
         base = read_manifest(published_manifest())
-    known = read_manifest(path, base).weights
+    manifest = read_manifest(path, base)
+    manifest.check()
+    known = manifest.weights
     own = {name: record for name, record in known.items() if name not in base.weights}
     records = _chosen(own, arguments.ids, path)
     return _pin(records, path, base) if arguments.action == "pin" else _check(records, arguments)
@@ -116,9 +121,12 @@ def _size(answer: Answer) -> str:
 # --- digest -------------------------------------------------------------------------------------
 
 
-def _digest(paths: list[Path]) -> int:
+def _digest(paths: list[Path], model: str | None) -> int:
     """The digests of files; of several, whether they hold the same tensors."""
-    found = {path: file_tensors_sha256(path) for path in paths}
+    architecture = None
+    if model is not None:
+        architecture = get_weights(model).architecture if "." in model else get_architecture(model)[1]
+    found = {path: file_tensors_sha256(path, architecture) for path in paths}
     for path, digest in found.items():
         print(f"{path}\n  sha256   {hash_file(path)}\n  tensors  {digest}")
     if len(found) == 1:

@@ -12,14 +12,14 @@ import torch
 from zoo_seg.errors import OptionError
 from zoo_seg.export.loaded import from_exported, is_exported
 from zoo_seg.factory import create_model, from_pretrained
+from zoo_seg.hub.download import shown
+from zoo_seg.hub.huggingface import repository
 from zoo_seg.inference.predicting import Predicting
 from zoo_seg.inference.predictor import choose_device
 from zoo_seg.inference.protocol import Mode, Protocol
 from zoo_seg.manifest import get_architecture, get_weights, list_weights
 from zoo_seg.model import SegmentationModel
-from zoo_seg.weights.download import shown
-from zoo_seg.weights.folder import is_network
-from zoo_seg.weights.huggingface import repository
+from zoo_seg.saving.folder import is_network
 
 _LARGEST_SCALE = 8
 """Beyond it memory runs out; whoever writes more means percent."""

@@ -6,7 +6,7 @@ import argparse
 
 from zoo_seg import settings
 from zoo_seg.cli.text import table
-from zoo_seg.weights import cache
+from zoo_seg.hub import cache
 
 
 def run(arguments: argparse.Namespace) -> int:

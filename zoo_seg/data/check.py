@@ -22,7 +22,7 @@ from zoo_seg.data.report import Report, Size
 from zoo_seg.data.tally import Seen, Tally, Twins
 from zoo_seg.decode import decode, read_json
 from zoo_seg.errors import DataError, ImageError, ManifestError, OptionError
-from zoo_seg.inference.picture import read_picture
+from zoo_seg.images.reading import read_picture
 
 _RULES = 1
 """Goes up when this folder judges differently, so that remembered reports are forgotten."""

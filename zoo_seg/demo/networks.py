@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 
 from zoo_seg.factory import create_model
-from zoo_seg.inference.picture import RGB, read_picture
+from zoo_seg.images.reading import RGB, read_picture
 from zoo_seg.inference.segmentation import Segmentation
 from zoo_seg.manifest import Weights, get_weights, list_weights
 from zoo_seg.model import SegmentationModel

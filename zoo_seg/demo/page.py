@@ -9,7 +9,7 @@ from typing import Any
 from zoo_seg.demo.networks import Networks
 from zoo_seg.demo.view import View, message_html, results_html
 from zoo_seg.errors import MissingExtraError, ZooSegError
-from zoo_seg.inference.picture import drawn_street
+from zoo_seg.images.reading import drawn_street
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before it is imported: it looks for newer versions of itself then
 try:

@@ -19,7 +19,7 @@ from zoo_seg.errors import DataError, ImageError, OptionError
 from zoo_seg.evaluation.metrics import SegmentationMetrics
 from zoo_seg.inference.predictor import in_order
 from zoo_seg.inference.segmentation import Segmentation
-from zoo_seg.manifest import Protocol
+from zoo_seg.manifest import TestOptions
 from zoo_seg.model import SegmentationModel
 
 
@@ -37,7 +37,7 @@ class Measurement:
     pictures: int
     is_whole: bool
     """Every picture of the split was measured."""
-    protocol: Protocol
+    protocol: TestOptions
     options: dict[str, Any]
     """Further options of `predict`: `resize`, `crop`, `stride`, `batch_size`, where they were given, and `compile`."""
     device: str
@@ -80,7 +80,7 @@ def measure(
     """
     _check(model, data, limit, world_size)
     try:
-        protocol = Protocol(mode, tuple(scales), flip)
+        protocol = TestOptions(mode, scales=tuple(scales), flip=flip)
     except ValueError as error:
         raise OptionError(str(error)) from None
     everything = data.samples(split)

@@ -45,7 +45,7 @@ def compare(measurement: Measurement, model: SegmentationModel, tolerance: float
         return None
     measured = measurement.protocol
     for metric in model.metrics:
-        theirs = metric.protocol
+        theirs = metric.test
         if (
             (metric.name, metric.split) == ("mIoU", measurement.split)
             and (theirs.mode, theirs.flip) == (measured.mode, measured.flip)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from zoo_seg.export.facts import Facts
-from zoo_seg.inference.preprocess import normalise
+from zoo_seg.images.preprocess import normalise
 
 SIZES = ((2, 97, 131), (1, 160, 128))
 """(batch, height, width) that a file is tried with: odd sides and a batch, and sides that every stride divides."""

@@ -14,8 +14,8 @@ from torch.export import Dim, ExportedProgram
 from zoo_seg.errors import ExportError, MissingExtraError
 from zoo_seg.export.facts import Facts
 from zoo_seg.inference.labels import id_type
-from zoo_seg.networks.network import SegmentationNetwork
-from zoo_seg.networks.resample import resize
+from zoo_seg.layers.resample import resize
+from zoo_seg.network import SegmentationNetwork
 
 _BATCH, _HEIGHT, _WIDTH = 3, 107, 141
 """What the graph is traced with: numbers that no stride divides, so that no branch is taken for being even."""

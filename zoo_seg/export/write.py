@@ -18,7 +18,7 @@ from zoo_seg.export.formats import OPSETS, Format, Handler, format_of, handler
 from zoo_seg.export.graph import Graph, brief, trace
 from zoo_seg.inference.prepare import fold_batchnorm
 from zoo_seg.model import SegmentationModel
-from zoo_seg.networks.network import SegmentationNetwork
+from zoo_seg.network import SegmentationNetwork
 
 
 @dataclass(frozen=True)
@@ -137,4 +137,4 @@ def _compare(writer: Handler, path: Path, expected: list[Trial], dtype: Dtype) -
 def _bare(model: SegmentationModel) -> SegmentationNetwork:
     """A copy in float32 on the CPU, in `eval()`, without the auxiliary head."""
     backbone, head = copy.deepcopy((model.backbone, model.head))
-    return SegmentationNetwork(backbone, head, None).eval().requires_grad_(False).float().cpu()
+    return model.network.with_parts(backbone, head).eval().requires_grad_(False).float().cpu()

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo_seg.networks.resample import mixing_matrix
+from zoo_seg.layers.resample import mixing_matrix
 
 Size = tuple[int, int]
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from zoo_seg.networks.resample import bilinear_matrix, mixing_matrix, resize
+from zoo_seg.layers.resample import bilinear_matrix, mixing_matrix, resize
 
 Size = tuple[int, int]
 Infer = Callable[[Tensor], Tensor]

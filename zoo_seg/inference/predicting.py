@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from zoo_seg.inference.picture import Opens, Picture
+from zoo_seg.images.reading import Opens, Picture
 from zoo_seg.inference.predictor import Predictor
 from zoo_seg.inference.segmentation import Segmentation
 

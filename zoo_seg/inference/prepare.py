@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
-import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -15,14 +14,11 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from zoo_seg.errors import OptionError
 from zoo_seg.inference.cpu import suit_cpu
 from zoo_seg.inference.memory import drop_file_pages, give_back
-from zoo_seg.inference.snapshot import Snapshot, class_name
-from zoo_seg.networks.network import SegmentationNetwork
+from zoo_seg.inference.snapshot import LOCK, Snapshot, class_name, is_called_otherwise
+from zoo_seg.layers.readout import HeadOutput
+from zoo_seg.network import SegmentationNetwork
 
 _log = logging.getLogger("zoo_seg")
-
-Sizes = Sequence[tuple[int, int]]
-PROBE: Sizes = ((64, 64), (97, 71))
-"""(height, width) of the inputs at which a rewritten network is compared with itself; one of them is odd."""
 
 
 def prepare(
@@ -30,54 +26,45 @@ def prepare(
     device: torch.device,
     dtype: torch.dtype,
     *,
+    owner: nn.Module | None = None,
     compiled: bool = False,
-    probe: Sizes = PROBE,
 ) -> SegmentationNetwork | AsItIs:
-    """A copy in `eval()`, without the auxiliary head, folded and channels_last; the network stays as it was.
+    """A copy in `eval()`, without the auxiliary heads, folded and channels_last; the network stays as it was.
 
-    Where a copy might compute something else (hooks, patched methods, parametrisations), the network itself.
+    Where a copy might compute something else (hooks, patched methods, parametrisations) it is the network itself.
 
     Args:
+        owner: the module around the network that users call.
         compiled: it will go through `torch.compile`, which fuses layers itself and cannot look into `cpu`'s.
-        probe: (height, width) of inputs that the network takes.
 
     Raises:
-        OptionError: the network must be used as it is, and is on another device.
+        OptionError: the network is to be used as it is, and is on another device.
     """
-    reason = _why_not(network)
+    owner = owner or network
+    reason = Snapshot(owner, contents=False).reason
     if reason is None:
         try:
             ready = _copy(network, device)
         except (RuntimeError, TypeError, NotImplementedError) as error:
             reason = f"it cannot be copied ({error})"
     if reason is not None:
-        _log.info("the network is used as it is, which is slower: %s", reason)
-        return AsItIs(network, device, dtype)
+        _log.info("the network is used as it is, neither copied nor rewritten for speed: %s", reason)
+        return AsItIs(network, owner, device, dtype)
 
     def rewrite() -> None:
-        _fold(ready, probe[0])
+        _fold(ready)
         if device.type == "cpu":
             suit_cpu(ready, dtype, in_place=not compiled)
         _forget_unread_maps(ready, trim=device.type == "cpu" and not compiled)
 
-    if not _keeps(ready, rewrite, probe):
-        _log.info("the network is not rewritten for speed: that would change its output")
+    if not _computes_the_same(ready, rewrite):
+        _log.info("the network is not rewritten for speed, which would change its output")
         ready = _copy(network, device)
     for parameter in ready.parameters():  # one by one, which needs less memory than all at once
         parameter.data = parameter.to(
             dtype, memory_format=torch.channels_last if parameter.ndim == 4 else torch.preserve_format
         )
     return ready.to(dtype=dtype)
-
-
-def _why_not(network: SegmentationNetwork) -> str | None:
-    """Why a copy of the network may compute something else, or None."""
-    if own := [name for name in _STEPS if getattr(type(network), name) is not getattr(SegmentationNetwork, name)]:
-        return f"{type(network).__name__} has a {own[0]} of its own"
-    return Snapshot(network, contents=False).reason
-
-
-_STEPS = "forward", "forward_logits", "forward_features", "forward_head"
 
 
 def _copy(network: SegmentationNetwork, device: torch.device) -> SegmentationNetwork:
@@ -95,55 +82,52 @@ def _copy(network: SegmentationNetwork, device: torch.device) -> SegmentationNet
         memo[id(tensor)] = nn.Parameter(copied, requires_grad=False) if isinstance(tensor, nn.Parameter) else copied
         drop_file_pages(tensor)
     copies = copy.deepcopy(parts, memo)
-    return SegmentationNetwork(copies["backbone"], copies["head"], None).eval()
+    return network.with_parts(copies["backbone"], copies["head"]).eval()
 
 
 class AsItIs:
-    """A network that is not copied: it computes with its own tensors, hooks and methods, in `eval()`.
+    """A network that is not copied: it computes with its own weights, hooks and methods, in `eval()`.
 
     Args:
-        dtype: another one than the network's is computed in by autocast.
+        owner: the module around the network that users call, or the network.
+        dtype: if it is not the network's own, autocast computes in it.
 
     Raises:
         OptionError: the network is on another device.
     """
 
-    _alone = threading.RLock()  # the mode of a network is seen by all threads
-
-    def __init__(self, network: SegmentationNetwork, device: torch.device, dtype: torch.dtype) -> None:
-        own = next(network.parameters())
-        if own.device.type != device.type or device.index not in (None, own.device.index):
+    def __init__(
+        self, network: SegmentationNetwork, owner: nn.Module, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        weight = next(network.parameters())
+        if weight.device.type != device.type or device.index not in (None, weight.device.index):
             raise OptionError(
-                f"the network has hooks or parts that a copy may lose, so it runs where it is, on {own.device}; "
+                f"the network has hooks or parts that a copy may lose, so it runs where it is, on {weight.device}; "
                 f"move it with model.to({str(device)!r}), or leave device out"
             )
-        self.network, self.dtype, self._own = network, dtype, own.dtype
+        self.network, self.owner, self.dtype = network, owner, weight.dtype
+        self.mixed = None if dtype in (weight.dtype, torch.float32) else dtype
 
     @property
     def in_chans(self) -> int:
-        """Channels of the picture."""
+        """Channels of the image."""
         return self.network.in_chans
 
-    def forward_logits(self, x: Tensor) -> Tensor:
-        """As the network's, or its whole `forward` where something was done to that: logits at the input's size."""
-        network = self.network
-        plain = Snapshot.is_plain(network) and type(network).forward is SegmentationNetwork.forward
-        with self._alone, torch.inference_mode(False), torch.no_grad(), _precision(x.device, self.dtype, self._own):
-            trained = [module for module in network.modules() if module.training]
+    def forward_logits(self, x: Tensor) -> HeadOutput:
+        """The network's; where something was done to the whole of it, the logits of `forward`, at the input's size."""
+        call = next(filter(is_called_otherwise, (self.owner, self.network)), self.network.forward_logits)
+        # All threads see a network's mode. Its hooks get a usual tensor: one of inference mode is of no use outside.
+        precision = torch.autocast(x.device.type, self.mixed, enabled=self.mixed is not None)
+        with LOCK, torch.inference_mode(False), torch.no_grad(), precision:
+            trained = [module for module in self.owner.modules() if module.training]
             for module in trained:
                 module.training = False
             try:
-                # Its hooks get a tensor of the usual kind: one of inference mode cannot be written to outside of it.
-                logits: Tensor = (network.forward_logits if plain else network)(x.to(self._own, copy=True))
+                logits: HeadOutput = call(x.to(self.dtype, copy=True))
             finally:
                 for module in trained:
                     module.training = True
         return logits
-
-
-def _precision(device: torch.device, dtype: torch.dtype, own: torch.dtype) -> torch.autocast:
-    mixed = dtype not in (own, torch.float32)
-    return torch.autocast(device.type, dtype if mixed else None, enabled=mixed)
 
 
 _LARGE = 64 << 20
@@ -181,50 +165,48 @@ _STAGE_LISTS = {"timm.models._features.FeatureListNet"}
 
 
 @torch.no_grad()
-def fold_batchnorm(network: SegmentationNetwork, probe: Sizes = PROBE) -> bool:
+def fold_batchnorm(network: SegmentationNetwork) -> bool:
     """Scale every convolution by the BatchNorm that alone reads it; the same function with fewer steps.
 
     Returns:
         Whether the network still computes the same; a convolution that something else reads as well spoils it.
     """
-    return _keeps(network, lambda: _fold(network, probe[0]), probe)
+    return _computes_the_same(network, lambda: _fold(network))
 
 
-def _keeps(network: SegmentationNetwork, rewrite: Callable[[], None], probe: Sizes) -> bool:
-    """Whether the network computes the same after `rewrite` as before, on noise of every size."""
-    noise = [_noise(network, size) for size in probe]
+def _computes_the_same(network: SegmentationNetwork, rewrite: Callable[[], None]) -> bool:
+    """Whether `rewrite` leaves the network's output on noise of two sizes, one of them odd, as it is."""
+    side = network.probe
+    noise = [_noise(network, size) for size in ((side, side), (side + side // 2 + 1, side + 7))]
     try:
         expected = [network.forward_logits(x) for x in noise]
         rewrite()
         found = [network.forward_logits(x) for x in noise]
-    except Exception as error:  # noqa: BLE001  (whatever a stranger's layer does not take)
-        _log.info("comparing the network with itself failed: %s", error)
+    except Exception as error:  # whatever a layer that nobody here knows may raise
+        _log.info("the network could not be compared with itself: %s", error)
         return False
     return all(map(_is_close, found, expected))
 
 
-def _is_close(found: Tensor, expected: Tensor) -> bool:
+def _is_close(found: HeadOutput, expected: HeadOutput) -> bool:
+    if isinstance(found, tuple) and isinstance(expected, tuple):
+        return all(map(_is_close, found, expected))
+    assert isinstance(found, Tensor) and isinstance(expected, Tensor)
     tolerance = 1e-3 * float(expected.std())
-    return (
-        math.isfinite(tolerance)
-        and found.shape == expected.shape
-        and torch.allclose(expected, found, rtol=1e-3, atol=tolerance)
-    )
+    return math.isfinite(tolerance) and torch.allclose(expected, found, rtol=1e-3, atol=tolerance)
 
 
 def _noise(network: SegmentationNetwork, size: tuple[int, int]) -> Tensor:
-    weight = next(network.parameters())
-    noise = torch.randn(
-        1, network.in_chans, *size, generator=torch.Generator("cpu").manual_seed(0), dtype=weight.dtype, device="cpu"
-    )
-    return noise.to(weight.device)
+    weight, generator = next(network.parameters()), torch.Generator("cpu").manual_seed(0)
+    noise = torch.randn(1, network.in_chans, *size, generator=generator, dtype=torch.float32, device="cpu")
+    return noise.to(weight.device, weight.dtype)
 
 
 _NORMS = {"torch.nn.modules.batchnorm.BatchNorm2d", "timm.layers.norm_act.BatchNormAct2d"}
 
 
-def _fold(network: SegmentationNetwork, size: tuple[int, int]) -> None:
-    for conv, norm in _pairs(network, _noise(network, size)):
+def _fold(network: SegmentationNetwork) -> None:
+    for conv, norm in _pairs(network, _noise(network, (network.probe, network.probe))):
         mean, var = norm.running_mean, norm.running_var
         if mean is None or var is None:  # it normalises by the map itself, in `eval()` as well
             continue

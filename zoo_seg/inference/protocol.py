@@ -16,8 +16,8 @@ from torch import Tensor
 
 from zoo_seg.errors import OptionError
 from zoo_seg.inference.looks import Infer, Look, Size, Slide, Whole
-from zoo_seg.networks.network import SegmentationNetwork
-from zoo_seg.networks.resample import resize
+from zoo_seg.layers.resample import resize
+from zoo_seg.network import SegmentationNetwork
 
 _FIRST_ROWS = 8
 """Rows of the first strip, whose shape tells how many fit into the following ones."""

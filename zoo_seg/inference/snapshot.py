@@ -9,7 +9,9 @@ from __future__ import annotations
 import dataclasses
 import enum
 import functools
+import os
 import pathlib
+import threading
 import types
 import weakref
 from collections.abc import Callable, Iterable, Mapping
@@ -21,6 +23,11 @@ from torch import Tensor, nn
 from torch.nn.modules import module as _torch_module
 
 from zoo_seg.inference.memory import drop_file_pages
+
+LOCK = threading.RLock()
+"""Held by the one thread that prepares a network, or uses one whose mode it has to change."""
+if hasattr(os, "register_at_fork"):  # the thread that held it is not there in a child
+    os.register_at_fork(after_in_child=LOCK._at_fork_reinit)  # type: ignore[attr-defined]
 
 _GLOBAL_HOOKS = _torch_module._global_forward_hooks, _torch_module._global_forward_pre_hooks
 _OF_LIBRARIES = ("torch", "timm", "zoo_seg")
@@ -41,9 +48,12 @@ class Snapshot:
     Attributes:
         reason: why a copy may compute something else (hooks, patched methods, ...), or None. Such a network is to be
             used as it is, so that its tensors need no watching.
+
+    Args:
+        contents: also remember what is in the tensors.
     """
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, *, contents: bool = True) -> None:
         self.reason: str | None = None
         self._seen: set[int] = set()
         self._held: list[tuple[Callable[[Any], list[object]], object, list[object]]] = []
@@ -56,7 +66,8 @@ class Snapshot:
         # The network keeps its snapshot: without a circle both are freed at once.
         self._root = self._held.pop(self._root_place)[2]
         self._facts = _facts(self._tensors)
-        if self.reason is None:
+        self._memory: _Memory | None = None
+        if contents and self.reason is None:
             self._memory = _Memory(self._tensors)
             self._sums = self._memory.sums()
 
@@ -67,7 +78,7 @@ class Snapshot:
                 _same(_of_module(network), self._root)
                 and all(_same(look(holder), held) for look, holder, held in self._held)
                 and _facts(self._tensors) == self._facts
-                and (self.reason is not None or all(map(torch.equal, self._memory.sums(), self._sums)))
+                and (self._memory is None or all(map(torch.equal, self._memory.sums(), self._sums)))
             )
         except (KeyError, RuntimeError, ValueError):  # a part is gone, or has lost its memory
             return False
@@ -82,6 +93,8 @@ class Snapshot:
 
     def _visit_module(self, module: nn.Module, name: str) -> None:
         self._seen.add(id(module))
+        if isinstance(module, torch.jit.ScriptModule):
+            return self._stop(f"{name} is compiled by torch.jit")
         if not name:
             self._root_place = len(self._held)
         self._hold(_of_module, module)
@@ -200,20 +213,30 @@ def _is_frozen(value: object) -> bool:
     return dataclasses.is_dataclass(value) and _library(type(value)) == "zoo_seg" and value.__dataclass_params__.frozen  # type: ignore[attr-defined]
 
 
+def is_called_otherwise(module: nn.Module) -> bool:
+    """Whether calling it does more than the class of its name says."""
+    return any(_GLOBAL_HOOKS) or _is_special(module) is not None
+
+
 def _is_special(module: nn.Module) -> str | None:
     """What a copy of the module may lose, or compute with the user's own objects."""
     attributes = vars(module)
     for hook in (hook for name in _HOOKS for hook in attributes[name].values()):
         if _library(getattr(hook, "func", hook)) != "timm":  # which reads some backbones' feature maps so
             return "has a hook"
-    if isinstance(module, torch.jit.ScriptModule):
-        return "is compiled by torch.jit"
     if "parametrizations" in attributes["_modules"]:
         return "is parametrised"
     for name, value in attributes.items():
         if callable(value) and callable(getattr(type(module), name, None)):
             return f"has a {name} of its own"
+    for name in _STEPS if hasattr(type(module), "forward_logits") else ():
+        if _library(getattr(type(module), name)) != "zoo_seg":
+            return f"is a {type(module).__name__}, which has a {name} of its own"
     return None
+
+
+_STEPS = "forward", "forward_features", "forward_head", "forward_logits"
+"""Of a whole network: what `predict` goes through."""
 
 
 # --- tensors ------------------------------------------------------------------------------------

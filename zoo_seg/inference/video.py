@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from zoo_seg.errors import ImageError, MissingExtraError, OptionError
-from zoo_seg.inference.picture import RGB, most_pixels
+from zoo_seg.images.reading import RGB, most_pixels
 from zoo_seg.inference.predictor import in_order
 from zoo_seg.inference.segmentation import Segmentation
 

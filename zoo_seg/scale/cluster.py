@@ -19,7 +19,7 @@ import torch
 
 from zoo_seg import settings
 from zoo_seg.errors import MissingExtraError, OptionError, OutOfMemoryError, ScaleError
-from zoo_seg.inference.picture import Picture
+from zoo_seg.images.reading import Picture
 from zoo_seg.inference.predicting import Predicting
 from zoo_seg.scale.jobs import Job, Work
 from zoo_seg.scale.places import Elsewhere, is_url, write_png

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from PIL import Image
 
 from zoo_seg.errors import ImageError
-from zoo_seg.inference.picture import Picture
+from zoo_seg.images.reading import Picture
 from zoo_seg.inference.predicting import Predicting
 from zoo_seg.inference.predictor import in_order
 from zoo_seg.inference.segmentation import Segmentation

@@ -10,7 +10,6 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
-from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -18,8 +17,10 @@ from zoo_seg.data.layouts import SegmentationData
 from zoo_seg.errors import OptionError, OutOfMemoryError, TrainingError, ZooSegError
 from zoo_seg.evaluation.measure import measure
 from zoo_seg.inference.memory import keep_large_blocks
-from zoo_seg.manifest import Metric, Protocol
+from zoo_seg.layers.readout import HeadOutput
+from zoo_seg.manifest import Metric, TestOptions
 from zoo_seg.model import SegmentationModel
+from zoo_seg.network import SegmentationNetwork
 from zoo_seg.training.journal import Journal
 from zoo_seg.training.losses import SegmentationLoss
 from zoo_seg.training.run import Run
@@ -33,18 +34,14 @@ if TYPE_CHECKING:
 
 
 class _Heads(nn.Module):
-    """What a training step computes: the logits of both heads, at their own strides."""
+    """What a training step computes: the logits of all heads, at their own strides."""
 
-    def __init__(self, model: SegmentationModel, auxiliary: bool) -> None:
+    def __init__(self, network: SegmentationNetwork, auxiliary: bool) -> None:
         super().__init__()
-        self.model, self.auxiliary = model, auxiliary
+        self.network, self.auxiliary = network, auxiliary
 
-    def forward(self, x: Tensor) -> list[Tensor]:
-        features = self.model.forward_features(x)
-        logits = [self.model.forward_head(features)]
-        if self.auxiliary and self.model.aux_head is not None:
-            logits.append(self.model.aux_head(features))
-        return logits
+    def forward(self, x: Tensor) -> list[HeadOutput]:
+        return self.network.forward_train(x, auxiliary=self.auxiliary)
 
 
 class Loop:
@@ -90,15 +87,13 @@ class Loop:
 
         self.kept = copy.deepcopy(model).eval()  # plain modules, whatever happens to those in training
         self.frozen = freeze(model, settings)
-        heads = _Heads(model, settings.aux_weight > 0)
+        heads = _Heads(model.network, settings.aux_weight > 0)
         freeze_unused(heads.eval(), model.parameters())
         if accelerator.num_processes > 1 and settings.freeze != "batchnorm":
             synchronise(model, self.device)
         self.model = model.to(self.device).to(memory_format=torch.channels_last)
-        self.ema = None
         if settings.ema is not None:
-            self.ema = ModelEmaV3(self.kept.to(self.device), settings.ema, use_warmup=True)
-            self.kept = self.ema.module
+            self.kept.to(self.device)
         self.heads, self.optimizer = accelerator.prepare(heads, _optimizer(model, settings))
 
     # --- the way through the epochs ---------------------------------------------------------------
@@ -163,13 +158,14 @@ class Loop:
         if not math.isfinite(value):
             raise self._not_finite(value, indices)
         self.optimizer.step()
-        if self.ema is not None:
-            self.ema.update(self.model, self.step)
+        if self.settings.ema is not None:
+            _follow(self.kept, self.model, self.settings.ema, self.step)
         return value
 
     def _loss(self, x: Tensor, y: Tensor) -> Tensor:
         total = torch.zeros((), device=self.device)
-        for logits, share in zip(self.heads(x), (1.0, self.settings.aux_weight), strict=False):
+        for number, logits in enumerate(self.heads(x)):
+            share = self.settings.aux_weight if number else 1.0
             sums = self.loss(logits, y)
             weight = self.accelerator.reduce(sums.weight.detach(), "sum").clamp(min=1e-12)
             # gradients are averaged over the processes, so each one's part counts that many times
@@ -211,7 +207,7 @@ class Loop:
     # --- measuring and keeping --------------------------------------------------------------------
 
     def _validate(self) -> dict[str, float]:
-        if self.ema is None:
+        if self.settings.ema is None:
             self.kept.load_state_dict(self.model.state_dict())
         measured = measure(
             self.kept.to(self.device),
@@ -225,7 +221,7 @@ class Loop:
 
     def _keep(self, miou: float) -> None:
         """The network of this epoch, as the last one and, where it is, as the best one."""
-        metric = Metric("mIoU", miou, "val", Protocol("whole", (1.0,), False), "reproduced")
+        metric = Metric("mIoU", miou, "val", TestOptions(), "reproduced")
         folders = [self.run.folder / "last"]
         if miou > self.best:
             self.best = miou
@@ -249,7 +245,7 @@ class Loop:
             "best": self.best,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "ema": None if self.ema is None else self.ema.module.state_dict(),
+            "ema": None if self.settings.ema is None else self.kept.state_dict(),
             "scaler": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
         }
 
@@ -258,10 +254,23 @@ class Loop:
         self.epoch, self.step, self.best = state["epoch"], state["step"], state["best"]
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        if self.ema is not None:
-            self.ema.module.load_state_dict(state["ema"])
+        if self.settings.ema is not None:
+            self.kept.load_state_dict(state["ema"])
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
+
+
+@torch.no_grad()
+def _follow(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
+    """Move an exponential moving average towards the model; the decay grows from 0, so that the start is forgotten."""
+    share = 1 - min(decay, 1 - max(step, 1) ** (-2 / 3))
+    old, new = average.state_dict().values(), model.state_dict().values()
+    pairs = list(zip(old, new, strict=True))
+    floats = [pair for pair in pairs if pair[0].is_floating_point()]
+    torch._foreach_lerp_([kept for kept, _ in floats], [now for _, now in floats], share)
+    for kept, now in pairs:
+        if not kept.is_floating_point():
+            kept.copy_(now)
 
 
 def _optimizer(model: SegmentationModel, settings: Settings) -> torch.optim.Optimizer:

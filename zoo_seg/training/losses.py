@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo_seg.networks.resample import resize
+from zoo_seg.layers.resample import resize
 
 _HARD = -math.log(0.7)
 _LEAST_HARD = 16

@@ -10,9 +10,9 @@ import numpy.typing as npt
 
 from zoo_seg.data.layouts import Sample, SegmentationData
 from zoo_seg.errors import MissingExtraError
-from zoo_seg.inference.picture import read_picture
+from zoo_seg.hub.files import replacing
+from zoo_seg.images.reading import read_picture
 from zoo_seg.model import SegmentationModel
-from zoo_seg.weights.files import replacing
 
 try:
     from matplotlib.backends.backend_agg import FigureCanvasAgg

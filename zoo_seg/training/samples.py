@@ -12,8 +12,8 @@ from torch.utils.data import Dataset, Sampler
 
 from zoo_seg.data.layouts import SegmentationData
 from zoo_seg.errors import DataError
+from zoo_seg.images.reading import read_picture
 from zoo_seg.inference.memory import keep_large_blocks
-from zoo_seg.inference.picture import read_picture
 
 Transform = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from zoo_seg.data.layouts import SegmentationData
 from zoo_seg.errors import OptionError
 from zoo_seg.factory import build_model, create_model, from_pretrained
+from zoo_seg.families.registry import list_families
+from zoo_seg.hub.download import shown
+from zoo_seg.info import ModelInfo
 from zoo_seg.manifest import Recipe, Resize, Weights, get_architecture, get_weights
 from zoo_seg.model import SegmentationModel
-from zoo_seg.networks.network import FAMILIES
+from zoo_seg.saving.folder import is_network
 from zoo_seg.training.settings import Settings
-from zoo_seg.weights.download import shown
-from zoo_seg.weights.folder import is_network
 
 
 def starting_network(
@@ -46,15 +47,15 @@ def starting_network(
         if isinstance(module, nn.Dropout2d) and settings.dropout is not None:
             module.p = settings.dropout
     resize = None if settings.resize is None else Resize(settings.resize, 4 * settings.resize)
-    network = SegmentationModel(
-        network,
+    info = ModelInfo(
         classes=data.classes,
         palette=data.palette,
         preprocess=replace(network.preprocess, resize=resize),
         protocol=network.protocol,
+        in_chans=network.in_chans,
         architecture=network.architecture,
     )
-    return network, origin
+    return SegmentationModel(network.network, info), origin
 
 
 def _from_weights(
@@ -80,23 +81,25 @@ def _from_scratch(
 ) -> tuple[SegmentationModel, str | None]:
     if model is None:
         raise OptionError("there is no model; expected a model name, such as 'pspnet_resnet50_os8'")
-    if model in FAMILIES:
+    options: dict[str, Any] = {}
+    if model in list_families():
         family, stride = model, None
     else:
         _, known = get_architecture(model)
         family, stride = known.family, known.output_stride
         if backbone is None:
-            backbone, channels = known.backbone, channels or known.channels
+            backbone, options = known.backbone, dict(known.options)
     if backbone is None:
         raise OptionError(f"{model!r} is a family; add a backbone, such as backbone='mobilenetv4_conv_small'")
-    head: dict[str, Any] = {} if channels is None else {"channels": channels}
+    if channels is not None:
+        options["channels"] = channels
     network = build_model(
         family,
         backbone,
         num_classes,
         output_stride=stride,
         backbone_pretrained=backbone_pretrained,
-        **head,
+        **options,
     )
     return network, f"timm's ImageNet weights of {backbone}" if backbone_pretrained else None
 
@@ -134,5 +137,5 @@ def recipe_of(settings: Settings, steps: int, model: SegmentationModel) -> Recip
         schedule="poly",
         momentum=settings.momentum if settings.optimizer == "sgd" else None,
         weight_decay=settings.weight_decay,
-        aux_loss_weight=None if model.aux_head is None else settings.aux_weight,
+        aux_loss_weight=settings.aux_weight if model.aux_heads else None,
     )

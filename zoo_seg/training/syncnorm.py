@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from timm.layers.norm_act import BatchNormAct2d, convert_sync_batchnorm
 from torch import Tensor, nn
 
 
@@ -18,7 +17,7 @@ class ProcessBatchNorm(nn.BatchNorm2d):
         self.weight, self.bias = norm.weight, norm.bias
         self.running_mean, self.running_var = norm.running_mean, norm.running_var
         self.num_batches_tracked = norm.num_batches_tracked
-        self.after = nn.Sequential(norm.drop, norm.act) if isinstance(norm, BatchNormAct2d) else nn.Identity()
+        self.after = nn.Sequential(*norm.children())  # timm's BatchNorm may carry an activation
         self.train(norm.training)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -64,10 +63,19 @@ def _over_all(x: Tensor) -> Tensor:
 def synchronise(module: nn.Module, device: torch.device) -> None:
     """Make every BatchNorm inside `module` look at all processes, in place."""
     if device.type == "cuda":
-        convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
+        _synchronise_on_gpus(module)
         return
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
             setattr(module, name, ProcessBatchNorm(child))
         else:
             synchronise(child, device)
+
+
+def _synchronise_on_gpus(module: nn.Module) -> None:
+    if any(isinstance(each, nn.BatchNorm2d) and [*each.children()] for each in module.modules()):
+        from timm.layers.norm_act import convert_sync_batchnorm  # the network's norms are timm's, with activations
+
+        convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
+    else:
+        nn.SyncBatchNorm.convert_sync_batchnorm(module)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from zoo_seg.inference.preprocess import resized_size
+from zoo_seg.images.preprocess import resized_size
 from zoo_seg.manifest import Resize
 
 _TRIES = 10

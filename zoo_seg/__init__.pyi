@@ -1,0 +1,102 @@
+"""The names of `zoo_seg`; written by `zoo-seg manifest stub`."""
+
+from zoo_seg import evaluation as evaluation
+from zoo_seg import inference as inference
+from zoo_seg.errors import ZooSegError as ZooSegError
+from zoo_seg.export.loaded import ExportedModel as ExportedModel
+from zoo_seg.export.loaded import from_exported as from_exported
+from zoo_seg.export.write import export as export
+from zoo_seg.factory import build_model as build_model
+from zoo_seg.factory import create_model as create_model
+from zoo_seg.factory import from_pretrained as from_pretrained
+from zoo_seg.inference.predictor import Predictor as Predictor
+from zoo_seg.inference.segmentation import Segmentation as Segmentation
+from zoo_seg.manifest import Pretrained
+from zoo_seg.manifest import Weights as Weights
+from zoo_seg.manifest import get_weights as get_weights
+from zoo_seg.manifest import list_models as list_models
+from zoo_seg.manifest import list_weights as list_weights
+from zoo_seg.model import SegmentationModel as SegmentationModel
+from zoo_seg.training.finetune import finetune as finetune
+from zoo_seg.version import __version__ as __version__
+
+def fcn_resnet50_os8(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """FCN on ResNet-50-c, output stride 8."""
+
+fcn_r50_os8 = fcn_resnet50_os8
+
+def fcn_resnet50_os16(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """FCN on ResNet-50-c, output stride 16."""
+
+fcn_r50_os16 = fcn_resnet50_os16
+
+def fcn_resnet101_os8(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """FCN on ResNet-101-c, output stride 8."""
+
+fcn_r101_os8 = fcn_resnet101_os8
+
+def fcn_resnet101_os16(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """FCN on ResNet-101-c, output stride 16."""
+
+fcn_r101_os16 = fcn_resnet101_os16
+
+def pspnet_resnet50_os8(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """PSPNet on ResNet-50-c, output stride 8."""
+
+pspnet_r50_os8 = pspnet_resnet50_os8
+
+def pspnet_resnet50_os16(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """PSPNet on ResNet-50-c, output stride 16."""
+
+pspnet_r50_os16 = pspnet_resnet50_os16
+
+def pspnet_resnet101_os8(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """PSPNet on ResNet-101-c, output stride 8."""
+
+pspnet_r101_os8 = pspnet_resnet101_os8
+
+def pspnet_resnet101_os16(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """PSPNet on ResNet-101-c, output stride 16."""
+
+pspnet_r101_os16 = pspnet_resnet101_os16
+
+def semanticfpn_resnet50(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """Semantic FPN on ResNet-50-c, output stride 32."""
+
+semantic_fpn_resnet50 = semanticfpn_resnet50
+semanticfpn_r50 = semanticfpn_resnet50
+semantic_fpn_r50 = semanticfpn_resnet50
+
+def semanticfpn_resnet101(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """Semantic FPN on ResNet-101-c, output stride 32."""
+
+semantic_fpn_resnet101 = semanticfpn_resnet101
+semanticfpn_r101 = semanticfpn_resnet101
+semantic_fpn_r101 = semanticfpn_resnet101
+
+def semanticfpn_mobilenetv4_small(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """Semantic FPN on MobileNetV4-Conv-Small."""
+
+semantic_fpn_mobilenetv4_small = semanticfpn_mobilenetv4_small

@@ -1,0 +1,66 @@
+"""Backbones by name: those written here, and any of timm's."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+
+from torch import nn
+
+from zoo_seg import backbones
+from zoo_seg.keymap import KeyMap
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """How a backbone is built, and what other projects call its tensors.
+
+    `create(output_stride=None, in_chans=3, levels=None, pretrained=False, **options)` returns a module that takes
+    (N, in_chans, H, W) and returns its last `levels` feature maps, finest first, with `channels` and `strides`: those
+    of the maps. `key_maps` name what stands behind the project's own prefix.
+    """
+
+    name: str
+    create: Callable[..., nn.Module]
+    key_maps: Mapping[str, KeyMap] = field(default_factory=dict)
+
+
+_REGISTERED: dict[str, Backbone] = {}
+
+
+def register_backbone(
+    name: str, create: Callable[..., nn.Module], key_maps: Mapping[str, KeyMap] | None = None
+) -> Backbone:
+    """Make a backbone known; a later one of the same name takes its place."""
+    _REGISTERED[name] = Backbone(name, create, key_maps or {})
+    return _REGISTERED[name]
+
+
+@cache
+def _import_all() -> None:
+    for module in pkgutil.iter_modules(backbones.__path__):
+        if module.name not in ("registry", "timm_backbone"):
+            importlib.import_module(f"{backbones.__name__}.{module.name}")
+
+
+def list_backbones() -> list[str]:
+    """The names of the backbones that are written here or were registered; timm's are known besides."""
+    _import_all()
+    return sorted(_REGISTERED)
+
+
+def find_backbone(name: str) -> Backbone:
+    """A backbone by its name: one of ours, else timm's.
+
+    Raises:
+        UnknownNameError: neither has it.
+    """
+    _import_all()
+    if name in _REGISTERED:
+        return _REGISTERED[name]
+    from zoo_seg.backbones.timm_backbone import find_timm_backbone  # 2 seconds, for those who need it
+
+    return find_timm_backbone(name, list_backbones())

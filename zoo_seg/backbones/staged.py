@@ -1,0 +1,77 @@
+"""A backbone as stages, each of which leads from one feature map to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from zoo_seg.errors import OptionError
+
+
+class StagedBackbone(nn.Module):
+    """Base of backbones that are a plain chain of modules, which inference may run map by map to keep what is read.
+
+    (N, in_chans, H, W) -> the feature maps, finest first.
+
+    Args:
+        channels: of all feature maps.
+        strides: of all feature maps.
+        levels: how many of the last maps to return; None is all.
+
+    Raises:
+        OptionError: there are not so many.
+    """
+
+    channels: tuple[int, ...]
+    """Of the feature maps that are returned, finest first."""
+    strides: tuple[int, ...]
+
+    def __init__(self, channels: Sequence[int], strides: Sequence[int], levels: int | None) -> None:
+        super().__init__()
+        if levels is not None and not 1 <= levels <= len(channels):
+            raise OptionError(f"{levels} feature maps are asked for; {type(self).__name__} has 1 to {len(channels)}")
+        self._skipped = len(channels) - (levels or len(channels))
+        self.channels, self.strides = tuple(channels[self._skipped :]), tuple(strides[self._skipped :])
+
+    def chain(self) -> list[list[nn.Module]]:
+        """For each of all feature maps the modules that, one after the other, lead to it from the map before."""
+        raise NotImplementedError
+
+    def stages(self) -> list[list[nn.Module]]:
+        """`chain`, for each of the feature maps that are returned."""
+        chain, first = self.chain(), self._skipped + 1
+        return [[module for stage in chain[:first] for module in stage], *chain[first:]]
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        maps = []
+        for stage in self.stages():
+            for module in stage:
+                x = module(x)
+            maps.append(x)
+        return maps
+
+
+def create_with_timm_names(
+    name: str,
+    build: Callable[..., StagedBackbone],
+    *,
+    levels: int | None = None,
+    output_stride: int | None = None,
+    in_chans: int = 3,
+    pretrained: bool = False,
+    **options: Any,
+) -> StagedBackbone:
+    """`Backbone.create` of a network whose parameters have timm's names, so that timm's ImageNet weights fit.
+
+    Raises:
+        OptionError: an option is not allowed, or timm has no such weights.
+        DownloadError: they cannot be fetched.
+    """
+    backbone = build(levels=levels, output_stride=output_stride, in_chans=in_chans, **options)
+    if pretrained:
+        from zoo_seg.backbones.timm_backbone import imagenet_weights
+
+        backbone.load_state_dict(imagenet_weights(name, in_chans))
+    return backbone

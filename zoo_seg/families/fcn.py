@@ -1,0 +1,155 @@
+"""FCN: 3x3 convolutions on the last feature map. Long et al., https://arxiv.org/abs/1411.4038
+
+As SSSegmentation and MMSegmentation train it on a dilated ResNet; MMSegmentation's concatenates the head's input to its
+features once more (`concat_input`). With one convolution on the map before the last it is also the auxiliary head of
+many families.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zoo_seg.families.registry import Family, Heads, Shapes, register_family
+from zoo_seg.keymap import KeyMap
+from zoo_seg.layers.blocks import ConvNormAct
+
+
+class FCNHead(nn.Module):
+    """Backbone feature maps, finest first -> logits (N, num_classes, h, w) at the stride of the map it reads.
+
+    Args:
+        in_channels: channels of the backbone's feature maps.
+        num_classes: classes of the logits.
+        channels: width of the convolutions.
+        num_convs: how many 3x3 convolutions stand before the classifier.
+        level: which feature map to read, counted as in a list.
+        dilation: of the convolutions.
+        concat_input: one more convolution over the input beside the convolutions' output.
+    """
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        num_classes: int,
+        *,
+        channels: int = 512,
+        num_convs: int = 2,
+        level: int = -1,
+        dilation: int = 1,
+        concat_input: bool = False,
+    ) -> None:
+        super().__init__()
+        self.level = level
+        width = in_channels[level]
+        widths = [width] + [channels] * num_convs
+        self.convs = nn.Sequential(*(ConvNormAct(a, b, 3, dilation=dilation) for a, b in pairwise(widths)))
+        self.concat = ConvNormAct(width + channels, channels, 3) if concat_input else None
+        self.dropout = nn.Dropout2d(0.1)
+        self.classifier = nn.Conv2d(channels if num_convs else width, num_classes, 1)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        x = features[self.level]
+        out = self.convs(x)
+        if self.concat is not None:
+            out = self.concat(torch.cat([x, out], dim=1))
+        logits: Tensor = self.classifier(self.dropout(out))
+        return logits
+
+
+@dataclass(frozen=True)
+class FCNOptions:
+    """See `FCNHead`; `aux_channels` is the width of the auxiliary head, None that of the head."""
+
+    channels: int = 512
+    aux_channels: int | None = None
+    num_convs: int = 2
+    level: int = -1
+    dilation: int = 1
+    concat_input: bool = False
+
+
+def _build(channels: Sequence[int], num_classes: int, options: FCNOptions, *, align_corners: bool) -> Heads:
+    head = FCNHead(
+        channels,
+        num_classes,
+        channels=options.channels,
+        num_convs=options.num_convs,
+        level=options.level,
+        dilation=options.dilation,
+        concat_input=options.concat_input,
+    )
+    return Heads(head, [aux_head(channels, num_classes, options.aux_channels or options.channels)])
+
+
+def aux_head(channels: Sequence[int], num_classes: int, width: int) -> FCNHead:
+    """The usual auxiliary head: one convolution on the feature map before the last."""
+    return FCNHead(channels, num_classes, channels=width, num_convs=1, level=-2)
+
+
+SSSEG_AUX = (
+    ("auxiliary_decoder.0.", "aux_heads.0.convs.0.conv."),
+    ("auxiliary_decoder.1.", "aux_heads.0.convs.0.norm."),
+    ("auxiliary_decoder.4.", "aux_heads.0.classifier."),
+)
+MMSEG_AUX = (
+    ("auxiliary_head.convs.0.conv.", "aux_heads.0.convs.0.conv."),
+    ("auxiliary_head.convs.0.bn.", "aux_heads.0.convs.0.norm."),
+    ("auxiliary_head.conv_seg.", "aux_heads.0.classifier."),
+)
+"""What the projects call the tensors of `aux_head`."""
+
+
+def _ssseg(options: FCNOptions) -> KeyMap:
+    return KeyMap(
+        (
+            ("decoder.0.", "head.convs.0.conv."),
+            ("decoder.1.", "head.convs.0.norm."),
+            ("decoder.3.", "head.convs.1.conv."),
+            ("decoder.4.", "head.convs.1.norm."),
+            ("decoder.7.", "head.classifier."),
+            *SSSEG_AUX,
+        )
+    )
+
+
+def _mmseg(options: FCNOptions) -> KeyMap:
+    return KeyMap(
+        (
+            ("decode_head.convs.{}.conv.", "head.convs.{}.conv."),
+            ("decode_head.convs.{}.bn.", "head.convs.{}.norm."),
+            ("decode_head.conv_cat.conv.", "head.concat.conv."),
+            ("decode_head.conv_cat.bn.", "head.concat.norm."),
+            ("decode_head.conv_seg.", "head.classifier."),
+            *MMSEG_AUX,
+        )
+    )
+
+
+def read_widths(shapes: Shapes) -> dict[str, Any]:
+    """The widths of a head and its auxiliary head."""
+    found = {"channels": "head.classifier.weight", "aux_channels": "aux_heads.0.classifier.weight"}
+    return {option: shapes[name][1] for option, name in found.items() if len(shapes.get(name, ())) == 4}
+
+
+def _read_options(shapes: Shapes) -> dict[str, Any]:
+    return {**read_widths(shapes), "concat_input": "head.concat.conv.weight" in shapes}
+
+
+FAMILY = register_family(
+    Family(
+        name="fcn",
+        title="FCN",
+        paper="https://arxiv.org/abs/1411.4038",
+        options=FCNOptions,
+        build=_build,
+        levels=2,
+        key_maps={"ssseg": _ssseg, "mmseg": _mmseg},
+        read_options=_read_options,
+    )
+)

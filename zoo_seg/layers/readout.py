@@ -1,0 +1,34 @@
+"""What heads return, and how it becomes logits."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Queries(NamedTuple):
+    """Masks that each stand for a share of every class (MaskFormer, https://arxiv.org/abs/2107.06278).
+
+    They are resized before the sigmoid and the mixing, which is not linear: the result differs from resized logits.
+    """
+
+    masks: Tensor
+    """(N, Q, h, w), logits of each query's mask."""
+    classes: Tensor
+    """(N, Q, C), the probability of each class."""
+
+
+HeadOutput = Tensor | Queries
+"""Logits (N, C, h, w), or queries."""
+
+
+def read_out(values: Tensor, classes: Tensor | None) -> Tensor:
+    """Resized values of a head as logits (N, C, H, W).
+
+    Args:
+        values: logits (N, C, H, W), or masks (N, Q, H, W) at the size of the network's input.
+        classes: of the queries; None for logits, which stay as they are.
+    """
+    return values if classes is None else torch.einsum("nqc,nqhw->nchw", classes, values.sigmoid())

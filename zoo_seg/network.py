@@ -1,0 +1,146 @@
+"""A backbone, a head and auxiliary heads, and how they are built from an architecture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zoo_seg.backbones.registry import find_backbone
+from zoo_seg.errors import OptionError
+from zoo_seg.families.registry import Family, find_family
+from zoo_seg.layers.readout import HeadOutput, Queries, read_out
+from zoo_seg.layers.resample import resize
+from zoo_seg.manifest import Architecture
+
+
+class SegmentationNetwork(nn.Module):
+    """The pure network: tensors in, tensors out.
+
+    Args:
+        backbone: (N, in_chans, H, W) -> feature maps, finest first.
+        head: feature maps -> logits at the stride of one of them, or `Queries`.
+        aux_heads: read the same maps; trained with a part of the loss, unused in `forward`.
+        align_corners: of the resize to the input's size.
+        size_divisor: the input is padded with zeros (the mean colour) at the right and bottom to a multiple.
+        probe: side of the noise image on which a rewritten network is compared with itself.
+    """
+
+    backbone: nn.Module
+    head: nn.Module
+    aux_heads: nn.ModuleList
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        head: nn.Module,
+        aux_heads: Sequence[nn.Module] = (),
+        *,
+        align_corners: bool = False,
+        size_divisor: int = 1,
+        probe: int = 64,
+    ) -> None:
+        super().__init__()
+        self.backbone, self.head, self.aux_heads = backbone, head, nn.ModuleList(aux_heads)
+        self.align_corners, self.size_divisor, self.probe = align_corners, size_divisor, probe
+
+    def with_parts(self, backbone: nn.Module, head: nn.Module) -> SegmentationNetwork:
+        """A network like this one on other parts, without auxiliary heads."""
+        return SegmentationNetwork(
+            backbone, head, align_corners=self.align_corners, size_divisor=self.size_divisor, probe=self.probe
+        )
+
+    @property
+    def in_chans(self) -> int:
+        """Channels of the image: those that the first convolution reads."""
+        return next(parameter for parameter in self.backbone.parameters() if parameter.ndim == 4).shape[1]
+
+    def forward_features(self, x: Tensor) -> list[Tensor]:
+        """(N, in_chans, H, W) -> the backbone's feature maps, finest first."""
+        return list(self.backbone(self.pad(x)))
+
+    def forward_head(self, features: list[Tensor]) -> HeadOutput:
+        """The backbone's feature maps -> logits (N, num_classes, h, w) at the head's own stride, or `Queries`."""
+        output: HeadOutput = self.head(features)
+        return output
+
+    def forward_train(self, x: Tensor, *, auxiliary: bool = True) -> list[HeadOutput]:
+        """(N, in_chans, H, W) -> what training compares with the labels: the head's logits, then the auxiliary ones."""
+        features = self.forward_features(x)
+        trained = getattr(self.head, "forward_train", None)
+        outputs = list(trained(features)) if trained else [self.forward_head(features)]
+        return outputs + [head(features) for head in self.aux_heads if auxiliary]
+
+    def forward_logits(self, x: Tensor) -> HeadOutput:
+        """(N, in_chans, H, W) -> logits (N, num_classes, h, w) at the head's own stride, or `Queries`."""
+        return self.forward_head(self.forward_features(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in_chans, H, W), normalised float -> logits (N, num_classes, H, W), resized bilinearly."""
+        output = self.forward_logits(x)
+        values, classes = output if isinstance(output, Queries) else (output, None)
+        height, width = x.shape[-2:]
+        size = padded_size(height, width, self.size_divisor)
+        return read_out(resize(values, size, self.align_corners)[..., :height, :width], classes)
+
+    def pad(self, x: Tensor) -> Tensor:
+        """The input at a size that the network takes."""
+        height, width = padded_size(x.shape[-2], x.shape[-1], self.size_divisor)
+        return F.pad(x, (0, width - x.shape[-1], 0, height - x.shape[-2])) if self.size_divisor > 1 else x
+
+
+def padded_size(height: int, width: int, divisor: int) -> tuple[int, int]:
+    """The sides rounded up to multiples; without negative numbers, which exported graphs round the other way."""
+    return (height + divisor - 1) // divisor * divisor, (width + divisor - 1) // divisor * divisor
+
+
+def with_all_options(architecture: Architecture) -> Architecture:
+    """The same with every option of its family, so that a later version's defaults change nothing.
+
+    Raises:
+        OptionError: an option is not allowed.
+    """
+    return replace(architecture, options=asdict(find_family(architecture.family).make_options(architecture.options)))
+
+
+def build_network(
+    architecture: Architecture, num_classes: int, *, in_chans: int = 3, backbone_pretrained: bool = False
+) -> SegmentationNetwork:
+    """The network of an architecture, with random weights but for the backbone's on request.
+
+    Raises:
+        UnknownNameError: there is no such family or backbone.
+        OptionError: they do not go together, or an option is not allowed.
+    """
+    if num_classes < 1 or in_chans < 1:
+        raise OptionError(f"num_classes is {num_classes} and in_chans {in_chans}; both must be at least 1")
+    family = find_family(architecture.family)
+    options = family.make_options(architecture.options)
+    body = _build_backbone(architecture, family, family.levels_of(options), in_chans, backbone_pretrained)
+    channels: Sequence[int] = body.channels  # type: ignore[assignment]
+    heads = family.build(channels, num_classes, options, align_corners=architecture.align_corners)
+    return SegmentationNetwork(
+        body,
+        heads.head,
+        heads.aux_heads,
+        align_corners=architecture.align_corners,
+        size_divisor=architecture.size_divisor,
+        probe=family.probe,
+    )
+
+
+def _build_backbone(
+    architecture: Architecture, family: Family, levels: int, in_chans: int, pretrained: bool
+) -> nn.Module:
+    name = architecture.backbone
+    if family.backbones is not None and name not in family.backbones:
+        raise OptionError(f"{family.name} stands on {' or '.join(family.backbones)}, not on {name!r}")
+    return find_backbone(name).create(
+        output_stride=architecture.output_stride,
+        in_chans=in_chans,
+        levels=levels,
+        pretrained=pretrained,
+        **architecture.backbone_options,
+    )

@@ -1,0 +1,311 @@
+"""What a user calls weights becomes tensors under this library's names.
+
+A name goes to its record, the record to a verified file, the file to a state dict. The first load of
+a cached pickle leaves a safetensors copy beside it, which later loads map into memory.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import cast
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from zoo_seg.checkpoints.convert import Converted, Layout, convert, described, looks_like
+from zoo_seg.checkpoints.digest import tensors_sha256
+from zoo_seg.checkpoints.opening import check_finite, open_checkpoint
+from zoo_seg.checkpoints.restore import count_classes, restore
+from zoo_seg.errors import CheckpointError
+from zoo_seg.families.registry import find_family
+from zoo_seg.hub import cache, huggingface
+from zoo_seg.hub.files import exclusive, replacing, sweep
+from zoo_seg.info import ModelInfo, info_of
+from zoo_seg.manifest import Architecture, Weights, get_architecture, get_weights, list_weights, load_manifest
+from zoo_seg.network import SegmentationNetwork
+from zoo_seg.saving.folder import WEIGHTS, is_network, options_are_whole, read_config
+
+_log = logging.getLogger("zoo_seg")
+
+_NAMING = "3"
+"""Version of this library's own names and forms of tensors, kept in the copies so that old ones are made anew."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Tensors under this library's names, and what is known of their network."""
+
+    path: Path
+    tensors: Mapping[str, Tensor]
+    layout: Layout
+    """Whose names the file had."""
+    architecture: Architecture
+    original: Callable[[str], str | None] = lambda name: name
+    """What the file calls, or would call, one of our tensors."""
+    info: ModelInfo | None = None
+    """That of the published record, or what stands beside the file where it is a folder."""
+    tensors_sha256: str | None = None
+    """The digest of the tensors, where it is known."""
+
+    @property
+    def num_classes(self) -> int:
+        """Read from the classifier's shape."""
+        return count_classes(self.path, self.tensors, self.architecture)
+
+    def build(self, *, num_classes: int | None = None, in_chans: int = 3) -> SegmentationNetwork:
+        """The network of these tensors, see `restore`."""
+        return restore(
+            self.path,
+            self.tensors,
+            self.architecture,
+            num_classes=num_classes,
+            in_chans=in_chans,
+            adapt=self.info is None or self.info.in_chans != in_chans,
+            original=self.original,
+        )
+
+
+def load_checkpoint(
+    model: str, pretrained: bool | str | os.PathLike[str] | Weights, *, progress: bool = True
+) -> Checkpoint:
+    """Find, verify, open and rename weights.
+
+    Args:
+        model: a canonical model name.
+        pretrained: True for the model's first weights, a tag (`"ade20k"`, `"ade20k_mmseg"`), a file, a folder that
+            `finetune` or `save_pretrained` wrote, an `https://`, `file://` or `hf://org/repo[@revision][/file]` link,
+            or a record.
+
+    Raises:
+        UnknownNameError: neither a tag of this model nor a file.
+        DownloadError, CheckpointError: see `zoo_seg.errors`.
+    """
+    if isinstance(pretrained, Weights):
+        return _from_record(pretrained, progress)
+    if isinstance(pretrained, bool):
+        return _from_record(_first_weights(model), progress)
+    _, architecture = get_architecture(model)
+    name = os.fspath(pretrained)
+    if name.startswith("hf://") and (repository := huggingface.repository(name)):
+        folder = huggingface.fetch_network(repository, progress=progress)
+        if folder is None:  # no config.json: bare weights
+            return _from_cache(cache.fetch_link(name, progress=progress), architecture, read_options=True)
+        return _fitting(open_folder(folder), architecture)
+    if "://" in name:
+        linked = cache.fetch_link(name, progress=progress)
+        if name.startswith("file://"):  # a file of the user's own is read where it is and gets no copy beside it
+            return _unmapped(_open(linked.path, architecture, read_options=True))
+        return _from_cache(linked, architecture, read_options=True)
+    if Path(name).is_file():
+        return _unmapped(_open(Path(name), architecture, read_options=True))
+    if is_network(name) or (os.sep in name and Path(name).is_dir()):
+        return _fitting(open_folder(Path(name)), architecture)
+    if isinstance(pretrained, os.PathLike) or os.sep in name or Path(name).suffix in (".pth", ".pt", ".safetensors"):
+        raise CheckpointError(
+            f"there is no file {name!r}; expected a .pth or .safetensors file, a link such as hf://org/repo, or a tag"
+        )
+    return _from_record(get_weights(model, name), progress)
+
+
+def _first_weights(model: str) -> Weights:
+    """What `pretrained=True` stands for."""
+    records = list_weights(model)
+    if not records:
+        raise CheckpointError(f"there are no published weights of {model}; expected a path or a link")
+    return records[0]
+
+
+def open_repository(repository: huggingface.Repository, *, progress: bool = True) -> Checkpoint:
+    """The network in a repository of the Hugging Face Hub, with its config.
+
+    Raises:
+        CheckpointError: it holds no network of this library.
+        DownloadError: it cannot be had.
+    """
+    folder = huggingface.fetch_network(repository, progress=progress)
+    if folder is None:
+        raise CheckpointError(
+            f"{repository.name} has no config.json, so it is not a network that zoo_seg wrote; a weight file in it is "
+            f"loaded into a model of a known name: pretrained='hf://{repository.name}/FILE'"
+        )
+    return open_folder(folder)
+
+
+def open_folder(folder: Path) -> Checkpoint:
+    """The network in a folder that `finetune` or `save_pretrained` wrote, with its config.
+
+    Raises:
+        CheckpointError: it is not such a folder, or its two files do not belong together.
+    """
+    info = read_config(folder)
+    assert info.architecture is not None  # `read_config` sees to it
+    checkpoint = _open(folder / WEIGHTS, info.architecture, read_options=not options_are_whole(folder))
+    if checkpoint.num_classes != len(info.classes):
+        raise CheckpointError(
+            f"{checkpoint.path} has {checkpoint.num_classes} classes, the config beside it {len(info.classes)}; "
+            "expected two files of one network"
+        )
+    digest = info.tensors_sha256 or tensors_sha256(checkpoint.tensors)
+    return replace(checkpoint, info=replace(info, architecture=checkpoint.architecture, tensors_sha256=digest))
+
+
+def _from_record(weights: Weights, progress: bool) -> Checkpoint:
+    cached = cache.fetch(weights, progress=progress)
+    proven = cached.sha256 in {file.sha256 for file in weights.files}
+    checkpoint = _from_cache(cached, weights.architecture, expected=None if proven else weights.tensors_sha256)
+    if checkpoint.num_classes != weights.num_classes:
+        raise CheckpointError(
+            f"{checkpoint.path} has {checkpoint.num_classes} classes, the record {weights.id} {weights.num_classes}; "
+            "the published file has changed. Load it by its path if you trust it"
+        )
+    digest = checkpoint.tensors_sha256 or tensors_sha256(checkpoint.tensors)
+    return replace(checkpoint, info=replace(info_of(weights), tensors_sha256=digest))
+
+
+def _from_cache(
+    file: cache.CachedFile, architecture: Architecture, *, expected: str | None = None, read_options: bool = False
+) -> Checkpoint:
+    """Open a verified file by way of its safetensors copy, which is made on the first load.
+
+    Args:
+        expected: the digest that the tensors must have, where the hash of the file itself proves nothing.
+        read_options: see `_open`.
+    """
+    if file.path.suffix == ".safetensors":
+        return _open(file.path, architecture, expected, read_options=read_options)
+    copy = file.path.with_name(f"{file.path.name}.{file.sha256[:12]}.safetensors")
+    if checkpoint := _read_copy(copy, architecture, read_options):
+        return checkpoint
+    with exclusive(copy.with_name(".lock")) as alone:  # of many processes one reads the pickle, the others its copy
+        if checkpoint := _read_copy(copy, architecture, read_options):
+            return checkpoint
+        checkpoint = _open(file.path, architecture, expected, read_options=read_options)
+        try:
+            checkpoint = replace(checkpoint, tensors_sha256=tensors_sha256(checkpoint.tensors))
+            _write_copy(checkpoint, copy, file.sha256)
+            if alone:
+                sweep(copy.parent)
+        except (OSError, SafetensorError) as error:  # a read-only or full cache: the tensors are here all the same
+            _log.info("no safetensors copy of %s was kept: %s", file.path.name, error)
+    return _read_copy(copy, architecture, read_options) or checkpoint  # mapped, it is shared by all who use it
+
+
+def _open(
+    path: Path, architecture: Architecture, expected: str | None = None, *, read_options: bool = False
+) -> Checkpoint:
+    """Open and convert a file.
+
+    Args:
+        expected: the digest that its tensors must have.
+        read_options: let shapes say what no record does, such as the widths of heads.
+    """
+    tensors, _ = open_checkpoint(path)
+    check_finite(path, tensors)
+    return from_tensors(path, tensors, architecture, expected, read_options=read_options)
+
+
+def from_tensors(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    architecture: Architecture,
+    expected: str | None = None,
+    *,
+    read_options: bool = True,
+) -> Checkpoint:
+    """The checkpoint that a file's tensors are, whoever named them; the arguments are those of `_open`.
+
+    Raises:
+        CheckpointError: they belong to another network, or are not those that were expected.
+    """
+    converted = _converted(path, tensors, architecture)
+    if expected and (found := tensors_sha256(converted.tensors)) != expected:
+        raise CheckpointError(
+            f"{path} holds other tensors than were published: expected the digest {expected}, got {found}; "
+            "delete it and fetch it from another source"
+        )
+    full = {name: _full(tensor) for name, tensor in converted.tensors.items()}
+    if read_options:
+        architecture = _with_options(architecture, full)
+    return Checkpoint(path, full, converted.layout, architecture, converted.original)
+
+
+def _converted(path: Path, tensors: Mapping[str, Tensor], architecture: Architecture) -> Converted:
+    try:
+        return convert(tensors, architecture)
+    except CheckpointError as error:
+        known = [model.architecture for model in load_manifest().models.values()]
+        found = looks_like((name.removeprefix("module.") for name in tensors), known)
+        looks = f". It looks like {found}: load it under that name" if found else ""
+        raise CheckpointError(f"{path} does not fit {described(architecture)}: {error}{looks}") from None
+
+
+def _with_options(architecture: Architecture, tensors: Mapping[str, Tensor]) -> Architecture:
+    read = find_family(architecture.family).read_options
+    if read is None:
+        return architecture
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    return replace(architecture, options={**architecture.options, **read(shapes)})
+
+
+def _unmapped(checkpoint: Checkpoint) -> Checkpoint:
+    """In memory: a user's script may save over the file it loaded, which would pull a map from under the network."""
+    return replace(checkpoint, tensors={name: tensor.clone() for name, tensor in checkpoint.tensors.items()})
+
+
+def _full(tensor: Tensor) -> Tensor:
+    """Other precisions are for files; networks are built in float32."""
+    return tensor.float() if tensor.is_floating_point() else tensor
+
+
+def _fitting(checkpoint: Checkpoint, architecture: Architecture) -> Checkpoint:
+    """Two strides of one network have the same tensors and different results, so what is said is compared as well."""
+    found = checkpoint.architecture
+    if any(getattr(found, name) != getattr(architecture, name) for name in ("family", "backbone", "output_stride")):
+        raise CheckpointError(
+            f"{checkpoint.path.parent} holds {described(found)}, expected {described(architecture)}; "
+            "zoo_seg.from_pretrained loads it as what it is"
+        )
+    return checkpoint
+
+
+# --- the copy in the cache ------------------------------------------------------------------------
+
+
+def _read_copy(copy: Path, architecture: Architecture, read_options: bool) -> Checkpoint | None:
+    """The copy, if it is undamaged, has today's names and was made for such a network."""
+    if cache.check(copy) is None:
+        return None
+    tensors, metadata = open_checkpoint(copy)
+    if metadata.get("naming") != _NAMING or metadata.get("network") != _identity(architecture):
+        return None
+    if read_options:
+        architecture = _with_options(architecture, tensors)
+    digest = metadata["tensors_sha256"]
+    return Checkpoint(copy, tensors, cast(Layout, metadata["layout"]), architecture, tensors_sha256=digest)
+
+
+def _write_copy(checkpoint: Checkpoint, copy: Path, source_sha256: str) -> None:
+    metadata = {
+        "naming": _NAMING,
+        "network": _identity(checkpoint.architecture),
+        "layout": checkpoint.layout,
+        "source_sha256": source_sha256,
+        "tensors_sha256": checkpoint.tensors_sha256 or "",
+    }
+    with replacing(copy) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # safetensors makes its files readable by their owner only
+        save_file({name: tensor.contiguous() for name, tensor in checkpoint.tensors.items()}, temporary, metadata)
+        temporary.chmod(mode)
+    cache.write_record(copy)
+
+
+def _identity(architecture: Architecture) -> str:
+    """What decides how a file's names are converted."""
+    return json.dumps([architecture.family, architecture.backbone])
