@@ -120,7 +120,6 @@ def _bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
         bench.ids[layout] = list(ids)
         for source in ("me", "mm"):
             model.protocol = "mmseg" if source == "mm" else "ssseg"
-            model._predictor = None
             name, metrics = f"toy.{kind.dataset}_{source}", []
             for key, protocol in (("", toys["metrics"][0]["protocol"]), (" several", SEVERAL)):
                 masks = [model.predict(sample.picture, resize=64, **protocol).mask for sample in samples]

@@ -1,4 +1,4 @@
-"""Saved is what is loaded: parameters, buffers and class maps, for every family, many kinds of backbones and all options."""
+"""Saved is what is loaded: parameters, buffers and class maps, for every family, many backbones and all options."""
 
 from __future__ import annotations
 

@@ -51,6 +51,10 @@ class DataError(ZooSegError, ValueError):
     """A data set cannot be used for training or measuring; the message names the file."""
 
 
+class NumericalError(ZooSegError, ArithmeticError):
+    """The network's logits are NaN or infinite, so that no class wins; the message names the number type."""
+
+
 class OutOfMemoryError(ZooSegError, MemoryError):
     """The device has too little memory for this; the message says which option lowers it."""
 

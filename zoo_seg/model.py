@@ -20,7 +20,7 @@ from zoo_seg.families.registry import find_family
 from zoo_seg.hub import huggingface
 from zoo_seg.images.reading import Picture, drawn_street, read_picture
 from zoo_seg.inference.predicting import Predicting
-from zoo_seg.inference.predictor import Predictor
+from zoo_seg.inference.predictor import Predictor, Predictors, choose_dtype
 from zoo_seg.info import ModelInfo
 from zoo_seg.layers.readout import HeadOutput
 from zoo_seg.manifest import Architecture, Licence, Metric, Preprocess, Recipe, Weights, get_weights
@@ -57,7 +57,7 @@ class SegmentationModel(nn.Module, Predicting):
         super().__init__()
         self.network, self.info = network, info
         self._check_classes(info)
-        self._predictor: tuple[object, Predictor] | None = None
+        self._predictors = Predictors()
 
     # --- the network ------------------------------------------------------------------------------
 
@@ -197,11 +197,10 @@ class SegmentationModel(nn.Module, Predicting):
         dtype: str | torch.dtype = "float32",
         compile: bool = False,  # noqa: A002
     ) -> Predictor:
-        """The network made ready for many pictures; kept until the options or the network's values change."""
-        state = (str(device), str(dtype), compile, _version(self))
-        if self._predictor is None or self._predictor[0] != state:
-            self._predictor = None  # first free the old one
-            predictor = Predictor(
+        """The network made ready for many pictures; one for each choice of options is kept until the network changes."""
+
+        def make() -> Predictor:
+            return Predictor(
                 self.network,
                 classes=self.classes,
                 palette=self.palette,
@@ -210,9 +209,11 @@ class SegmentationModel(nn.Module, Predicting):
                 device=device,
                 dtype=dtype,
                 compile=compile,
+                owner=self,
             )
-            self._predictor = state, predictor
-        return self._predictor[1]
+
+        where = next(self.network.parameters()).device if device is None else device
+        return self._predictors.get(self, make, str(where), choose_dtype(dtype), compile)
 
     # --- folders and the Hugging Face Hub ---------------------------------------------------------
     #
@@ -385,16 +386,6 @@ class SegmentationModel(nn.Module, Predicting):
     def _example(self) -> Path | None:
         """The drawn street, for a network that knows streets."""
         return drawn_street() if self.in_chans == 3 and _STREET & {name.lower() for name in self.classes} else None
-
-    def __getstate__(self) -> dict[str, Any]:
-        """A copy or a pickle carries the network, not what was prepared from it."""
-        return {**self.__dict__, "_predictor": None}
-
-
-def _version(module: nn.Module) -> tuple[object, ...]:
-    """Changes whenever a value of the module may have changed."""
-    tensors = [*module.parameters(), *module.buffers()]
-    return tuple((id(tensor), tensor.device, tensor.dtype, tensor._version) for tensor in tensors)
 
 
 def _open_repository(name: str | os.PathLike[str], repository: huggingface.Repository, progress: bool) -> Checkpoint:

@@ -287,6 +287,10 @@ def _fitting(checkpoint: Checkpoint, architecture: Architecture | None) -> Check
     return checkpoint
 
 
+def _key(architecture: Architecture) -> tuple[object, ...]:
+    return architecture.family, architecture.backbone, architecture.output_stride
+
+
 # --- the copy in the cache ------------------------------------------------------------------------
 
 

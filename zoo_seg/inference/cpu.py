@@ -11,21 +11,24 @@ from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
-from timm.models.resnet import Bottleneck
 from torch import Tensor, nn
 
+from zoo_seg.inference.snapshot import class_name
+
+_BOTTLENECKS = {"timm.models.resnet.Bottleneck"}
+"""Residual blocks with the names of timm's parts."""
 _SLICE = 512
 """Channels of a slice: oneDNN's 3x3 kernels reach their full rate up to about this many."""
 
 
 def suit_cpu(network: nn.Module, dtype: torch.dtype, *, in_place: bool = True) -> None:
     """Rewrite a network without BatchNorm for inference in `dtype` on a CPU; in place where that is possible."""
-    in_place = in_place and can_add_in_place(dtype)
+    in_place = in_place and can_add_in_place(torch.float32) and can_add_in_place(dtype)  # compared in float32
     for module in network.modules():
         for name, child in module.named_children():
             if _is_wide(child):
                 setattr(module, name, SlicedConv(child, in_place))
-    for stage in [module for module in network.modules() if in_place and isinstance(module, nn.Sequential)]:
+    for stage in [module for module in network.modules() if in_place and type(module) is nn.Sequential]:
         for i, block in enumerate(stage):
             # A stage's input may be one of the backbone's maps: its first block has a downsample, or stays.
             if _is_plain(block) and (i > 0 or block.downsample is not None):
@@ -62,7 +65,7 @@ def _is_wide(module: nn.Module) -> TypeGuard[nn.Conv2d]:
 
 
 def _is_dense(module: nn.Module) -> TypeGuard[nn.Conv2d]:
-    return isinstance(module, nn.Conv2d) and module.groups == 1 and module.padding_mode == "zeros"
+    return type(module) is nn.Conv2d and module.groups == 1 and module.padding_mode == "zeros"
 
 
 class ResidualBlock(nn.Module):
@@ -71,7 +74,7 @@ class ResidualBlock(nn.Module):
     Without a `downsample` the shortcut is the input itself, which is overwritten.
     """
 
-    def __init__(self, block: Bottleneck) -> None:
+    def __init__(self, block: Any) -> None:
         super().__init__()
         self.conv1, self.conv2, self.conv3, self.downsample = block.conv1, block.conv2, block.conv3, block.downsample
 
@@ -83,16 +86,16 @@ class ResidualBlock(nn.Module):
         return _add_conv(shortcut, y, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, "relu")
 
 
-def _is_plain(block: nn.Module) -> TypeGuard[Bottleneck]:
+def _is_plain(block: Any) -> bool:
     """A Bottleneck that is three dense convolutions and ReLUs, and nothing else."""
-    if type(block) is not Bottleneck or block.se is not None or block.drop_path is not None:
+    if class_name(block) not in _BOTTLENECKS or block.se is not None or block.drop_path is not None:
         return False
     convs = block.conv1, block.conv2, block.conv3
     nothing = block.bn1, block.bn2, block.bn3, block.aa, block.drop_block
     return (
         all(_is_dense(conv) for conv in convs)
-        and all(isinstance(part, nn.Identity) for part in nothing)
-        and all(isinstance(act, nn.ReLU) for act in (block.act1, block.act2, block.act3))
+        and all(type(part) is nn.Identity for part in nothing)
+        and all(type(act) is nn.ReLU for act in (block.act1, block.act2, block.act3))
     )
 
 

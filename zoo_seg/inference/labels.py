@@ -50,7 +50,7 @@ def _mixing(size: int, targets: Sequence[int], like: Tensor) -> Tensor:
     """(last target, size): what one axis' resizes, one after the other, take from each cell."""
     first, matrix = mixing_matrix(size, targets, like, (0, targets[-1]))
     if matrix is None:
-        return torch.eye(size).to(like)
+        return torch.eye(size, dtype=like.dtype, device=like.device)
     return F.pad(matrix, (first, size - first - matrix.shape[1]))
 
 
@@ -74,10 +74,8 @@ def _where_cells_differ(cells: Tensor, rows: Tensor, columns: Tensor, ids: Tenso
     column_start, column_weights = _support(columns)
     group_start, group_size = torch.unique_consecutive(row_start, return_counts=True)
 
-    winners = cells.argmax(2)[group_start[:, None] + torch.arange(row_weights.shape[1])]
-    least, most = (
-        each[:, column_start[:, None] + torch.arange(column_weights.shape[1])] for each in winners.aminmax(dim=1)
-    )
+    winners = cells.argmax(2)[_places(group_start, row_weights.shape[1])]
+    least, most = (each[:, _places(column_start, column_weights.shape[1])] for each in winners.aminmax(dim=1))
     least, most = least.amin(2), most.amax(2)  # of the cells around every pixel of a group's rows
     ids.copy_(least.repeat_interleave(group_size, dim=0))
 
@@ -101,4 +99,9 @@ def _support(matrix: Tensor) -> tuple[Tensor, Tensor]:
     last = matrix.shape[1] - 1 - used.flip(1).int().argmax(1)
     taps = int((last - first).max()) + 1
     start = first.clamp(max=matrix.shape[1] - taps)
-    return start, matrix.gather(1, start[:, None] + torch.arange(taps))
+    return start, matrix.gather(1, _places(start, taps))
+
+
+def _places(start: Tensor, taps: int) -> Tensor:
+    """(n, taps): `taps` places from each start on."""
+    return start[:, None] + torch.arange(taps, device=start.device)

@@ -48,13 +48,16 @@ _FILE, _IN_USE = 61, 62
 """Bits of an entry of /proc/self/pagemap: the page is a file's; from here on: it is in memory or swapped out."""
 
 
-def drop_file_pages(tensor: Tensor) -> None:
+def drop_file_pages(tensor: Tensor) -> bool:
     """Take a tensor's memory-mapped pages out of this process' memory; they are read again when touched.
 
     Only where all of them still are the file's: a page that was written to is nowhere but in memory.
+
+    Returns:
+        Whether they were.
     """
     if not sys.platform.startswith("linux") or tensor.device.type != "cpu" or not tensor.numel():
-        return
+        return False
     span = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     first = tensor.data_ptr() // mmap.PAGESIZE
     count = (tensor.data_ptr() + span * tensor.element_size() - 1) // mmap.PAGESIZE + 1 - first
@@ -63,7 +66,9 @@ def drop_file_pages(tensor: Tensor) -> None:
             pages.seek(8 * first)
             flags = np.frombuffer(pages.read(8 * count), np.uint64)
     except OSError:
-        return
-    if ((flags >> _FILE & 1 == 1) | (flags >> _IN_USE == 0)).all():
-        start, length = ctypes.c_void_p(first * mmap.PAGESIZE), ctypes.c_size_t(count * mmap.PAGESIZE)
-        ctypes.CDLL(None).madvise(start, length, mmap.MADV_DONTNEED)
+        return False
+    if not ((flags >> _FILE & 1 == 1) | (flags >> _IN_USE == 0)).all():
+        return False
+    start, length = ctypes.c_void_p(first * mmap.PAGESIZE), ctypes.c_size_t(count * mmap.PAGESIZE)
+    ctypes.CDLL(None).madvise(start, length, mmap.MADV_DONTNEED)
+    return True

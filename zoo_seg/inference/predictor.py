@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import typing
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,17 +12,19 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from zoo_seg.errors import ImageError, OptionError, OutOfMemoryError
+from zoo_seg.errors import ImageError, NumericalError, OptionError, OutOfMemoryError
 from zoo_seg.images.preprocess import normalise, resize_uint8, resized_size
 from zoo_seg.images.reading import RGB, Picture, Range, check_range, most_pixels, read_picture
 from zoo_seg.inference.labels import class_map, id_type
 from zoo_seg.inference.looks import Infer, Size, Whole
 from zoo_seg.inference.memory import give_back, keep_large_blocks
-from zoo_seg.inference.prepare import prepare
+from zoo_seg.inference.prepare import AsItIs, prepare
 from zoo_seg.inference.protocol import Protocol, Rules, looks, scaled_inputs, strips
 from zoo_seg.inference.segmentation import Segmentation
+from zoo_seg.inference.snapshot import LOCK, Snapshot
+from zoo_seg.layers.readout import HeadOutput
 from zoo_seg.manifest import LARGEST_SIDE, Preprocess, Resize
 from zoo_seg.network import SegmentationNetwork
 
@@ -83,6 +86,7 @@ class Predictor:
 
     Args:
         network: any `SegmentationNetwork` on RGB pictures, or what is `Ready`.
+        owner: the module around the network that users call, which may have hooks.
         classes, palette: the name and RGB colour of each class id.
         preprocess: mean, std and the published test size.
         protocol: whose order of operations, `"ssseg"` or `"mmseg"`.
@@ -106,6 +110,7 @@ class Predictor:
         device: str | torch.device | None = None,
         dtype: str | torch.dtype = "float32",
         compile: bool = False,  # noqa: A002  (torch's word for it)
+        owner: nn.Module | None = None,
     ) -> None:
         if network.in_chans != 3:
             raise OptionError(
@@ -114,15 +119,16 @@ class Predictor:
         self.dtype = choose_dtype(dtype)
         self.network: SegmentationNetwork | Ready
         if isinstance(network, SegmentationNetwork):
-            self.device = next(network.parameters()).device if device is None else choose_device(device)
-            self.network = prepare(network, self.device, self.dtype, compiled=compile)
+            self.device = choose_device(next(network.parameters()).device if device is None else device)
+            with _undisturbed(self.device), torch.inference_mode(False), torch.no_grad(), self.device:
+                self.network = prepare(network, self.device, self.dtype, owner=owner, compiled=compile)
         else:
             self.device, self.network = torch.device("cpu"), network
         if self.device.type == "cpu":
             keep_large_blocks()  # from now on: what the preparation left over is gone
         self._sizes: set[Size] = set()
         self._infer: Infer = self.network.forward_logits
-        if compile:
+        if compile and not isinstance(self.network, AsItIs):
             # Frozen weights are laid out and folded into the kernels; the prepared copy never changes.
             self._infer = torch.compile(self.network.forward_logits, options={"freezing": True})
         self.classes, self.palette = tuple(classes), tuple(palette)
@@ -261,8 +267,30 @@ class Predictor:
             "mode; lower it with resize=, with mode='slide' and a smaller crop, or with dtype='bfloat16'"
         )
 
-    @torch.inference_mode()
+    def _logits(self, x: Tensor) -> HeadOutput:
+        """What the network finds.
+
+        Raises:
+            NumericalError: no number, or an infinite one.
+        """
+        output = self._infer(x)
+        for values in output if isinstance(output, tuple) else (output,):
+            least, most = map(float, values.aminmax())  # NaN if there is a single one
+            if not math.isfinite(most - least):
+                name = str(self.dtype).removeprefix("torch.")
+                todo = (
+                    "the network holds or computes NaN: check its weights, and preprocess.std for zeros"
+                    if self.dtype == torch.float32
+                    else f"{name} may be too small for this network's numbers: use dtype='float32'"
+                )
+                raise NumericalError(f"the logits computed in {name} are NaN or infinite, expected numbers; {todo}")
+        return output
+
     def _predict_together(self, batch: list[_Prepared], protocol: Protocol) -> list[Segmentation]:
+        with torch.inference_mode(), _undisturbed(self.device):
+            return self._class_maps(batch, protocol)
+
+    def _class_maps(self, batch: list[_Prepared], protocol: Protocol) -> list[Segmentation]:
         size = (batch[0].picture.shape[0], batch[0].picture.shape[1])
         self._sizes.add(size)
         if len(self._sizes) > _SIZES_BETWEEN_CLEARINGS:
@@ -275,7 +303,7 @@ class Predictor:
         ]
         if self.rules == "ssseg":
             inputs = scaled_inputs(inputs[0], protocol)
-        all_looks = list(looks(self._infer, inputs, size, protocol))
+        all_looks = list(looks(self._logits, inputs, size, protocol))
         first = all_looks[0].logits
         if len(all_looks) == 1 and isinstance(first, Whole):
             masks = class_map(first.logits, all_looks[0].sizes)
@@ -288,6 +316,36 @@ class Predictor:
             Segmentation(mask.astype(dtype, copy=False), self.classes, self.palette, item.picture)
             for mask, item in zip(masks.cpu().numpy(), batch, strict=True)
         ]
+
+
+def _undisturbed(device: torch.device) -> torch.autocast:
+    """`dtype` says what is computed in, not autocast around a call of `predict`."""
+    return torch.autocast(device.type, enabled=False)
+
+
+class Predictors:
+    """A network's predictors, one for each device, dtype and `compile`, until the network changes."""
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[str, torch.dtype, bool], Predictor] = {}
+        self._snapshot: Snapshot | None = None
+
+    def __reduce__(self) -> tuple[type[Predictors], tuple[()]]:
+        """A copy or a pickle of a network carries nothing that was prepared from it."""
+        return Predictors, ()
+
+    def get(
+        self, owner: nn.Module, make: Callable[[], Predictor], device: str, dtype: torch.dtype, compiled: bool
+    ) -> Predictor:
+        """The predictor of these options, made where there is none for the network as it is now."""
+        options = device, dtype, compiled
+        with LOCK:
+            if self._snapshot is None or not self._snapshot.is_current(owner):
+                self._made = {}  # first free the old ones
+                self._snapshot = Snapshot(owner)
+            if options not in self._made:
+                self._made[options] = make()
+            return self._made[options]
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

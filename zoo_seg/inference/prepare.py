@@ -5,35 +5,61 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
-from timm.models import FeatureListNet
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from zoo_seg.errors import OptionError
 from zoo_seg.inference.cpu import suit_cpu
 from zoo_seg.inference.memory import drop_file_pages, give_back
+from zoo_seg.inference.snapshot import LOCK, Snapshot, class_name, is_called_otherwise
+from zoo_seg.layers.readout import HeadOutput
 from zoo_seg.network import SegmentationNetwork
 
 _log = logging.getLogger("zoo_seg")
 
 
 def prepare(
-    network: SegmentationNetwork, device: torch.device, dtype: torch.dtype, *, compiled: bool = False
-) -> SegmentationNetwork:
-    """A copy in `eval()`, without the auxiliary head, folded and channels_last; the network stays as it was.
+    network: SegmentationNetwork,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    owner: nn.Module | None = None,
+    compiled: bool = False,
+) -> SegmentationNetwork | AsItIs:
+    """A copy in `eval()`, without the auxiliary heads, folded and channels_last; the network stays as it was.
+
+    Where a copy might compute something else (hooks, patched methods, parametrisations) it is the network itself.
 
     Args:
+        owner: the module around the network that users call.
         compiled: it will go through `torch.compile`, which fuses layers itself and cannot look into `cpu`'s.
+
+    Raises:
+        OptionError: the network is to be used as it is, and is on another device.
     """
-    ready = _copy(network, device)
-    if not fold_batchnorm(ready):
-        _log.info("BatchNorm is kept as it is: folding it would change this network's output")
+    owner = owner or network
+    reason = Snapshot(owner, contents=False).reason
+    if reason is None:
+        try:
+            ready = _copy(network, device)
+        except (RuntimeError, TypeError, NotImplementedError) as error:
+            reason = f"it cannot be copied ({error})"
+    if reason is not None:
+        _log.info("the network is used as it is, neither copied nor rewritten for speed: %s", reason)
+        return AsItIs(network, owner, device, dtype)
+
+    def rewrite() -> None:
+        _fold(ready)
+        if device.type == "cpu":
+            suit_cpu(ready, dtype, in_place=not compiled)
+        _forget_unread_maps(ready, trim=device.type == "cpu" and not compiled)
+
+    if not _computes_the_same(ready, rewrite):
+        _log.info("the network is not rewritten for speed, which would change its output")
         ready = _copy(network, device)
-    if device.type == "cpu":
-        suit_cpu(ready, dtype, in_place=not compiled)
-    _forget_unread_maps(ready, trim=device.type == "cpu" and not compiled)
     for parameter in ready.parameters():  # one by one, which needs less memory than all at once
         parameter.data = parameter.to(
             dtype, memory_format=torch.channels_last if parameter.ndim == 4 else torch.preserve_format
@@ -57,6 +83,51 @@ def _copy(network: SegmentationNetwork, device: torch.device) -> SegmentationNet
         drop_file_pages(tensor)
     copies = copy.deepcopy(parts, memo)
     return network.with_parts(copies["backbone"], copies["head"]).eval()
+
+
+class AsItIs:
+    """A network that is not copied: it computes with its own weights, hooks and methods, in `eval()`.
+
+    Args:
+        owner: the module around the network that users call, or the network.
+        dtype: if it is not the network's own, autocast computes in it.
+
+    Raises:
+        OptionError: the network is on another device.
+    """
+
+    def __init__(
+        self, network: SegmentationNetwork, owner: nn.Module, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        weight = next(network.parameters())
+        if weight.device.type != device.type or device.index not in (None, weight.device.index):
+            raise OptionError(
+                f"the network has hooks or parts that a copy may lose, so it runs where it is, on {weight.device}; "
+                f"move it with model.to({str(device)!r}), or leave device out"
+            )
+        self.network, self.owner, self.dtype = network, owner, weight.dtype
+        self.mixed = None if dtype in (weight.dtype, torch.float32) else dtype
+
+    @property
+    def in_chans(self) -> int:
+        """Channels of the image."""
+        return self.network.in_chans
+
+    def forward_logits(self, x: Tensor) -> HeadOutput:
+        """The network's; where something was done to the whole of it, the logits of `forward`, at the input's size."""
+        call = next(filter(is_called_otherwise, (self.owner, self.network)), self.network.forward_logits)
+        # All threads see a network's mode. Its hooks get a usual tensor: one of inference mode is of no use outside.
+        precision = torch.autocast(x.device.type, self.mixed, enabled=self.mixed is not None)
+        with LOCK, torch.inference_mode(False), torch.no_grad(), precision:
+            trained = [module for module in self.owner.modules() if module.training]
+            for module in trained:
+                module.training = False
+            try:
+                logits: HeadOutput = call(x.to(self.dtype, copy=True))
+            finally:
+                for module in trained:
+                    module.training = True
+        return logits
 
 
 _LARGE = 64 << 20
@@ -85,57 +156,97 @@ class _LastMap(nn.Module):
 
 def _forget_unread_maps(network: SegmentationNetwork, *, trim: bool) -> None:
     """For a head that reads the last map alone."""
-    if isinstance(network.backbone, FeatureListNet) and getattr(network.head, "level", None) == -1:
-        network.backbone = _LastMap(network.backbone.values(), trim=trim)
+    if class_name(network.backbone) in _STAGE_LISTS and getattr(network.head, "level", None) == -1:
+        network.backbone = _LastMap(network.backbone.children(), trim=trim)
+
+
+_STAGE_LISTS = {"timm.models._features.FeatureListNet"}
+"""Backbones that are their children one after the other."""
 
 
 @torch.no_grad()
 def fold_batchnorm(network: SegmentationNetwork) -> bool:
     """Scale every convolution by the BatchNorm that alone reads it; the same function with fewer steps.
 
-    Which BatchNorm reads which convolution is observed in a run on noise.
-
     Returns:
         Whether the network still computes the same; a convolution that something else reads as well spoils it.
     """
-    device = next(network.parameters()).device
-    noise = torch.randn(1, network.in_chans, 64, 64, generator=torch.Generator().manual_seed(0)).to(device)
-    expected, pairs = _pairs(network, noise)
-    for conv, norm in pairs:
-        mean, var = norm.running_mean, norm.running_var
-        assert mean is not None and var is not None  # BatchNorm2d in eval() that had none would be no affine map
-        weight, bias = norm.weight, norm.bias
-        conv.weight, conv.bias = fuse_conv_bn_weights(conv.weight, conv.bias, mean, var, norm.eps, weight, bias)
-        _replace(network, norm)
+    return _computes_the_same(network, lambda: _fold(network))
+
+
+def _computes_the_same(network: SegmentationNetwork, rewrite: Callable[[], None]) -> bool:
+    """Whether `rewrite` leaves the network's output on noise of two sizes, one of them odd, as it is."""
+    side = network.probe
+    noise = [_noise(network, size) for size in ((side, side), (side + side // 2 + 1, side + 7))]
+    try:
+        expected = [network.forward_logits(x) for x in noise]
+        rewrite()
+        found = [network.forward_logits(x) for x in noise]
+    except Exception as error:  # whatever a layer that nobody here knows may raise
+        _log.info("the network could not be compared with itself: %s", error)
+        return False
+    return all(map(_is_close, found, expected))
+
+
+def _is_close(found: HeadOutput, expected: HeadOutput) -> bool:
+    if isinstance(found, tuple) and isinstance(expected, tuple):
+        return all(map(_is_close, found, expected))
+    assert isinstance(found, Tensor) and isinstance(expected, Tensor)
     tolerance = 1e-3 * float(expected.std())
-    return math.isfinite(tolerance) and torch.allclose(expected, network(noise), rtol=1e-3, atol=tolerance)
+    return math.isfinite(tolerance) and torch.allclose(expected, found, rtol=1e-3, atol=tolerance)
 
 
-def _pairs(network: SegmentationNetwork, noise: Tensor) -> tuple[Tensor, list[tuple[nn.Conv2d, nn.BatchNorm2d]]]:
-    """The logits of the noise, and each convolution with the BatchNorm that was handed its output."""
+def _noise(network: SegmentationNetwork, size: tuple[int, int]) -> Tensor:
+    weight, generator = next(network.parameters()), torch.Generator("cpu").manual_seed(0)
+    noise = torch.randn(1, network.in_chans, *size, generator=generator, dtype=torch.float32, device="cpu")
+    return noise.to(weight.device, weight.dtype)
+
+
+_NORMS = {"torch.nn.modules.batchnorm.BatchNorm2d", "timm.layers.norm_act.BatchNormAct2d"}
+
+
+def _fold(network: SegmentationNetwork) -> None:
+    for conv, norm in _pairs(network, _noise(network, (network.probe, network.probe))):
+        mean, var = norm.running_mean, norm.running_var
+        if mean is None or var is None:  # it normalises by the map itself, in `eval()` as well
+            continue
+        conv.weight, conv.bias = fuse_conv_bn_weights(
+            conv.weight, conv.bias, mean, var, norm.eps, norm.weight, norm.bias
+        )
+        _replace(network, norm)
+
+
+def _pairs(network: SegmentationNetwork, noise: Tensor) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
+    """Each convolution with the BatchNorm that was handed its output in a run on noise."""
     # The tensor is kept so that its id stays its own; its version tells whether something was added to it since.
     made_by: dict[int, tuple[nn.Conv2d, Tensor, int]] = {}
     pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d]] = []
 
-    def watch(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if isinstance(module, nn.Conv2d):
-            made_by[id(output)] = module, output, output._version
-        elif isinstance(module, nn.BatchNorm2d) and id(inputs[0]) in made_by:
-            conv, made, version = made_by[id(inputs[0])]
-            if made._version == version:
-                pairs.append((conv, module))
+    def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        made_by[id(output)] = module, output, output._version
 
-    handles = [module.register_forward_hook(watch) for module in network.modules()]
+    def match(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        conv, made, version = made_by.get(id(inputs[0]), (None, inputs[0], 0))
+        if conv is not None and made._version == version:
+            pairs.append((conv, module))
+
+    handles = []
+    for module in network.modules():
+        if type(module) is nn.Conv2d:
+            handles.append(module.register_forward_hook(note))
+        elif class_name(module) in _NORMS:
+            handles.append(module.register_forward_hook(match))
     try:
-        return network(noise), pairs
+        network.forward_logits(noise)
     finally:
         for handle in handles:
             handle.remove()
+    return pairs
 
 
 def _replace(network: nn.Module, norm: nn.BatchNorm2d) -> None:
     """Put what a BatchNorm did besides normalising (timm's carry an activation) in its place."""
-    rest = [part for part in norm.children() if not isinstance(part, nn.Identity)]
+    rest = [part for part in norm.children() if type(part) is not nn.Identity]
     for module in network.modules():
         for name, child in module.named_children():
             if child is norm:
