@@ -57,8 +57,15 @@ SIZES: dict[str, list[tuple[int, int]]] = {
     ".*_(swin|convnext|mit)_": [(128, 160), (113, 75)],
     "": [(64, 96), (79, 65)],
 }
-# Damping that the general rule lacks: the ends of residual blocks that are not called bn3, sums of many branches.
+# What the general rule lacks: damped ends of residual blocks that are not called bn3, and of sums of many branches;
+# attention, gates and masks that do not saturate; queries that differ from one another.
 SCALES: dict[str, list[tuple[str, float]]] = {
+    "mask2former": [
+        (r"(query_feat|query_embed)\.weight$", 16.0),
+        (r"transformer_decoder\..*(attn\.out_proj|ffn\.layers\.1)\.weight$", 0.25),
+        (r"predictor\.transformer_.*(out_proj|linear2)\.weight$", 0.25),
+        (r"mask_embed\.(4|layers\.2)\.weight$", 0.125),
+    ],
     ".*resnet18": [(r"layer\d\.\d\.bn2\.weight$", 0.25)],
     ".*hrnet": [(r"branches\.\d\.\d\.bn2\.weight$", 0.25), (r"fuse_layers\..*\.1\.weight$", 0.5)],
     "ocrnet": [
