@@ -79,11 +79,13 @@ class SegmentationNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_chans, H, W), normalised float -> logits (N, num_classes, H, W), resized bilinearly."""
-        output = self.forward_logits(x)
+        return self.read(self.forward_logits(x), (x.shape[-2], x.shape[-1]))
+
+    def read(self, output: HeadOutput, size: tuple[int, int]) -> Tensor:
+        """What the head returned for an input of a size as logits (N, num_classes, *size)."""
         values, classes = output if isinstance(output, Queries) else (output, None)
-        height, width = x.shape[-2:]
-        size = padded_size(height, width, self.size_divisor)
-        return read_out(resize(values, size, self.align_corners)[..., :height, :width], classes)
+        values = resize(values, padded_size(*size, self.size_divisor), self.align_corners)
+        return read_out(values[..., : size[0], : size[1]], classes)
 
     def pad(self, x: Tensor) -> Tensor:
         """The input at a size that the network takes."""

@@ -417,13 +417,13 @@ def _add_predict(verbs: Any) -> None:
         help="a tag (ade20k), an id (model.tag), a path, a folder that finetune wrote, or an https:// or hf:// link "
         "(default: the model's first; without --model the small network for street scenes that comes with the package)",
     )
-    parser.add_argument("--mode", choices=["whole", "slide"], default="whole", help="the whole picture, or windows")
+    parser.add_argument("--mode", choices=["whole", "slide"], help="whole images, or windows (default: as published)")
     parser.add_argument(
         "--crop", nargs=2, type=_whole, metavar=("H", "W"), help="the window (default: the training crop)"
     )
     parser.add_argument("--stride", nargs=2, type=_whole, metavar=("H", "W"), help="default: two thirds of the window")
-    parser.add_argument("--scales", nargs="+", type=float, default=[1.0], metavar="S", help="average over these scales")
-    parser.add_argument("--flip", action="store_true", help="average with the mirrored picture")
+    parser.add_argument("--scales", nargs="+", type=float, metavar="S", help="average over these scales (default: 1)")
+    parser.add_argument("--flip", action=argparse.BooleanOptionalAction, help="average with the mirrored image")
     parser.add_argument(
         "--resize",
         type=_resize,

@@ -33,9 +33,9 @@ def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
 def work_of(arguments: argparse.Namespace, device: str) -> Work:
     """What is done with every picture."""
     names = ("mode", "crop", "stride", "scales", "flip", "resize", "range", "dtype")
-    looks = {name: getattr(arguments, name) for name in names}
-    looks |= {"compile": arguments.compile, "batch_size": arguments.batch_size or 1, "device": device}
-    return Work(looks, arguments.alpha, arguments.legend)
+    options = {name: getattr(arguments, name) for name in names}
+    options |= {"compile": arguments.compile, "batch_size": arguments.batch_size or 1, "device": device}
+    return Work(options, arguments.alpha, arguments.legend)
 
 
 def plan(found: Iterable[tuple[str, str]], overlay: bool, fail: Callable[[str, str], None]) -> Iterator[Job]:

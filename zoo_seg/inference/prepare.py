@@ -113,9 +113,23 @@ class AsItIs:
         """Channels of the image."""
         return self.network.in_chans
 
+    @property
+    def align_corners(self) -> bool:
+        """The network's."""
+        return self.network.align_corners
+
+    @property
+    def size_divisor(self) -> int:
+        """The network's; `forward` has cut its logits already."""
+        return 1 if self._called_otherwise else self.network.size_divisor
+
+    @property
+    def _called_otherwise(self) -> nn.Module | None:
+        return next(filter(is_called_otherwise, (self.owner, self.network)), None)
+
     def forward_logits(self, x: Tensor) -> HeadOutput:
         """The network's; where something was done to the whole of it, the logits of `forward`, at the input's size."""
-        call = next(filter(is_called_otherwise, (self.owner, self.network)), self.network.forward_logits)
+        call = self._called_otherwise or self.network.forward_logits
         # All threads see a network's mode. Its hooks get a usual tensor: one of inference mode is of no use outside.
         precision = torch.autocast(x.device.type, self.mixed, enabled=self.mixed is not None)
         with LOCK, torch.inference_mode(False), torch.no_grad(), precision:
