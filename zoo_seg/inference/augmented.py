@@ -1,4 +1,4 @@
-"""Test-time augmentation: the logits of a whole, windowed, scaled or mirrored input, row by row at the output's size."""
+"""Test-time augmentation: logits of whole, windowed, scaled or mirrored inputs, row by row at the output's size."""
 
 from __future__ import annotations
 
