@@ -115,11 +115,11 @@ def _found(path: str, fail: Callable[[str, str], None]) -> Iterator[tuple[str, s
             else:
                 yield picture, name
     else:
-        for picture, folder in pictures(path, lambda path, reason: fail(str(path), reason)):
-            if reason := trouble(picture):
-                fail(str(picture), reason)
+        for each, folder in pictures(path, lambda path, reason: fail(str(path), reason)):
+            if reason := trouble(each):
+                fail(str(each), reason)
             else:
-                yield str(picture), str(folder / picture.stem)
+                yield str(each), str(folder / each.stem)
 
 
 def _below(url: str) -> list[tuple[str, str]]:

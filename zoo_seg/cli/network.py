@@ -20,7 +20,7 @@ from zoo_seg.hub.files import hash_file
 from zoo_seg.hub.huggingface import repository
 from zoo_seg.inference.predicting import Predicting
 from zoo_seg.inference.predictor import choose_device
-from zoo_seg.inference.protocol import check_test_options
+from zoo_seg.inference.protocol import Mode, check_test_options
 from zoo_seg.manifest import Weights, get_architecture, get_weights
 from zoo_seg.model import SegmentationModel
 from zoo_seg.pretrained import first_weights, load_checkpoint
@@ -107,7 +107,7 @@ def check_test_arguments(arguments: argparse.Namespace) -> None:
     crop, stride, scales = arguments.crop, arguments.stride, arguments.scales or (1.0,)
     if arguments.mode == "slide":  # a crop that is not given follows from the weights, and fits
         crop = crop or stride or (1, 1)
-    mode = arguments.mode or ("slide" if crop else "whole")  # which the weights may say, and then it fits
+    mode: Mode = arguments.mode or ("slide" if crop else "whole")  # which the weights may say, and then it fits
     check_test_options(mode, crop, stride if crop else None, scales, bool(arguments.flip))
     if max(scales) > _LARGEST_SCALE:
         raise OptionError(f"--scales are factors of the test size, such as 0.5 1 1.5; found {max(scales):g}")

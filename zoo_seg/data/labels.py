@@ -13,6 +13,7 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
 
 from zoo_seg.data.wording import many, name_some
 from zoo_seg.errors import DataError
@@ -361,7 +362,7 @@ def _read_pixels(path: Path) -> Ids:
         raise DataError(f"{path}: cannot be read ({reason}); expected a complete PNG") from None
 
 
-def _largest_stored(image: Image.Image) -> int | None:
+def _largest_stored(image: ImageFile) -> int | None:
     """What an opened file stores for white where Pillow scales grey values; 0 where it inverts them, else None."""
     mode = stored_mode(image)
     if image.format == "PPM" and isinstance(image.tile[0][3], tuple) and mode == "L":

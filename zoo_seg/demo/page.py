@@ -112,8 +112,9 @@ def page(networks: Networks | None = None) -> gr.Blocks:
             concurrency_limit=_AT_ONCE,
             api_visibility="private",
         )
-    blocks.preprocess_data = _as_sent  # type: ignore[method-assign]
-    return blocks.queue(max_size=_WAITING)
+    blocks.preprocess_data = _as_sent  # type: ignore[method-assign, assignment]
+    page: gr.Blocks = blocks.queue(max_size=_WAITING)
+    return page
 
 
 def show_html(networks: Networks, image: Upload | None, first: str, second: str = _NONE) -> str:

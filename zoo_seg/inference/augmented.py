@@ -62,8 +62,8 @@ class InputLogits:
     """A head's output resized to the input's size and read there, which queries and padded networks need."""
 
     def __init__(self, output: HeadOutput, size: Size, geometry: Geometry) -> None:
-        values, self.classes = output if isinstance(output, Queries) else (output, None)
-        self.values = values.float()
+        values, classes = output if isinstance(output, Queries) else (output, None)
+        self.values, self.classes = values.float(), None if classes is None else classes.float()
         self.like = self.values.new_empty(0)
         self.height, self.width = size
         self.padded = padded_size(*size, geometry.size_divisor)
@@ -74,7 +74,7 @@ class InputLogits:
         span, align = (first, last), self.align_corners
         mix = bilinear_matrix(self.values.shape[-2], self.padded[0], self.values, span, align)
         values = resize(mix @ self.values, (last - first, self.padded[1]), align)[..., : self.width]
-        return read_out(values, None if self.classes is None else self.classes.float())
+        return read_out(values, self.classes)
 
 
 def windows(size: int, crop: int, stride: int) -> list[tuple[int, int]]:

@@ -236,10 +236,10 @@ def _pairs(network: SegmentationNetwork, noise: Tensor) -> list[tuple[nn.Conv2d,
     made_by: dict[int, tuple[nn.Conv2d, Tensor, int]] = {}
     pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d]] = []
 
-    def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def note(module: nn.Conv2d, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         made_by[id(output)] = module, output, output._version
 
-    def match(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def match(module: nn.BatchNorm2d, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         conv, made, version = made_by.get(id(inputs[0]), (None, inputs[0], 0))
         if conv is not None and made._version == version:
             pairs.append((conv, module))

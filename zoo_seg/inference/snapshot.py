@@ -211,7 +211,8 @@ def _library(function: object) -> str:
 
 def _is_frozen(value: object) -> bool:
     """A record of ours, such as the weights' own."""
-    return dataclasses.is_dataclass(value) and _library(type(value)) == "zoo_seg" and value.__dataclass_params__.frozen  # type: ignore[attr-defined]
+    kind = type(value)
+    return dataclasses.is_dataclass(kind) and _library(kind) == "zoo_seg" and vars(kind)["__dataclass_params__"].frozen
 
 
 def is_called_otherwise(module: nn.Module) -> bool:
@@ -263,7 +264,7 @@ class _Memory:
             memory = _bytes(tensor)
             start = end = 0
             if len(memory) > (_SMALL if tensor.device.type == "cpu" else _SMALL << 8):
-                start = -memory.storage_offset() % 8
+                start = -int(memory.storage_offset()) % 8
                 end = start + (len(memory) - start) // _ROW * _ROW
                 table = memory[start:end].view(torch.int64).view(-1, _ROW // 8)
                 self._tables.append((table, tensor if drop_file_pages(tensor) else None))
