@@ -89,8 +89,8 @@ class Predictor:
     """A network prepared once for many pictures; the network it is made from stays as it was.
 
     Args:
-        network: a `SegmentationNetwork` on RGB images, which is prepared, or another backend: on the CPU, float32 in and
-            out.
+        network: a `SegmentationNetwork` on RGB images, which is prepared, or another backend: on the CPU, float32 in
+            and out.
         owner: the module around the network that users call, which may have hooks.
         classes, palette: the name and RGB colour of each class id.
         preprocess: mean, std and the published test size.
