@@ -373,8 +373,8 @@ def _add_predict(verbs: Any) -> None:
         "predict",
         "write the class maps of pictures",
         "Write <stem>_mask.png (a palette PNG of class ids) and <stem>_overlay.png for each picture, under the "
-        "picture's folder below --out. What is there already is kept while picture, weights and settings are the same; a "
-        "file of your own is never replaced. A broken or missing picture is named and passed over, and "
+        "picture's folder below --out. What is there already is kept while picture, weights and settings are the same; "
+        "a file of your own is never replaced. A broken or missing picture is named and passed over, and "
         "the exit code is 1 then. Of a folder every picture is taken, links to pictures included; links to folders "
         "and hidden files are passed over. Of a clip one overlay is written, without sound; it needs "
         "pip install 'zoo_seg[video]'. With --engine ray the workers of a Ray cluster share the pictures; a PATH may "
