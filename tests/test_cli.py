@@ -464,7 +464,7 @@ CARELESS: list[tuple[str, int, str]] = [
     ("{toy} p --dtype int8", 2, "invalid choice: 'int8'"),
     ("{toy} ''", 2, "empty"),
     ("{toy} missing.png", 1, "there is no such file"),
-    ("{toy} note.txt", 1, "not a picture"),
+    ("{toy} note.txt", 1, "not an image"),
     ("{toy} nothing", 2, "holds no pictures"),
     ("{toy} *.tiff", 2, "no file matches '*.tiff'"),
     ("predict p --out note.txt --weights toy_r50.toys", 2, "note.txt is a file"),

@@ -143,7 +143,7 @@ def test_agreement_is_of_networks_with_the_same_classes() -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"not a picture", "not a picture that Pillow can read"), (b"", "not a picture"), (None, "there is no such file")],
+    [(b"not a picture", "not an image that Pillow can read"), (b"", "not an image"), (None, "there is no such file")],
 )
 def test_a_broken_picture_is_one_message(content: bytes | None, message: str, tmp_path: Path) -> None:
     path = tmp_path / "broken.jpg"
@@ -414,7 +414,7 @@ def test_two_networks_are_compared(page: Page) -> None:
 def test_what_fails_is_a_message_in_the_page(page: Page, tmp_path: Path) -> None:
     (tmp_path / "broken.jpg").write_bytes(b"not a picture")
     upload(page, tmp_path / "broken.jpg")
-    page.wait_for_selector("[role=alert] >> text=broken.jpg: not a picture that Pillow can read")
+    page.wait_for_selector("[role=alert] >> text=broken.jpg: not an image that Pillow can read")
     upload(page, blocks(tmp_path / "whole.png"))
     wait_for_mask(page, "whole_mask.png")
     choose(page, "first", "fcn_resnet50_os8.voc_ssseg")
@@ -441,7 +441,7 @@ def test_a_picture_is_pasted_dropped_and_removed(page: Page, tmp_path: Path) -> 
     wait_for_mask(page, "street_mask.png")
     (tmp_path / "broken.jpg").write_bytes(b"not a picture")
     upload(page, tmp_path / "broken.jpg")  # it is zoo_seg that reads it, after an example as well
-    page.wait_for_selector("[role=alert] >> text=broken.jpg: not a picture that Pillow can read")
+    page.wait_for_selector("[role=alert] >> text=broken.jpg: not an image that Pillow can read")
 
 
 # --- as a Space ---------------------------------------------------------------------------------

@@ -98,10 +98,10 @@ def test_max_pixels_that_are_no_number(value: str, tmp_path: Path, monkeypatch: 
         (png(1, 1, 8, 2, PIXEL, chunk(b"zTXt", b"x\0\0" + MUCH)), "Decompressed data too large"),
         (png(1, 1, 8, 2, PIXEL, chunk(b"IDAT", b"garbage")), "cannot be read"),
         (png(0, 5, 8, 2, b""), "expected"),
-        (b"GIF89a" + bytes(3), "not a picture"),
+        (b"GIF89a" + bytes(3), "not an image"),
         (b"\xff\xd8\xff\xe1\xff\xff", "cannot be read"),
-        (b"#EXTM3U\nhttp://zoo.invalid/a.png\n", "not a picture"),
-        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not a picture"),
+        (b"#EXTM3U\nhttp://zoo.invalid/a.png\n", "not an image"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image"),
     ],
     ids=["jpeg", "profile", "text", "data", "empty", "gif", "exif", "playlist", "svg"],
 )
@@ -292,7 +292,7 @@ def test_a_batch_goes_on_past_every_kind_of_trouble(predict: Predict) -> None:
     broken = {
         "p/bomb.png": (BOMB, "ZOO_SEG_MAX_PIXELS"),
         "p/cut.jpg": (encoded("JPEG")[:-300], "truncated"),
-        "p/esc\x1b]0;x\x07\n.png": (b"text", "not a picture"),
+        "p/esc\x1b]0;x\x07\n.png": (b"text", "not an image"),
         "p/figure.jpg": (encoded("EPS"), "not run"),
     }
     for name, (content, _) in broken.items():
@@ -318,7 +318,7 @@ def test_a_batch_goes_on_past_every_kind_of_trouble(predict: Predict) -> None:
         assert reason in result.failed[name] and name not in result.failed[name]
     lines = result.err.splitlines()
     assert len(lines) == len(expected) + 1 and all(line.isprintable() for line in lines)
-    assert r"zoo-seg: p/esc\x1b]0;x\x07\n.png: not a picture" in result.err
+    assert r"zoo-seg: p/esc\x1b]0;x\x07\n.png: not an image" in result.err
     assert lines[-1] == f"{len(good)} done, {len(expected)} failed; results in out"
     assert len(results()) == 2 * len(good) and "ä b/日本 語_overlay.png" in results()
 
@@ -334,7 +334,7 @@ def test_a_name_that_is_no_unicode(predict: Predict) -> None:
     write(os.fsdecode(b"p/\xff.png"), b"text")
     result = predict("p", "--json", "report/r.json")
     assert (result.code, result.out) == (1, "1 done, 1 failed; results in out\n")
-    assert r"p/\udcff.png: not a picture" in result.err
+    assert r"p/\udcff.png: not an image" in result.err
     report = json.loads(Path("report/r.json").read_text())
     assert [os.fsencode(each["mask"]) for each in report["done"]] == [b"out/caf\xe9_mask.png"]
     assert Path(report["done"][0]["mask"]).is_file()
@@ -445,7 +445,7 @@ def test_an_interruption_tells_what_was_done(predict: Predict, monkeypatch: pyte
     monkeypatch.setattr(Segmentation, "overlay", overlay)
     result = predict("p", "--json", "r.json")
     assert result.code == 130 and result.err.endswith("interrupted; run the same command again to go on\n")
-    assert result.out == "2 done, 1 failed; results in out\n" and "p/b.png: not a picture" in result.err
+    assert result.out == "2 done, 1 failed; results in out\n" and "p/b.png: not an image" in result.err
     assert len(json.loads(Path("r.json").read_text())["done"]) == 2
 
 

@@ -268,7 +268,7 @@ class Labels:
             return "These are class ids in red, green and blue alike: store them in one channel (mode L), not in RGB"
         if len(strays) > (_MANY if self.has_palette else _MANY + count):
             return (
-                "So many different ones: a picture in the place of a mask, or a mask that was a JPEG once or was "
+                "So many different ones: an image in the place of a mask, or a mask that was a JPEG once or was "
                 "resized with interpolation (resize masks with 'nearest')"
             )
         if isinstance(strays[0], tuple):
@@ -289,10 +289,8 @@ class Labels:
         if strays == [count] and 0 not in stored.pixels:
             return f"The ids seem to start at 1: subtract 1, so that {self.classes[0]!r} is 0"
         if strays in ([255], [count]):
-            return (
-                f"If {strays[0]} stands for ignored pixels, set 'ignore_index' to {strays[0]}"
-                + (f"; if it is a class, name it: 'classes' has {count} names" if strays == [count] else "")
-            )
+            named = f"; if it is a class, name it: 'classes' has {count} names" if strays == [count] else ""
+            return f"If {strays[0]} stands for ignored pixels, set 'ignore_index' to {strays[0]}{named}"
         if (last := max(value for value in strays if isinstance(value, int))) <= count + _MANY:
             return f"There are ids up to {last}: if all are classes, 'classes' needs {last + 1} names, it has {count}"
         return None
@@ -300,8 +298,8 @@ class Labels:
     def _palette_to_paste(self, colours: Sequence[Stored]) -> str:
         count = len(self.classes)
         text = (
-            f"{many(len(colours), 'colour')} (RGB), and nothing says which class each of them is. Add a palette to dataset.json, "
-            f"in the order of the classes ({name_some(self.classes)}). The colours found are \"palette\": "
+            f"{many(len(colours), 'colour')} (RGB), and nothing says which class each of them is. Add a palette to "
+            f'dataset.json, in the order of the classes ({name_some(self.classes)}). The colours found are "palette": '
             f"{json.dumps(colours)}"
         )
         if len(colours) > count:
