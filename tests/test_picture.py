@@ -200,9 +200,9 @@ def test_16_bits_that_pillow_misreads_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="whose 0 is white"):
         read_picture(write_tiff(tmp_path / "a.tif", values[:, :, 0], 16, white_is_zero=True))
     few = np.stack([GREY.astype(int), np.full(GREY.shape, 65535)], axis=2)
-    with pytest.raises(ImageError, match="16-bit LA, .* save it as 8-bit RGB"):
+    with pytest.raises(ImageError, match=r"16-bit LA, .* save it as 8-bit RGB"):
         read_picture(write_png(tmp_path / "a.png", few, 16, "grey+alpha"))
-    with pytest.raises(ImageError, match="16-bit RGB, .* pass its path"):
+    with pytest.raises(ImageError, match=r"16-bit RGB, .* pass its path"):
         read_picture(Image.open(write_png(tmp_path / "a.png", deep("rgb", 4095), 16, "rgb")))
 
 

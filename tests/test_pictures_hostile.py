@@ -24,6 +24,7 @@ from conftest import REPOSITORY, Zoo
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import EpsImagePlugin, Image, ImageFile
+from stored import write_png
 
 import zoo_seg.cli.predict
 from zoo_seg.cli import main
@@ -140,7 +141,7 @@ def moving(kind: str) -> bytes:
     [
         (png(2, 1, 16, 2, grey16(0xFF00, 0x0180, 0, 1000, 0, 0)), (255, 1, 0)),
         (png(1, 1, 16, 6, grey16(0xFF00, 0x0180, 0, 0)), (255, 1, 0)),
-        (png(1, 1, 16, 4, grey16(0x2000, 0)), (32, 32, 32)),
+        (png(1, 1, 16, 4, grey16(0xA000, 0)), (160, 160, 160)),
         (cmyk(), (0, 255, 255)),
         (moving("GIF"), (255, 0, 0)),
         (moving("PNG"), (255, 0, 0)),
@@ -480,3 +481,17 @@ print(code, {"torch", "torchvision", "timm"} & set(sys.modules))
         check=False,
     )
     assert done.stdout.splitlines()[-1] == "0 set()", done.stdout + done.stderr
+
+
+def test_a_12_bit_image_waits_for_its_range(predict: Predict) -> None:
+    eight = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    Path("p").mkdir()
+    Image.fromarray(eight).save("p/eight.png")
+    write_png(Path("p/twelve.png"), np.rint(eight * (4095 / 255)).astype(int), 16, "rgb")
+    result = predict("p", "--json", "-")
+    assert result.code == 1 and result.done == ["p/eight.png"]
+    assert "such as --range 0 4095" in result.failed["p/twelve.png"]
+    assert predict("p", "--range", "4095", "0").code == 2
+    assert predict("p", "--range", "0", "4095", "--overwrite").code == 0
+    eight_mask, twelve_mask = (np.asarray(Image.open(f"out/{name}_mask.png")) for name in ("eight", "twelve"))
+    np.testing.assert_array_equal(twelve_mask, eight_mask)

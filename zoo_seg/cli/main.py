@@ -396,7 +396,7 @@ def _add_predict(verbs: Any) -> None:
         nargs=2,
         type=float,
         metavar=("LOW", "HIGH"),
-        help="the values that are black and white in images of more than 8 bits (default: 16 bits that use the top one)",
+        help="the values that are black and white in images of more than 8 bits, such as 0 4095",
     )
     parser.add_argument(
         "--batch-size", type=_whole, metavar="N", help="pictures of one size at a time (default 1; a clip on a GPU: 8)"

@@ -131,8 +131,8 @@ class Labels:
         """The class ids (H, W) of a mask, `ignore_index` where ignored.
 
         A mask is an index PNG of 1, 2, 4, 8 or 16 bits, a palette PNG (its indices count, never its colours), or
-        RGB in the palette's colours; other lossless formats are read likewise. Of 1 bit, white is 1. It is turned upright (EXIF
-        orientation) as images are.
+        RGB in the palette's colours; other lossless formats are read likewise. Of 1 bit, white is 1. It is turned
+        upright (EXIF orientation) as images are.
 
         Raises:
             DataError: the file cannot be read, loses values (JPEG), or stores what is no class; the message
