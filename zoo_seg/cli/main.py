@@ -224,7 +224,7 @@ def _add_check_data(verbs: Any) -> None:
         verbs,
         "check-data",
         "read a whole data set and report what training would stumble over",
-        "Read every picture and mask of a data set: your own (images/train/NAME.jpg, masks/train/NAME.png, the same "
+        "Read every image and mask of a data set: your own (images/train/NAME.jpg, masks/train/NAME.png, the same "
         "below val/, and dataset.json with the classes), or VOC, ADE20K and Cityscapes as distributed. Prints what the "
         "masks hold, and which files are missing, broken or do not fit. Exit code 1 when training would fail.",
         "  zoo-seg check-data my_data/\n  zoo-seg check-data VOCdevkit/VOC2012 --split train --split val",
@@ -443,7 +443,7 @@ def _add_predict(verbs: Any) -> None:
         nargs=2,
         type=float,
         metavar=("LOW", "HIGH"),
-        help="the values that are black and white in images of more than 8 bits (default: 16 bits using the top one)",
+        help="the values that are black and white in images of more than 8 bits, such as 0 4095",
     )
     parser.add_argument(
         "--batch-size", type=_whole, metavar="N", help="pictures of one size at a time (default 1; a clip on a GPU: 8)"

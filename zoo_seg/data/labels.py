@@ -132,8 +132,8 @@ class Labels:
         """The class ids (H, W) of a mask, `ignore_index` where ignored.
 
         A mask is an index PNG of 1, 2, 4, 8 or 16 bits, a palette PNG (its indices count, never its colours), or
-        RGB in the palette's colours; other lossless formats are read likewise. Of 1 bit, white is 1. It
-        is turned upright (EXIF orientation) as images are.
+        RGB in the palette's colours; other lossless formats are read likewise. Of 1 bit, white is 1. It is turned
+        upright (EXIF orientation) as images are.
 
         Raises:
             DataError: the file cannot be read, loses values (JPEG), or stores what is no class; the message
@@ -269,7 +269,7 @@ class Labels:
             return "These are class ids in red, green and blue alike: store them in one channel (mode L), not in RGB"
         if len(strays) > (_MANY if self.has_palette else _MANY + count):
             return (
-                "So many different ones: a picture in the place of a mask, or a mask that was a JPEG once or was "
+                "So many different ones: an image in the place of a mask, or a mask that was a JPEG once or was "
                 "resized with interpolation (resize masks with 'nearest')"
             )
         if isinstance(strays[0], tuple):
@@ -290,9 +290,8 @@ class Labels:
         if strays == [count] and 0 not in stored.pixels:
             return f"The ids seem to start at 1: subtract 1, so that {self.classes[0]!r} is 0"
         if strays in ([255], [count]):
-            return f"If {strays[0]} stands for ignored pixels, set 'ignore_index' to {strays[0]}" + (
-                f"; if it is a class, name it: 'classes' has {count} names" if strays == [count] else ""
-            )
+            named = f"; if it is a class, name it: 'classes' has {count} names" if strays == [count] else ""
+            return f"If {strays[0]} stands for ignored pixels, set 'ignore_index' to {strays[0]}{named}"
         if (last := max(value for value in strays if isinstance(value, int))) <= count + _MANY:
             return f"There are ids up to {last}: if all are classes, 'classes' needs {last + 1} names, it has {count}"
         return None

@@ -198,7 +198,7 @@ def _from_pil(
     if is_cut:
         bands = np.asarray(image)
         upper = bands[:, :, :3] if image.mode == "RGBA" else bands
-        if range is not None or 0 < upper.max() < 128:
+        if range is not None or upper.max() < 128:
             return _to_8_bits(_sixteen_bits(upper, mode, name, file), name, range)
     if image.mode in _BY_WAY_OF:
         image = image.convert(_BY_WAY_OF[image.mode])
