@@ -94,7 +94,8 @@ class Snapshot:
     def _visit_module(self, module: nn.Module, name: str) -> None:
         self._seen.add(id(module))
         if isinstance(module, torch.jit.ScriptModule):
-            return self._stop(f"{name} is compiled by torch.jit")
+            self._stop(f"{name} is compiled by torch.jit")
+            return
         if not name:
             self._root_place = len(self._held)
         self._hold(_of_module, module)
