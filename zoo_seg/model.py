@@ -216,7 +216,7 @@ class SegmentationModel(nn.Module, Predicting):
         dtype: str | torch.dtype = "float32",
         compile: bool = False,  # noqa: A002
     ) -> Predictor:
-        """The network made ready for many pictures; one a choice of options is kept until it changes."""
+        """The network made ready for many images; one for each device and dtype is kept until the network changes."""
 
         def make() -> Predictor:
             return Predictor(
