@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo_seg.families.fcn import MMSEG_AUX, SSSEG_AUX, aux_head, read_widths
 from zoo_seg.families.registry import Family, Heads, register_family
 from zoo_seg.keymap import KeyMap
 from zoo_seg.layers.blocks import ConvNormAct
-from zoo_seg.layers.resample import bilinear_matrix, pooling_matrix
+from zoo_seg.layers.resample import pooling_matrix, tap_matrix
 
 POOL_SIZES = (1, 2, 3, 6)
 
@@ -71,23 +70,14 @@ class PSPHead(nn.Module):
     def _spread(self, pooled: list[Tensor], like: Tensor) -> Tensor:
         """The bottleneck's answer to the enlarged branches, (N, channels, H, W)."""
         height, width = like.shape[-2:]
-        rows = torch.cat([_tap_matrix(size, height, like, self.align_corners) for size in POOL_SIZES], dim=1)
+        rows = torch.cat([tap_matrix(size, height, like, self.align_corners) for size in POOL_SIZES], dim=1)
         strips = [
-            tap(cells) @ _tap_matrix(size, width, like, self.align_corners).T  # (N, channels, 3s, W)
+            tap(cells) @ tap_matrix(size, width, like, self.align_corners).T  # (N, channels, 3s, W)
             for tap, cells, size in zip(self.taps, pooled, POOL_SIZES, strict=True)
         ]
         together = torch.cat(strips, dim=2)
         del strips  # memory is scarcest here
         return rows @ together
-
-
-def _tap_matrix(size: int, new_size: int, like: Tensor, align_corners: bool) -> Tensor:
-    """(new_size, 3 * size): column 3i + t holds what cell i, enlarged and seen through tap t, adds to each place.
-
-    Tap t of a 3x3 convolution reads place y + t - 1; beyond the border it reads zero.
-    """
-    spread = F.pad(bilinear_matrix(size, new_size, like, align_corners=align_corners), (0, 0, 1, 1))
-    return torch.stack([spread[tap : tap + new_size] for tap in range(3)], dim=2).flatten(1)
 
 
 @dataclass(frozen=True)

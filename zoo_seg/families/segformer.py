@@ -1,0 +1,118 @@
+"""SegFormer: every feature map through one 1x1 convolution, and all through another. Xie et al.,
+https://arxiv.org/abs/2105.15203
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from zoo_seg.families.registry import Family, Heads, Shapes, register_family
+from zoo_seg.keymap import KeyMap
+from zoo_seg.layers.blocks import ConvNormAct
+from zoo_seg.layers.resample import resize
+
+
+class SegFormerHead(nn.Module):
+    """Backbone feature maps, finest first -> logits (N, num_classes, h, w) at the stride of the finest map.
+
+    The paper's second convolution reads all maps, enlarged to the finest, as one. Being linear, it is kept in a part
+    for each map, which is applied before the enlarging: the same sum, with a third of the multiplications.
+
+    Args:
+        in_channels: channels of the backbone's feature maps.
+        num_classes: classes of the logits.
+        channels: width of all convolutions.
+        align_corners: of the resizes.
+    """
+
+    def __init__(
+        self, in_channels: Sequence[int], num_classes: int, *, channels: int = 256, align_corners: bool = False
+    ) -> None:
+        super().__init__()
+        self.align_corners = align_corners
+        self.convs = nn.ModuleList(ConvNormAct(width, channels, 1) for width in in_channels)
+        self.fuse = nn.ModuleList(nn.Conv2d(channels, channels, 1, bias=False) for _ in in_channels)
+        self.norm = nn.BatchNorm2d(channels)
+        self.act = nn.ReLU(inplace=True)
+        self.dropout = nn.Dropout2d(0.1)
+        self.classifier = nn.Conv2d(channels, num_classes, 1)
+        bound = (len(in_channels) * channels) ** -0.5  # torch's default for the undivided convolution
+        for part in self.fuse:
+            nn.init.uniform_(part.weight, -bound, bound)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        maps = [fuse(conv(x)) for fuse, conv, x in zip(self.fuse, self.convs, features, strict=True)]
+        total = maps[0]
+        for coarser in maps[1:]:
+            total = total + resize(coarser, total.shape[-2:], self.align_corners)
+        logits: Tensor = self.classifier(self.dropout(self.act(self.norm(total))))
+        return logits
+
+
+@dataclass(frozen=True)
+class SegFormerOptions:
+    """See `SegFormerHead`."""
+
+    channels: int = 256
+
+
+def _build(channels: Sequence[int], num_classes: int, options: SegFormerOptions, *, align_corners: bool) -> Heads:
+    return Heads(SegFormerHead(channels, num_classes, channels=options.channels, align_corners=align_corners))
+
+
+def _part_fusion(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Both projects keep the second convolution whole, over the maps from the finest on."""
+    whole = tensors.get("head.fuse.weight")
+    if whole is None or whole.ndim != 4:
+        return tensors  # something is missing or misshapen, which will be said when it is put into the network
+    parts = {f"head.fuse.{i}.weight": part for i, part in enumerate(whole.split(whole.shape[0], dim=1))}
+    return {**{name: tensor for name, tensor in tensors.items() if name != "head.fuse.weight"}, **parts}
+
+
+def _ssseg(options: SegFormerOptions) -> KeyMap:
+    return KeyMap(
+        (
+            ("convs.{}.0.", "head.convs.{}.conv."),
+            ("convs.{}.1.", "head.convs.{}.norm."),
+            ("decoder.0.", "head.fuse."),
+            ("decoder.1.", "head.norm."),
+            ("decoder.4.", "head.classifier."),
+        ),
+        _part_fusion,
+    )
+
+
+def _mmseg(options: SegFormerOptions) -> KeyMap:
+    return KeyMap(
+        (
+            ("decode_head.convs.{}.conv.", "head.convs.{}.conv."),
+            ("decode_head.convs.{}.bn.", "head.convs.{}.norm."),
+            ("decode_head.fusion_conv.conv.", "head.fuse."),
+            ("decode_head.fusion_conv.bn.", "head.norm."),
+            ("decode_head.conv_seg.", "head.classifier."),
+        ),
+        _part_fusion,
+    )
+
+
+def _read_options(shapes: Shapes) -> dict[str, Any]:
+    width = shapes.get("head.classifier.weight", ())
+    return {"channels": width[1]} if len(width) == 4 else {}
+
+
+FAMILY = register_family(
+    Family(
+        name="segformer",
+        title="SegFormer",
+        paper="https://arxiv.org/abs/2105.15203",
+        options=SegFormerOptions,
+        build=_build,
+        levels=4,
+        key_maps={"ssseg": _ssseg, "mmseg": _mmseg},
+        read_options=_read_options,
+    )
+)
