@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from zoo_seg.backbones.staged import StagedBackbone
 from zoo_seg.errors import OptionError
-from zoo_seg.inference.cpu import suit_cpu
+from zoo_seg.inference.cpu import optimize_for_cpu
 from zoo_seg.inference.memory import drop_file_pages, give_back
 from zoo_seg.inference.snapshot import LOCK, Snapshot, class_name, is_called_otherwise
 from zoo_seg.layers.readout import HeadOutput
@@ -54,8 +55,8 @@ def prepare(
     def rewrite() -> None:
         _fold(ready)
         if device.type == "cpu":
-            suit_cpu(ready, dtype, in_place=not compiled)
-        _forget_unread_maps(ready, trim=device.type == "cpu" and not compiled)
+            optimize_for_cpu(ready, dtype, in_place=not compiled)
+        _keep_last_map_only(ready, trim=device.type == "cpu" and not compiled)
 
     if not _computes_the_same(ready, rewrite):
         _log.info("the network is not rewritten for speed, which would change its output")
@@ -168,14 +169,15 @@ class _LastMap(nn.Module):
         return [x]
 
 
-def _forget_unread_maps(network: SegmentationNetwork, *, trim: bool) -> None:
+def _keep_last_map_only(network: SegmentationNetwork, *, trim: bool) -> None:
     """For a head that reads the last map alone."""
-    if class_name(network.backbone) in _STAGE_LISTS and getattr(network.head, "level", None) == -1:
-        network.backbone = _LastMap(network.backbone.children(), trim=trim)
-
-
-_STAGE_LISTS = {"timm.models._features.FeatureListNet"}
-"""Backbones that are their children one after the other."""
+    body = network.backbone
+    if getattr(network.head, "level", None) != -1:
+        return
+    if isinstance(body, StagedBackbone) and type(body).forward is StagedBackbone.forward:
+        network.backbone = _LastMap((module for stage in body.chain() for module in stage), trim=trim)
+    elif class_name(body) == "timm.models._features.FeatureListNet":  # its children one after the other
+        network.backbone = _LastMap(body.children(), trim=trim)
 
 
 @torch.no_grad()
