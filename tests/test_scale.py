@@ -377,7 +377,7 @@ def test_a_name_that_leads_out_of_the_results_is_refused(
 
 def found_by_ray(path: str, out: str) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     """What fails, and what is found, with where its results go."""
-    engine = Ray(argparse.Namespace(out=out, mode="whole", scales=None, flip=False))
+    engine = Ray(argparse.Namespace(out=out, mode="whole", crop=None, stride=None, scales=(1.0,), flip=False))
     failed: list[tuple[str, str]] = []
     return failed, list(engine.found([path], lambda *failure: failed.append(failure)))
 
