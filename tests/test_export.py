@@ -212,6 +212,7 @@ def test_swin_in_other_words(small_swin: SegmentationModel) -> None:
             assert torch.equal(small_swin(x), logits)
 
 
+@pytest.mark.slow
 def test_swin_of_any_size(small_swin: SegmentationModel, tmp_path: Path) -> None:
     """As timm writes its windows, torch.export needs more than ten minutes: `export/windows.py`."""
     written = zoo_seg.export(small_swin, tmp_path / "net.pt2", check=False)
