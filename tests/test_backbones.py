@@ -16,6 +16,7 @@ from timm.models import adapt_input_conv as timm_adapt_input_conv
 from torch import Tensor, nn
 from zoo_seg.checkpoints.input_conv import adapt_input_conv
 
+import zoo_seg
 from zoo_seg.backbones.registry import find_backbone
 from zoo_seg.backbones.staged import StagedBackbone
 from zoo_seg.errors import OptionError
@@ -216,10 +217,20 @@ def test_timm_and_torchvision_are_not_imported() -> None:
     script = """
 import sys, torch
 from zoo_seg.backbones.registry import find_backbone
-import zoo_seg.training.loop, zoo_seg.training.syncnorm
+import zoo_seg.checkpoints.input_conv, zoo_seg.training.syncnorm
 for name in ("resnet18c", "mobilenetv4_conv_small"):
     find_backbone(name).create(levels=4)
 print({"timm", "torchvision"} & set(sys.modules))
 """
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "set()"
+
+
+def test_packaged_network_computes_what_it_did_on_timm() -> None:
+    ours = zoo_seg.create_model("semanticfpn_mobilenetv4_small", "camvid")
+    x = image(96, 128)
+    with torch.no_grad():
+        features = ours.forward_features(x)
+        theirs = timm.create_model("mobilenetv4_conv_small", features_only=True, out_indices=(1, 2, 3, 4)).eval()
+        theirs.load_state_dict(ours.network.backbone.state_dict())
+        assert all(torch.equal(a, b) for a, b in zip(features, theirs(x), strict=True))
