@@ -16,6 +16,7 @@ import zoo_seg
 from zoo_seg.errors import OptionError, UnknownNameError
 from zoo_seg.families.pspnet import POOL_SIZES, PSPHead
 from zoo_seg.families.registry import find_family, list_families
+from zoo_seg.layers.aspp import ASPP
 from zoo_seg.layers.resample import bilinear_matrix, pooling_matrix, resize
 from zoo_seg.manifest import get_architecture
 from zoo_seg.network import SegmentationNetwork, build_network
@@ -23,7 +24,7 @@ from zoo_seg.pretrained import from_tensors
 
 EXPECTED = sorted(FIXTURES.glob("expected_*.npz"))
 ANY = [family for family in list_families() if find_family(family).backbones is None]
-BACKBONES = ["resnet18", "convnext_atto", "mobilenetv3_small_050", "swin_tiny_patch4_window7_224"]
+BACKBONES = ["resnet18", "mit_b0", "convnext_atto", "mobilenetv3_small_050", "swin_tiny_patch4_window7_224"]
 
 
 def architecture_of(name: str) -> str:
@@ -118,6 +119,19 @@ def test_pyramid_has_the_textbook_form_s_gradients() -> None:
         gradients.append([parameter.grad.clone() for parameter in head.parameters()])
     for ours, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("separable", [False, True])
+@pytest.mark.parametrize("size", [(1, 1), (2, 7), (13, 17)])
+def test_atrous_pyramid_equals_its_textbook_form(separable: bool, size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    aspp = ASPP(24, 8, (1, 2, 5), separable=separable).eval()
+    x = torch.randn(2, 24, *size)
+    pooled = aspp.pool(F.adaptive_avg_pool2d(x, 1)).expand(-1, -1, *size)
+    whole = torch.cat([*(branch(x) for branch in aspp.branches), pooled], dim=1)
+    weight = torch.cat([aspp.bottleneck.weight, aspp.taps.weight.transpose(0, 1)], dim=1)
+    expected = aspp.act(aspp.norm(F.conv2d(whole, weight, padding=1)))
+    torch.testing.assert_close(aspp(x), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("size", "new"), [(1, 5), (6, 64), (17, 4), (5, 5), (86, 683)])

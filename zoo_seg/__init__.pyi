@@ -94,6 +94,84 @@ semantic_fpn_resnet101 = semanticfpn_resnet101
 semanticfpn_r101 = semanticfpn_resnet101
 semantic_fpn_r101 = semanticfpn_resnet101
 
+def deeplabv3_resnet50_os8(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """DeepLabV3 on ResNet-50-c, output stride 8."""
+
+deeplabv3_r50_os8 = deeplabv3_resnet50_os8
+
+def deeplabv3_resnet101_os16_mg124(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """DeepLabV3 on ResNet-101-c, multi-grid 1, 2, 4, output stride 16."""
+
+deeplabv3_r101_os16_mg124 = deeplabv3_resnet101_os16_mg124
+
+def deeplabv3plus_resnet50_os8(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """DeepLabV3+ on ResNet-50-c, output stride 8."""
+
+deeplabv3plus_r50_os8 = deeplabv3plus_resnet50_os8
+
+def deeplabv3plus_resnet50_os16(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """DeepLabV3+ on ResNet-50-c, output stride 16."""
+
+deeplabv3plus_r50_os16 = deeplabv3plus_resnet50_os16
+
+def deeplabv3plus_resnet101_os8(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """DeepLabV3+ on ResNet-101-c, output stride 8."""
+
+deeplabv3plus_r101_os8 = deeplabv3plus_resnet101_os8
+
+def deeplabv3plus_resnet101_os16(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """DeepLabV3+ on ResNet-101-c, output stride 16."""
+
+deeplabv3plus_r101_os16 = deeplabv3plus_resnet101_os16
+
+def segformer_mit_b0(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """SegFormer on MiT-B0."""
+
+
+def segformer_mit_b1(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """SegFormer on MiT-B1."""
+
+
+def segformer_mit_b2(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """SegFormer on MiT-B2."""
+
+
+def segformer_mit_b3(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """SegFormer on MiT-B3."""
+
+
+def segformer_mit_b4(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """SegFormer on MiT-B4."""
+
+
+def segformer_mit_b5(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """SegFormer on MiT-B5."""
+
+
 def semanticfpn_mobilenetv4_small(
     pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
 ) -> SegmentationModel:

@@ -180,7 +180,7 @@ class Recipe:
     train_split: str
     crop: tuple[int, int]
     """Height and width in pixels."""
-    batch_size: int
+    batch_size: int | None
     epochs: int | None
     iterations: int | None
     optimizer: str

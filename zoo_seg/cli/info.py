@@ -56,7 +56,7 @@ def _print_record(record: Weights) -> None:
     if recipe.iterations:
         length = f"{recipe.iterations} iterations"
     crop = f"{recipe.crop[0]}x{recipe.crop[1]} (height x width)"
-    _row("recipe", f"{recipe.train_split}, {length}, batch {recipe.batch_size}, crop {crop}")
+    _row("recipe", f"{recipe.train_split}, {length}, batch {recipe.batch_size or 'unknown'}, crop {crop}")
     further = {"momentum": recipe.momentum, "weight decay": recipe.weight_decay}
     known = "".join(f", {name} {value}" for name, value in further.items() if value is not None)
     _row("", f"{recipe.optimizer} lr {recipe.lr}{known}; {recipe.schedule}")

@@ -183,7 +183,8 @@ def _recipe(recipe: Recipe) -> str:
     known = "".join(f", {what} {value:g}" for what, value in further.items() if value is not None)
     return (
         f"Split {_text(recipe.train_split)}, {' or '.join(length) or 'an unknown number of epochs'} of "
-        f"{recipe.batch_size} pictures, crop {recipe.crop[0]}x{recipe.crop[1]} (height x width), "
+        f"{recipe.batch_size or 'an unknown number of'} pictures, "
+        f"crop {recipe.crop[0]}x{recipe.crop[1]} (height x width), "
         f"{_text(recipe.optimizer)}, learning rate {recipe.lr:g} ({_text(recipe.schedule)}){known}."
     )
 
