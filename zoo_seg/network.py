@@ -87,10 +87,12 @@ class SegmentationNetwork(nn.Module):
         values = resize(values, padded_size(*size, self.size_divisor), self.align_corners)
         return read_out(values[..., : size[0], : size[1]], classes)
 
-    def pad(self, x: Tensor) -> Tensor:
-        """The input at a size that the network takes."""
+    def pad(self, x: Tensor, value: float = 0.0) -> Tensor:
+        """The input, or its labels, at a size that the network takes."""
         height, width = padded_size(x.shape[-2], x.shape[-1], self.size_divisor)
-        return F.pad(x, (0, width - x.shape[-1], 0, height - x.shape[-2])) if self.size_divisor > 1 else x
+        if self.size_divisor == 1:
+            return x
+        return F.pad(x, (0, width - x.shape[-1], 0, height - x.shape[-2]), value=value)
 
 
 def padded_size(height: int, width: int, divisor: int) -> tuple[int, int]:

@@ -127,7 +127,7 @@ def finetune(
         source,
         _samples(source, network, settings),
         batches,
-        _loss(source, report, settings),
+        _loss(source, report, settings, network.network.align_corners),
         settings,
         accelerator,
         run,
@@ -214,9 +214,11 @@ def _samples(data: SegmentationData, network: SegmentationModel, settings: Setti
     return TrainingSamples(data, "train", transform, settings.seed)
 
 
-def _loss(data: SegmentationData, report: Report, settings: Settings) -> SegmentationLoss:
+def _loss(data: SegmentationData, report: Report, settings: Settings, align_corners: bool) -> SegmentationLoss:
     weights = balanced_class_weights(_class_pixels(report, data)) if settings.class_weights == "balanced" else None
-    return SegmentationLoss(settings.loss, ignore_index=data.ignore_index, class_weights=weights)
+    return SegmentationLoss(
+        settings.loss, ignore_index=data.ignore_index, class_weights=weights, align_corners=align_corners
+    )
 
 
 def _class_pixels(report: Report, data: SegmentationData) -> list[int]:
