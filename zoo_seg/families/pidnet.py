@@ -242,9 +242,7 @@ def _create(
     if output_stride not in (None, 8):
         raise OptionError(f"output_stride is {output_stride}; PIDNet's is 8, leave it out")
     if pretrained:
-        raise OptionError(
-            "there are no ImageNet weights for PIDNet; leave backbone_pretrained out, or start from weights"
-        )
+        raise OptionError("there are no ImageNet weights of PIDNet; leave backbone_pretrained out")
     return PIDNetTrunk(width, pyramid, deep=deep, in_chans=in_chans, levels=levels)
 
 
