@@ -18,7 +18,6 @@ dependencies = [
     "safetensors",
     "requests",
     "filelock",
-    "fsspec",
     "PIL",
     "numpy",
     "tqdm",

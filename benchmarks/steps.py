@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 import zoo_seg
 from zoo_seg.families.pspnet import POOL_SIZES, PSPHead
-from zoo_seg.inference.cpu import suit_cpu
+from zoo_seg.inference.cpu import optimize_for_cpu
 from zoo_seg.inference.labels import class_map
 from zoo_seg.inference.prepare import fold_batchnorm
 from zoo_seg.network import SegmentationNetwork
@@ -81,7 +81,7 @@ def main() -> None:
         ready = ready.to(memory_format=torch.channels_last)
     step("BatchNorm folded", lambda: class_map(ready.forward_logits(y), [SIZE]))
     with torch.inference_mode(False):
-        suit_cpu(ready, torch.float32)
+        optimize_for_cpu(ready, torch.float32)
         ready = ready.to(memory_format=torch.channels_last)
     step("wide convolutions in slices", lambda: class_map(ready.forward_logits(y), [SIZE]))
     if arguments.compile:

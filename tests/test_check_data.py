@@ -58,7 +58,7 @@ def test_what_training_would_stumble_over(run: Run, tmp_path: Path) -> None:
     assert "38 stray 25.00 1 - -" in out
     assert "error: train: the value 38 is no class; allowed are 0 to 2, and 255 (ignored)." in out
     assert "In 1 of 4 masks: masks/train/001.png" in out
-    assert "error: val: 1 of 2 pictures have no mask: images/val/000.jpg" in out
+    assert "error: val: 1 of 2 images have no mask: images/val/000.jpg" in out
     assert out.endswith("2 errors: training would fail")
     assert run(tmp_path, "--split", "val")[1].endswith("1 error: training would fail")
 
@@ -68,7 +68,7 @@ def test_pictures_in_the_place_of_masks(run: Run, tmp_path: Path) -> None:
     for old, new in (("images", "swap"), ("masks", "images"), ("swap", "masks")):
         (tmp_path / old).rename(tmp_path / new)
     code, out, _ = run(tmp_path)
-    assert code == 1 and "a picture in the place of a mask" in out and "further stray values)" in out
+    assert code == 1 and "an image in the place of a mask" in out and "further stray values)" in out
     assert len(out) < 5000
 
 
@@ -91,7 +91,7 @@ def test_json_holds_everything(run: Run, tmp_path: Path) -> None:
     [
         (["nowhere"], 2, "nowhere: there is no such folder"),
         (["data/dataset.json"], 2, "is a file; expected the folder"),
-        (["data", "--split", "test"], 2, "no split 'test' with pictures and masks; it has train, val"),
+        (["data", "--split", "test"], 2, "no split 'test' with images and masks; it has train, val"),
         (["data", "--layout", "coco"], 2, "invalid choice: 'coco'"),
         (["data", "--workers", "0"], 2, "not a whole number of at least 1"),
         ([], 2, "the following arguments are required: DIR"),

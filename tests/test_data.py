@@ -16,12 +16,14 @@ import numpy.typing as npt
 import pytest
 from drawn import draw_ade20k, draw_cityscapes, draw_folder, draw_voc, index_picture, palette_picture
 from PIL import Image
+from stored import write_png, write_tiff
 
 from zoo_seg.data import Labels, check, open_data
 from zoo_seg.data.check import check_data
 from zoo_seg.data.labels import Rule, voc_palette
 from zoo_seg.data.report import Report, SplitReport, ValueCount
 from zoo_seg.errors import DataError, OptionError, ZooSegError
+from zoo_seg.images.reading import read_picture
 from zoo_seg.manifest import load_manifest
 
 DRAW = {"folder": draw_folder, "voc": draw_voc, "ade20k": draw_ade20k, "cityscapes": draw_cityscapes}
@@ -97,6 +99,52 @@ def test_masks_become_class_ids(
     np.testing.assert_array_equal(ids, expected)
 
 
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+def test_masks_of_any_depth_hold_the_ids_that_are_stored(bits: int, tmp_path: Path) -> None:
+    ids = np.arange(70).reshape(7, 10) % min(2**bits, 21)
+    palette = bytes(range(3)) * min(2**bits, 256)
+    files = [write_png(tmp_path / "grey.png", ids, bits), write_tiff(tmp_path / "grey.tif", ids, bits)]
+    files += [write_png(tmp_path / "palette.png", ids, bits, "palette", palette)] if bits <= 8 else []
+    for path in files:
+        np.testing.assert_array_equal(own(21).read(path), ids)
+
+
+@pytest.mark.parametrize("largest", [2, 3, 20, 255, 300, 65535])
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_pgm_holds_the_ids_that_are_stored(largest: int, plain: bool, tmp_path: Path) -> None:
+    ids = np.arange(70).reshape(7, 10) % 3
+    content = b" ".join(b"%d" % value for value in ids.ravel())
+    if not plain:
+        content = ids.astype(np.uint8 if largest <= 255 else ">u2").tobytes()
+    (tmp_path / "mask.ppm").write_bytes(b"P%d 10 7 %d\n" % (2 if plain else 5, largest) + content)
+    np.testing.assert_array_equal(own(3).read(tmp_path / "mask.ppm"), ids)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_mask_is_turned_as_its_image_is(orientation: int, tmp_path: Path) -> None:
+    """A tool that writes the camera's orientation into both leaves them lying on each other."""
+    ids = np.arange(6).reshape(2, 3)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for name in ("a.png", "a.tif"):
+        index_picture(ids).save(tmp_path / name, exif=exif)
+        np.testing.assert_array_equal(own(6).read(tmp_path / name), read_picture(tmp_path / name)[:, :, 0])
+
+
+def test_masks_whose_values_pillow_alters_are_refused(tmp_path: Path) -> None:
+    ids = np.arange(6).reshape(2, 3)
+    for bits in (2, 4, 8):
+        with pytest.raises(DataError, match="whose 0 is white"):
+            own(6).read(write_tiff(tmp_path / "a.tif", ids % 4, bits, white_is_zero=True))
+    for path in (
+        write_png(tmp_path / "a.png", np.stack([ids] * 2, 2), 16, "grey+alpha"),
+        write_png(tmp_path / "b.png", np.stack([ids] * 3, 2), 16, "rgb"),
+        write_tiff(tmp_path / "b.tif", np.stack([ids] * 3, 2), 16, planar=True),
+    ):
+        with pytest.raises(DataError, match="colours or alpha of 16 bits; expected class ids"):
+            own(6).read(path)
+
+
 def test_train_ids_of_cityscapes_are_told_by_their_name(tmp_path: Path) -> None:
     path = tmp_path / "aachen_000000_000019_gtFine_labelTrainIds.png"
     index_picture(mask([0, 18, 255])).save(path)
@@ -137,7 +185,7 @@ STRAYS = {
     "counted from 1": (index_picture(mask([1, 2, 3])), own(3), "3 is no class.*start at 1: subtract 1"),
     "255 for ignored": (index_picture(mask([0, 1, 255])), own(3, 3), "set 'ignore_index' to 255"),
     "after the classes": (index_picture(mask([0, 1, 3])), own(3), "set 'ignore_index' to 3"),
-    "photograph": (Image.fromarray(NOISE), own(3), r"the colours \(.*, \.\.\. are no classes.*picture in the place"),
+    "photograph": (Image.fromarray(NOISE), own(3), r"the colours \(.*, \.\.\. are no classes.*image in the place"),
     "interpolated": (
         Image.fromarray(NOISE[..., 0]), own(3), r"the values .*, \.\.\. are no classes.*'nearest'",
     ),
@@ -157,6 +205,25 @@ STRAYS = {
         index_picture(mask([0, 18, 255])), CITYSCAPES,
         "255 is no class; allowed are the labelIds 0 to 33.*_labelTrainIds",
     ),
+    "fewer names than ids": (
+        index_picture(mask([0, 3, 5])), own(3), "up to 5: if all are classes, 'classes' needs 6 names, it has 3",
+    ),
+    "one name too few": (index_picture(mask([0, 3])), own(3), "if it is a class, name it: 'classes' has 3 names"),
+    "colours without a palette": (
+        from_colours([(0, 128, 0), (128, 0, 0)], [(0, 0, 0), (0, 0, 0)]), own(3, has_palette=False),
+        r"3 colours .*palette to dataset.json, in the order of the classes \(c0, c1, c2\)\. "
+        r'The colours found are "palette": \[\[0, 0, 0\], \[0, 128, 0\], \[128, 0, 0\]\]$',
+    ),
+    "ignored colour without a palette": (
+        from_colours([(0, 128, 0), (128, 0, 0), WHITE]), own(2, has_palette=False),
+        r"3 colours .* more than the 2 classes: the one that is ignored is 'ignore_color'",
+    ),
+    "black without a palette": (
+        from_colours([(0, 0, 0)]), own(3, has_palette=False), r"1 colour \(RGB\).*those of 2 more are needed",
+    ),
+    "ids saved as RGB without a palette": (
+        index_picture(mask([0, 1, 2])).convert("RGB"), own(3, has_palette=False), "one channel",
+    ),
     "floating point": (Image.fromarray(np.ones((2, 2), np.float32)), own(3), "mode F"),
 }  # fmt: skip
 
@@ -174,8 +241,8 @@ def test_strays_are_named_with_their_cause(image: Image.Image, labels: Labels, m
     [
         ("mask.jpg", None, "JPEG can alter the values"),
         ("mask.png", None, "JPEG can alter the values"),  # what a file is counts, not what it is called
-        ("mask.png", b"no picture", "not a picture"),
-        ("mask.png", b"", "not a picture"),
+        ("mask.png", b"no picture", "not an image"),
+        ("mask.png", b"", "not an image"),
         ("none.png", None, "no such file"),
     ],
 )
@@ -276,6 +343,37 @@ def test_a_palette_and_a_title_are_optional(tmp_path: Path) -> None:
     assert data.palette == voc_palette(3) and data.ignore_index == 255
 
 
+def test_colours_mean_nothing_without_a_palette(tmp_path: Path) -> None:
+    """A palette of one's own whose first colours are VOC's in another order: cats would be dogs, and all well."""
+    root = draw_folder(tmp_path, masks="rgb")
+    description = json.loads((root / "dataset.json").read_text())
+    palette = description.pop("palette")
+    (root / "dataset.json").write_text(json.dumps(description))
+    report = check_data(open_data(root), progress=False)
+    assert len(report.errors) == 2  # train and val
+    message = report.errors[0]
+    pasted = json.loads("{" + re.search(r'"palette": \[\[.*?\]\]', message)[0] + "}")["palette"]  # type: ignore[index]
+    assert sorted(pasted) == sorted([*palette, [255, 255, 255]]) and "'ignore_color'" in message
+    (root / "dataset.json").write_text(json.dumps({**description, "palette": palette}))
+    assert not check_data(open_data(root), progress=False).errors
+
+
+def test_images_of_12_bits_have_their_range_in_the_description(tmp_path: Path) -> None:
+    root = draw_folder(tmp_path)
+    for path in root.glob("images/*/*.jpg"):
+        write_png(path.with_suffix(".png"), np.asarray(Image.open(path)).astype(int) * 4095 // 255, 16, "rgb")
+        path.unlink()
+    report = check_data(open_data(root), progress=False)
+    assert re.search(r'cannot be used: values from .*"range": \[0, 4095\] in a dataset.json', report.errors[0])
+    description = json.loads((root / "dataset.json").read_text())
+    (root / "dataset.json").write_text(json.dumps({**description, "range": [0, 4095]}))
+    data = open_data(root)
+    assert data.range == (0, 4095) and not check_data(data, progress=False).errors
+    (root / "dataset.json").write_text(json.dumps({**description, "range": [4095, 0]}))
+    with pytest.raises(DataError, match=r"range: range is \(4095.0, 0.0\); expected the values"):
+        open_data(root)
+
+
 def test_the_augmented_list_of_voc(tmp_path: Path) -> None:
     data = open_data(draw_voc(tmp_path, train=2, val=1, augmented=2))
     assert data.splits == ("train", "trainaug", "trainval", "val")
@@ -321,7 +419,7 @@ def describe(**fields: Any) -> Callable[[Path], None]:
         (without(), "images/train", DataError, "is a part of the data set"),
         (without("dataset.json"), "", DataError, r"dataset.json is missing; .* for example"),
         (without("dataset.json", "masks"), "", DataError, r"no data set \(it holds images/\); .*\n  folder: .*\n  voc"),
-        (without("masks/train", "masks/val"), "", DataError, "no part has both.*train has pictures, but no masks"),
+        (without("masks/train", "masks/val"), "", DataError, "no split has both.*train has images, but no masks"),
         (describe(classes=["a"]), "", DataError, r"dataset.json:2: classes: found 1"),
         (describe(classes=["a", "b"], ignore_index=1), "", DataError, r"dataset.json:6: ignore_index: 1 is class 'b'"),
         (describe(classes=["a", "b"], palette=[[0, 0, 0]]), "", DataError, r"dataset.json:6: palette: 1 colours for 2"),
@@ -360,12 +458,12 @@ def test_samples_of_an_incomplete_split_are_refused(tmp_path: Path) -> None:
     root = draw_folder(tmp_path, train=3, val=1)
     (root / "masks" / "train" / "001.png").rename(root / "masks" / "train" / "001_mask.png")
     data = open_data(root)
-    with pytest.raises(DataError, match=r"train: 1 of 3 pictures have no mask: images/train/001.jpg; .*001_mask.png"):
+    with pytest.raises(DataError, match=r"train: 1 of 3 images have no mask: images/train/001.jpg; .*001_mask.png"):
         data.samples("train")
-    with pytest.raises(OptionError, match="no split 'test' with pictures and masks; it has train, val"):
+    with pytest.raises(OptionError, match="no split 'test' with images and masks; it has train, val"):
         data.samples("test")
     without("images/val/000.jpg")(root)
-    with pytest.raises(DataError, match="val: no picture; expected images/train"):
+    with pytest.raises(DataError, match="val: no image; expected images/train"):
         data.samples("val")
 
 
@@ -434,18 +532,18 @@ def copy_picture(to: str) -> Callable[[Path], None]:
 
 FAULTS: dict[str, tuple[Callable[[Path], None], list[str]]] = {
     "broken picture": (break_picture, [r"train: 1 file cannot be used: cannot be read .*: images/train/001.jpg"]),
-    "broken mask": (break_mask, [r"train: 1 file cannot be used: not a picture .*: masks/train/001.png"]),
+    "broken mask": (break_mask, [r"train: 1 file cannot be used: not an image .*: masks/train/001.png"]),
     "size": (shrink_mask, [r"train: 1 mask of another size .*: images/train/001.jpg is 64x48 pixels, its mask 32x24"]),
     "orientation": (
         turn_picture,
         [r"train: 1 mask of another size .*001.jpg is 48x64 pixels, its mask 64x48 \(the EXIF"],
     ),
-    "no mask": (without("masks/train/001.png"), [r"train: 1 of 4 pictures have no mask: images/train/001.jpg"]),
+    "no mask": (without("masks/train/001.png"), [r"train: 1 of 4 images have no mask: images/train/001.jpg"]),
     "same name": (
         copy_picture("train/001.JPEG"),
-        [r"train: pictures that share a mask: images/train/001.JPEG, images/train/001.jpg"],
+        [r"train: images that share a mask: images/train/001.JPEG, images/train/001.jpg"],
     ),
-    "no picture": (without("images/val/000.jpg", "images/val/001.jpg"), [r"val: no picture; expected images/"]),
+    "no picture": (without("images/val/000.jpg", "images/val/001.jpg"), [r"val: no image; expected images/"]),
     "no split": (without("masks/val"), [r"there is no split 'val'"]),
     "JPEG masks": (
         each_mask(lambda ids: ids, ".jpg"),
@@ -486,11 +584,11 @@ def blank_one(root: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (without("images/train/001.jpg"), "train: 1 mask without picture, not used: masks/train/001.png"),
+        (without("images/train/001.jpg"), "train: 1 mask without image, not used: masks/train/001.png"),
         (blank_one, "train: 1 of 4 masks are ignored in every pixel: masks/train/001.png"),
         (each_mask(lambda ids: np.where(ids == 2, 0, ids)), "train: 1 of 3 classes never appear: thing 2"),
-        (copy_picture("val/001.jpg"), "train and val share 1 picture: 001"),
-        (lambda root: (root / "masks" / "more").mkdir(), "more has masks, but no pictures: left out"),
+        (copy_picture("val/001.jpg"), "train and val share 1 image: 001"),
+        (lambda root: (root / "masks" / "more").mkdir(), "more has masks, but no images: left out"),
     ],
 )  # fmt: skip
 def test_oddities_are_no_hindrance(change: Callable[[Path], Any], message: str, tmp_path: Path) -> None:
@@ -515,7 +613,7 @@ def test_lists_of_voc_overlap_as_they_should_and_no_more(tmp_path: Path) -> None
     names = (lists / "val.txt").read_text().split()
     (lists / "trainaug.txt").write_text("\n".join([names[0], "2007_nowhere"]))
     report = check_data(open_data(root), ["trainaug", "val"], progress=False)
-    assert f"trainaug and val share 1 picture: {names[0]}" in report.warnings
+    assert f"trainaug and val share 1 image: {names[0]}" in report.warnings
     assert report.errors == ("trainaug: 1 listed, but not there: JPEGImages/2007_nowhere.jpg",)
 
 

@@ -469,7 +469,7 @@ class Visitor:
             body, headers = json.dumps(body).encode(), {"Content-Type": "application/json", **headers}
         connection.request(method, path, body, headers)
         with contextlib.closing(connection.getresponse()) as answer:
-            return answer.status, answer.read().decode()
+            return answer.status, answer.read().decode(errors="replace")
 
     def show(self, *inputs: Any, function: int = 2) -> str:
         """What the page shows for an image, weights and weights to compare with."""
@@ -584,7 +584,7 @@ def test_foreign_hosts_and_origins_are_refused(name: str, visitor: Visitor) -> N
         ("Mine.lan", "mine.lan.:7860", True),
         ("127.0.0.1", "", False),
         ("127.0.0.1", "localhost,evil.example", False),
-        ("127.0.0.1", "[::1", False),
+        ("127.0.0.1", "[zoo", False),
     ],
 )
 def test_hosts_follow_the_address_that_is_bound(bound: str, host: str, known: bool) -> None:
@@ -594,7 +594,7 @@ def test_hosts_follow_the_address_that_is_bound(bound: str, host: str, known: bo
 
 
 def test_large_requests_are_refused(visitor: Visitor, tmp_path: Path) -> None:
-    status, text = visitor.ask("POST", "/gradio_api/queue/join", b"[" * (1 << 21))
+    status, text = visitor.ask("POST", "/gradio_api/queue/join", b"", **{"Content-Length": str(1 << 21)})
     assert status == 413 and "2097152 bytes are too many" in text
     assert visitor.ask("POST", "/gradio_api/upload", b"", **{"Content-Length": str(1 << 30)})[0] == 413
     assert visitor.ask("POST", "/gradio_api/upload", b"", **{"Transfer-Encoding": "chunked"})[0] == 411

@@ -291,13 +291,13 @@ def _shrink_mask(data: Path) -> str:
     path = sorted((data / "masks" / "val").iterdir())[1]
     with Image.open(path) as mask:
         mask.resize((32, 48), Image.Resampling.NEAREST).save(path)
-    return f"{path.name} is 32x48 pixels and its picture 64x48"
+    return f"{path.name} is 32x48 pixels and its image 64x48"
 
 
 def _ignore_everything(data: Path) -> str:
     for mask in (data / "masks" / "val").iterdir():
         Image.fromarray(np.full(SIZE, 255, np.uint8)).save(mask)
-    return "no pixel of the 2 pictures of 'val' has a label"
+    return "no pixel of the 2 images of 'val' has a label"
 
 
 @pytest.mark.parametrize("spoil", [_break_picture, _break_mask, _shrink_mask, _ignore_everything])

@@ -61,6 +61,9 @@ def build(family: str, backbone: str, num_classes: int = 3, **options: Any) -> S
             module.momentum = None  # the statistics become those of one run
     x = torch.randn(2, model.in_chans, 96, 128)
     model.train()(x)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 0.1
     model.head.classifier.bias -= model.eval()(x).mean((0, 2, 3))
     return model
 
@@ -209,9 +212,10 @@ def test_swin_in_other_words(small_swin: SegmentationModel) -> None:
             assert torch.equal(small_swin(x), logits)
 
 
+@pytest.mark.slow
 def test_swin_of_any_size(small_swin: SegmentationModel, tmp_path: Path) -> None:
     """As timm writes its windows, torch.export needs more than ten minutes: `export/windows.py`."""
-    written = zoo_seg.export(small_swin, tmp_path / "net.onnx")
+    written = zoo_seg.export(small_swin, tmp_path / "net.pt2", check=False)
     image = picture(75, 110)
     assert (zoo_seg.from_exported(written.path).predict(image).mask == small_swin.predict(image).mask).mean() > 0.999
 
@@ -431,12 +435,10 @@ def test_wrong_usage(name: str, options: dict[str, Any], words: str, tmp_path: P
     assert [each.name for each in tmp_path.iterdir()] == ["folder.onnx"]
 
 
-@pytest.mark.parametrize("first", ["zoo_seg.export.loaded", "zoo_seg.export.write", "zoo_seg.export"])
+@pytest.mark.parametrize("first", ["zoo_seg.export.loaded", "zoo_seg.export"])
 def test_export_is_the_function_whatever_is_imported_first(first: str) -> None:
-    code = (
-        f"import {first}; import zoo_seg; from zoo_seg import export; assert zoo_seg.export is export; export(1, 'a')"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    code = f"import {first}; from zoo_seg import export; import zoo_seg; assert zoo_seg.export is export; export(1, '')"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=600)
     assert "OptionError: model is a int" in result.stderr
 
 

@@ -181,7 +181,6 @@ def test_training_reaches_every_parameter() -> None:
         (("fcn", "tresnet_m", 2), OptionError, r"'tresnet_m' takes images of some sizes only \(SpaceToDepth\)"),
         (("fcn", "lambda_resnet26t", 2), OptionError, r"of some sizes only \(LambdaLayer\)"),
         (("fcn", "halonet26t", 2), OptionError, r"of some sizes only \(HaloAttn\)"),
-        (("fcn", "botnet26t_256", 2), OptionError, r"of some sizes only \(BottleneckAttn\)"),
         (("fcn", "resnet18", 2, 4), OptionError, "output stride 4"),
         (("fcn", "resnet18", 0), OptionError, "num_classes is 0"),
     ],

@@ -24,6 +24,7 @@ from conftest import REPOSITORY, Zoo
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import EpsImagePlugin, Image, ImageFile
+from stored import write_png
 
 import zoo_seg.cli.predict
 from zoo_seg.cli import main
@@ -98,10 +99,10 @@ def test_max_pixels_that_are_no_number(value: str, tmp_path: Path, monkeypatch: 
         (png(1, 1, 8, 2, PIXEL, chunk(b"zTXt", b"x\0\0" + MUCH)), "Decompressed data too large"),
         (png(1, 1, 8, 2, PIXEL, chunk(b"IDAT", b"garbage")), "cannot be read"),
         (png(0, 5, 8, 2, b""), "expected"),
-        (b"GIF89a" + bytes(3), "not a picture"),
+        (b"GIF89a" + bytes(3), "not an image"),
         (b"\xff\xd8\xff\xe1\xff\xff", "cannot be read"),
-        (b"#EXTM3U\nhttp://zoo.invalid/a.png\n", "not a picture"),
-        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not a picture"),
+        (b"#EXTM3U\nhttp://zoo.invalid/a.png\n", "not an image"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image"),
     ],
     ids=["jpeg", "profile", "text", "data", "empty", "gif", "exif", "playlist", "svg"],
 )
@@ -140,7 +141,7 @@ def moving(kind: str) -> bytes:
     [
         (png(2, 1, 16, 2, grey16(0xFF00, 0x0180, 0, 1000, 0, 0)), (255, 1, 0)),
         (png(1, 1, 16, 6, grey16(0xFF00, 0x0180, 0, 0)), (255, 1, 0)),
-        (png(1, 1, 16, 4, grey16(0x2000, 0)), (32, 32, 32)),
+        (png(1, 1, 16, 4, grey16(0xA000, 0)), (160, 160, 160)),
         (cmyk(), (0, 255, 255)),
         (moving("GIF"), (255, 0, 0)),
         (moving("PNG"), (255, 0, 0)),
@@ -292,7 +293,7 @@ def test_a_batch_goes_on_past_every_kind_of_trouble(predict: Predict) -> None:
     broken = {
         "p/bomb.png": (BOMB, "ZOO_SEG_MAX_PIXELS"),
         "p/cut.jpg": (encoded("JPEG")[:-300], "truncated"),
-        "p/esc\x1b]0;x\x07\n.png": (b"text", "not a picture"),
+        "p/esc\x1b]0;x\x07\n.png": (b"text", "not an image"),
         "p/figure.jpg": (encoded("EPS"), "not run"),
     }
     for name, (content, _) in broken.items():
@@ -318,7 +319,7 @@ def test_a_batch_goes_on_past_every_kind_of_trouble(predict: Predict) -> None:
         assert reason in result.failed[name] and name not in result.failed[name]
     lines = result.err.splitlines()
     assert len(lines) == len(expected) + 1 and all(line.isprintable() for line in lines)
-    assert r"zoo-seg: p/esc\x1b]0;x\x07\n.png: not a picture" in result.err
+    assert r"zoo-seg: p/esc\x1b]0;x\x07\n.png: not an image" in result.err
     assert lines[-1] == f"{len(good)} done, {len(expected)} failed; results in out"
     assert len(results()) == 2 * len(good) and "ä b/日本 語_overlay.png" in results()
 
@@ -334,7 +335,7 @@ def test_a_name_that_is_no_unicode(predict: Predict) -> None:
     write(os.fsdecode(b"p/\xff.png"), b"text")
     result = predict("p", "--json", "report/r.json")
     assert (result.code, result.out) == (1, "1 done, 1 failed; results in out\n")
-    assert r"p/\udcff.png: not a picture" in result.err
+    assert r"p/\udcff.png: not an image" in result.err
     report = json.loads(Path("report/r.json").read_text())
     assert [os.fsencode(each["mask"]) for each in report["done"]] == [b"out/caf\xe9_mask.png"]
     assert Path(report["done"][0]["mask"]).is_file()
@@ -445,7 +446,7 @@ def test_an_interruption_tells_what_was_done(predict: Predict, monkeypatch: pyte
     monkeypatch.setattr(Segmentation, "overlay", overlay)
     result = predict("p", "--json", "r.json")
     assert result.code == 130 and result.err.endswith("interrupted; run the same command again to go on\n")
-    assert result.out == "2 done, 1 failed; results in out\n" and "p/b.png: not a picture" in result.err
+    assert result.out == "2 done, 1 failed; results in out\n" and "p/b.png: not an image" in result.err
     assert len(json.loads(Path("r.json").read_text())["done"]) == 2
 
 
@@ -480,3 +481,17 @@ print(code, {"torch", "torchvision", "timm"} & set(sys.modules))
         check=False,
     )
     assert done.stdout.splitlines()[-1] == "0 set()", done.stdout + done.stderr
+
+
+def test_a_12_bit_image_waits_for_its_range(predict: Predict) -> None:
+    eight = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    Path("p").mkdir()
+    Image.fromarray(eight).save("p/eight.png")
+    write_png(Path("p/twelve.png"), np.rint(eight * (4095 / 255)).astype(int), 16, "rgb")
+    result = predict("p", "--json", "-")
+    assert result.code == 1 and result.done == ["p/eight.png"]
+    assert "such as --range 0 4095" in result.failed["p/twelve.png"]
+    assert predict("p", "--range", "4095", "0").code == 2
+    assert predict("p", "--range", "0", "4095", "--overwrite").code == 0
+    eight_mask, twelve_mask = (np.asarray(Image.open(f"out/{name}_mask.png")) for name in ("eight", "twelve"))
+    np.testing.assert_array_equal(twelve_mask, eight_mask)

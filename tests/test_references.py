@@ -62,7 +62,8 @@ def test_reference_file_is_whole(name: str) -> None:
     counts = [int(np.prod(shape)) for key, shape in published.keys if not key.endswith(buffers)]
     assert sum(counts) == meta["parameters"]
     assert len(published.runs) >= 2
-    assert published.tolerance < 1e-3
+    # Masked attention has a threshold: rounding can put a pixel on its other side.
+    assert published.tolerance < (5e-3 if name.startswith("mask2former") else 2e-4)
     for run in published.runs:
         assert run.shape == (meta["num_classes"], *run.size)
         assert np.isfinite(run.logits).all()

@@ -98,7 +98,7 @@ def test_a_folder_gives_the_files_of_one_machine(predict: Predict, two_cores: li
     one = predict("p", "--out", "one", "--json", "one.json")
     many = predict("p", "--out", "many", "--json", "many.json", *two_cores)
     assert (one.code, many.code) == (1, 1)
-    assert many.err == one.err.replace("one/", "many/") and "broken.png: not a" in many.err
+    assert many.err == one.err.replace("one/", "many/") and "broken.png: not an image" in many.err
     assert f"{len(names)} done, 2 failed; results in many; " in many.out
     assert many.out.endswith("images/s from 2 workers (cpu, 1 threads each)\n")
     assert contents(tmp_path / "many") == contents(tmp_path / "one")
@@ -377,7 +377,7 @@ def test_a_name_that_leads_out_of_the_results_is_refused(
 
 def found_by_ray(path: str, out: str) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     """What fails, and what is found, with where its results go."""
-    engine = Ray(argparse.Namespace(out=out, mode="whole", scales=None, flip=False))
+    engine = Ray(argparse.Namespace(out=out, mode="whole", crop=None, stride=None, scales=(1.0,), flip=False))
     failed: list[tuple[str, str]] = []
     return failed, list(engine.found([path], lambda *failure: failed.append(failure)))
 

@@ -254,7 +254,8 @@ def _check_plain(value: Any, depth: int = 0) -> None:
     elif isinstance(value, list):
         pairs = enumerate(value)
     elif value is not None:
-        _decoder(type(value))(value, {})
+        kind: Any = type(value)
+        _decoder(kind)(value, {})
     for step, item in pairs:
         if isinstance(step, str) and not _is_text(step):
             raise Mistake(f"found the key {show(step)}, expected text without control characters")

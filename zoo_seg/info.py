@@ -33,6 +33,8 @@ class ModelInfo:
     """Whose order of operations `predict` follows."""
     test: TestOptions = field(default_factory=TestOptions)
     """How the weights were tested, and what `predict` does unless told otherwise."""
+    window: tuple[int, int] | None = None
+    """(height, width) of the sliding window where nobody names one; None is the crop of the recipe."""
     in_chans: int = 3
     ignore_index: int = 255
     """The label that training and measuring leave out."""
@@ -71,7 +73,7 @@ class ModelInfo:
     @property
     def training_crop(self) -> tuple[int, int] | None:
         """(height, width) of the crops that the weights were trained on; None where nobody said."""
-        return self.recipe.crop if self.recipe else None
+        return self.window or (self.recipe.crop if self.recipe else None)
 
 
 def info_of(record: Weights) -> ModelInfo:

@@ -23,7 +23,7 @@ from zoo_seg.inference.predicting import Predicting
 from zoo_seg.inference.predictor import Predictor, Predictors, choose_dtype
 from zoo_seg.info import ModelInfo
 from zoo_seg.layers.readout import HeadOutput
-from zoo_seg.manifest import Architecture, Licence, Metric, Preprocess, Recipe, Weights, get_weights
+from zoo_seg.manifest import Architecture, Licence, Metric, Preprocess, Recipe, TestOptions, Weights, get_weights
 from zoo_seg.network import SegmentationNetwork, with_all_options
 from zoo_seg.pretrained import Checkpoint, open_folder, open_repository
 from zoo_seg.saving.card import PICTURE, model_card
@@ -82,6 +82,16 @@ class SegmentationModel(nn.Module, Predicting):
     def in_chans(self) -> int:
         """Channels of the image."""
         return self.network.in_chans
+
+    @property
+    def align_corners(self) -> bool:
+        """Of the network's bilinear resizes."""
+        return self.network.align_corners
+
+    @property
+    def size_divisor(self) -> int:
+        """What the network pads its input to a multiple of."""
+        return self.network.size_divisor
 
     # The parts of the network are reached, replaced and saved as if they were the model's own.
 
@@ -147,6 +157,15 @@ class SegmentationModel(nn.Module, Predicting):
         self._know(protocol=protocol, **_NOTHING_MEASURED)
 
     @property
+    def test(self) -> TestOptions:
+        """How the weights were tested, which `predict` does unless told otherwise."""
+        return self.info.test
+
+    @test.setter
+    def test(self, test: TestOptions) -> None:
+        self._know(test=test)
+
+    @property
     def recipe(self) -> Recipe | None:
         """How the weights were trained, where it is known."""
         return self.info.recipe
@@ -197,7 +216,7 @@ class SegmentationModel(nn.Module, Predicting):
         dtype: str | torch.dtype = "float32",
         compile: bool = False,  # noqa: A002
     ) -> Predictor:
-        """The network made ready for many pictures; one for each choice of options is kept until the network changes."""
+        """The network made ready for many images; one for each device and dtype is kept until the network changes."""
 
         def make() -> Predictor:
             return Predictor(

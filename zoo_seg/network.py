@@ -79,16 +79,20 @@ class SegmentationNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_chans, H, W), normalised float -> logits (N, num_classes, H, W), resized bilinearly."""
-        output = self.forward_logits(x)
-        values, classes = output if isinstance(output, Queries) else (output, None)
-        height, width = x.shape[-2:]
-        size = padded_size(height, width, self.size_divisor)
-        return read_out(resize(values, size, self.align_corners)[..., :height, :width], classes)
+        return self.read(self.forward_logits(x), (x.shape[-2], x.shape[-1]))
 
-    def pad(self, x: Tensor) -> Tensor:
-        """The input at a size that the network takes."""
+    def read(self, output: HeadOutput, size: tuple[int, int]) -> Tensor:
+        """What the head returned for an input of a size as logits (N, num_classes, *size)."""
+        values, classes = output if isinstance(output, Queries) else (output, None)
+        values = resize(values, padded_size(*size, self.size_divisor), self.align_corners)
+        return read_out(values[..., : size[0], : size[1]], classes)
+
+    def pad(self, x: Tensor, value: float = 0.0) -> Tensor:
+        """The input, or its labels, at a size that the network takes."""
         height, width = padded_size(x.shape[-2], x.shape[-1], self.size_divisor)
-        return F.pad(x, (0, width - x.shape[-1], 0, height - x.shape[-2])) if self.size_divisor > 1 else x
+        if self.size_divisor == 1:
+            return x
+        return F.pad(x, (0, width - x.shape[-1], 0, height - x.shape[-2]), value=value)
 
 
 def padded_size(height: int, width: int, divisor: int) -> tuple[int, int]:

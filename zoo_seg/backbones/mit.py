@@ -85,7 +85,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.norm1(x))
-        return x + self.mlp(self.norm2(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        out: Tensor = x + self.mlp(self.norm2(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return out
 
 
 class PatchEmbed(nn.Module):

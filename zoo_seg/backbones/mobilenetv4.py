@@ -101,7 +101,8 @@ class MobileNetV4(StagedBackbone):
                 if len(shape) == 1:
                     blocks.append(_conv_norm(width, out, shape[0], stride, dilation, norm="bn1"))
                 else:
-                    blocks.append(UniversalInvertedBottleneck(width, out, *shape, stride, dilation))
+                    expansion, first, middle = shape
+                    blocks.append(UniversalInvertedBottleneck(width, out, expansion, first, middle, stride, dilation))
                 if number < 4 and len(blocks) == 1:
                     dilation *= 2 // reduction
                 width = out

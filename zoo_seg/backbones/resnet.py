@@ -6,7 +6,7 @@ are those of He et al. 2018 (1812.01187), named c and d there. Parameters have t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal, get_args
 
@@ -167,10 +167,11 @@ class ResNet(StagedBackbone):
             if multi_grid is not None and index == 3:
                 each = list(multi_grid)
             channels, stride = 64 << index, 1 if index == 0 else reached[index + 1] // reached[index]
+            block: Callable[..., nn.Module]
             if depth < 50:
                 out, block = channels, partial(BasicBlock, second=1 if dilation_style == "mmseg" else dilation)
             else:
-                out, block = 4 * channels, partial(Bottleneck)
+                out, block = 4 * channels, Bottleneck
             downsample = None
             if stride > 1 or width != out:
                 downsample = nn.Sequential(
@@ -188,8 +189,8 @@ class ResNet(StagedBackbone):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def chain(self) -> list[list[nn.Module]]:
-        stem = [self.conv1, self.bn1, self.act1]
-        return [stem, [self.maxpool, self.layer1], [self.layer2], [self.layer3], [self.layer4]]
+        names = (("conv1", "bn1", "act1"), ("maxpool", "layer1"), ("layer2",), ("layer3",), ("layer4",))
+        return [[self.get_submodule(name) for name in stage] for stage in names]
 
 
 def _check(option: str, values: Sequence[int] | None, count: int, each: str) -> None:

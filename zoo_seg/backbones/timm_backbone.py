@@ -52,7 +52,7 @@ def _cut(x: Tensor, height: int, width: int) -> Tensor:
     return x[..., :height, :width]
 
 
-_OF_SOME_SIZES = {"BottleneckAttn", "HaloAttn", "LambdaLayer", "SpaceToDepth"}
+_OF_SOME_SIZES = {"HaloAttn", "LambdaLayer", "SpaceToDepth"}
 """timm's layers whose blocks or positions fit some sizes only, padded or not."""
 
 

@@ -259,7 +259,8 @@ def _tensor(values: Any, offset: Any, size: Any, stride: Any, *others: Any) -> T
         raise Refused(f"a tensor of the shape {size} goes beyond its storage of {values.numel()} values")
     if len(others) > 2 and others[2]:  # a view that is negated when it is read
         raise Refused("a tensor is stored as another one's negative or conjugate; save a clone of it")
-    return values.as_strided(size, stride, offset)
+    tensor: Tensor = values.as_strided(size, stride, offset)
+    return tensor
 
 
 def _mapping(items: Any = ()) -> dict[Any, Any]:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from zoo_seg.cli.network import check_looks, load_predicting
+from zoo_seg.cli.network import check_test_arguments, load_predicting
 from zoo_seg.cli.pictures import (
     LIST,
     SETTINGS,
@@ -45,7 +45,7 @@ class Ray:
         self.out: str = arguments.out.rstrip("/") if is_url(arguments.out) else str(Path(arguments.out))
         place(self.out)
         here = argparse.Namespace(**{**vars(arguments), "device": None})  # this machine need not have it
-        check_looks(arguments.mode, arguments.scales, arguments.flip, here)
+        check_test_arguments(here)
 
     def found(self, paths: Sequence[str], fail: Callable[[str, str], None]) -> Iterator[tuple[str, str]]:
         seen: set[str] = set()
@@ -72,7 +72,7 @@ class Ray:
     def begin(self, settings: str) -> None:
         check_reachable(self.arguments.address)
         self.model = load_predicting(self.arguments)
-        self.model.stream([], **work_of(self.arguments, "cpu").looks)  # refuses what the network does not do
+        self.model.stream([], **work_of(self.arguments, "cpu").options)  # refuses what the network does not do
         try:
             write_text(settings, f"{self.out}/{SETTINGS}")
         except OSError as error:
@@ -115,11 +115,11 @@ def _found(path: str, fail: Callable[[str, str], None]) -> Iterator[tuple[str, s
             else:
                 yield picture, name
     else:
-        for picture, folder in pictures(path, lambda path, reason: fail(str(path), reason)):
-            if reason := trouble(picture):
-                fail(str(picture), reason)
+        for each, folder in pictures(path, lambda path, reason: fail(str(path), reason)):
+            if reason := trouble(each):
+                fail(str(each), reason)
             else:
-                yield str(picture), str(folder / picture.stem)
+                yield str(each), str(folder / each.stem)
 
 
 def _below(url: str) -> list[tuple[str, str]]:

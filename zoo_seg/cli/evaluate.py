@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from zoo_seg.cli.network import check_looks, device_of, load_network
+from zoo_seg.cli.network import check_test_arguments, device_of, load_network
 from zoo_seg.cli.text import table
 from zoo_seg.data.layouts import SegmentationData, open_data
 from zoo_seg.errors import OptionError
@@ -60,7 +60,7 @@ def _check_options(arguments: argparse.Namespace) -> SegmentationData:
         raise OptionError(f"--out {arguments.out} is a file; expected a folder")
     if not arguments.tolerance >= 0:
         raise OptionError(f"--tolerance is {arguments.tolerance}; expected percent points of mIoU, such as 0.1")
-    check_looks(arguments.mode or "whole", arguments.scales or (1.0,), bool(arguments.flip), arguments)
+    check_test_arguments(arguments)
     data = open_data(arguments.data, arguments.dataset)
     data.samples(arguments.split)
     return data

@@ -224,7 +224,7 @@ def _add_check_data(verbs: Any) -> None:
         verbs,
         "check-data",
         "read a whole data set and report what training would stumble over",
-        "Read every picture and mask of a data set: your own (images/train/NAME.jpg, masks/train/NAME.png, the same "
+        "Read every image and mask of a data set: your own (images/train/NAME.jpg, masks/train/NAME.png, the same "
         "below val/, and dataset.json with the classes), or VOC, ADE20K and Cityscapes as distributed. Prints what the "
         "masks hold, and which files are missing, broken or do not fit. Exit code 1 when training would fail.",
         "  zoo-seg check-data my_data/\n  zoo-seg check-data VOCdevkit/VOC2012 --split train --split val",
@@ -394,11 +394,12 @@ def _add_predict(verbs: Any) -> None:
         "predict",
         "write the class maps of pictures",
         "Write <stem>_mask.png (a palette PNG of class ids) and <stem>_overlay.png for each picture, under the "
-        "picture's folder below --out. What is there already is kept; a broken picture is named and passed over, and "
+        "picture's folder below --out. What is there already is kept while picture, weights and settings are the same; "
+        "a file of your own is never replaced. A broken or missing picture is named and passed over, and "
         "the exit code is 1 then. Of a folder every picture is taken, links to pictures included; links to folders "
         "and hidden files are passed over. Of a clip one overlay is written, without sound; it needs "
         "pip install 'zoo_seg[video]'. With --engine ray the workers of a Ray cluster share the pictures; a PATH may "
-        "then be a URL that fsspec knows (s3://...) or a list (.txt) of paths and URLs, and --out a URL; it needs "
+        "then be a URL that fsspec knows (s3://...), a list may hold URLs, and --out be a URL; it needs "
         "pip install 'zoo_seg[scale]'.",
         "  zoo-seg predict street.jpg\n"
         "  zoo-seg predict street.jpg --model pspnet_resnet50_os8 --weights ade20k --out out/\n"
@@ -406,7 +407,13 @@ def _add_predict(verbs: Any) -> None:
         "  zoo-seg predict clip.mp4 --out clip_overlay.mp4\n"
         "  zoo-seg predict s3://bucket/pictures --engine ray --address auto --out s3://bucket/masks",
     )
-    parser.add_argument("paths", nargs="+", type=_path, metavar="PATH", help="pictures, folders and globs; or one clip")
+    parser.add_argument(
+        "paths",
+        nargs="+",
+        type=_path,
+        metavar="PATH",
+        help="pictures, folders, globs and lists (.txt, a path on each line); or one clip",
+    )
     parser.add_argument(
         "--out", default="out", type=_path, metavar="DIR", help="where to write (default out); or CLIP.mp4"
     )
@@ -417,13 +424,13 @@ def _add_predict(verbs: Any) -> None:
         help="a tag (ade20k), an id (model.tag), a path, a folder that finetune wrote, or an https:// or hf:// link "
         "(default: the model's first; without --model the small network for street scenes that comes with the package)",
     )
-    parser.add_argument("--mode", choices=["whole", "slide"], default="whole", help="the whole picture, or windows")
+    parser.add_argument("--mode", choices=["whole", "slide"], help="whole images, or windows (default: as published)")
     parser.add_argument(
         "--crop", nargs=2, type=_whole, metavar=("H", "W"), help="the window (default: the training crop)"
     )
     parser.add_argument("--stride", nargs=2, type=_whole, metavar=("H", "W"), help="default: two thirds of the window")
-    parser.add_argument("--scales", nargs="+", type=float, default=[1.0], metavar="S", help="average over these scales")
-    parser.add_argument("--flip", action="store_true", help="average with the mirrored picture")
+    parser.add_argument("--scales", nargs="+", type=float, metavar="S", help="average over these scales (default: 1)")
+    parser.add_argument("--flip", action=argparse.BooleanOptionalAction, help="average with the mirrored image")
     parser.add_argument(
         "--resize",
         type=_resize,
@@ -436,7 +443,7 @@ def _add_predict(verbs: Any) -> None:
         nargs=2,
         type=float,
         metavar=("LOW", "HIGH"),
-        help="the values that are black and white in images of more than 8 bits (default: 16 bits using the top one)",
+        help="the values that are black and white in images of more than 8 bits, such as 0 4095",
     )
     parser.add_argument(
         "--batch-size", type=_whole, metavar="N", help="pictures of one size at a time (default 1; a clip on a GPU: 8)"
@@ -447,7 +454,7 @@ def _add_predict(verbs: Any) -> None:
     parser.add_argument("--alpha", type=float, default=0.5, help="how much of the colours in the overlay, 0 to 1")
     parser.add_argument("--legend", action="store_true", help="class names and areas beside the overlay")
     parser.add_argument("--no-overlay", action="store_true", help="write the masks only")
-    parser.add_argument("--overwrite", action="store_true", help="do everything again")
+    parser.add_argument("--overwrite", action="store_true", help="do again what an earlier run did")
     parser.add_argument(
         "--engine", choices=["local", "ray"], default="local", help="this process (default), or a Ray cluster"
     )

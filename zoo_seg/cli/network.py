@@ -6,7 +6,6 @@ import argparse
 import hashlib
 import json
 import os
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from zoo_seg.hub.files import hash_file
 from zoo_seg.hub.huggingface import repository
 from zoo_seg.inference.predicting import Predicting
 from zoo_seg.inference.predictor import choose_device
-from zoo_seg.inference.protocol import Mode, Protocol
+from zoo_seg.inference.protocol import Mode, check_test_options
 from zoo_seg.manifest import Weights, get_architecture, get_weights
 from zoo_seg.model import SegmentationModel
 from zoo_seg.pretrained import first_weights, load_checkpoint
@@ -103,12 +102,13 @@ def device_of(arguments: argparse.Namespace) -> str:
     return arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def check_looks(mode: Mode, scales: Sequence[float], flip: bool, arguments: argparse.Namespace) -> None:
-    """Refuse a protocol, `--crop`, `--stride` or `--device` that cannot be had before anything is fetched or loaded."""
-    crop, stride = arguments.crop, arguments.stride
-    if mode == "slide":  # a crop that is not given follows from the weights, and fits
+def check_test_arguments(arguments: argparse.Namespace) -> None:
+    """Refuse `--mode` to `--flip` or `--device` that cannot be had before anything is fetched or loaded."""
+    crop, stride, scales = arguments.crop, arguments.stride, arguments.scales or (1.0,)
+    if arguments.mode == "slide":  # a crop that is not given follows from the weights, and fits
         crop = crop or stride or (1, 1)
-    Protocol.of(mode, crop, stride, scales, flip, "ssseg")
+    mode: Mode = arguments.mode or ("slide" if crop else "whole")  # which the weights may say, and then it fits
+    check_test_options(mode, crop, stride if crop else None, scales, bool(arguments.flip))
     if max(scales) > _LARGEST_SCALE:
         raise OptionError(f"--scales are factors of the test size, such as 0.5 1 1.5; found {max(scales):g}")
     if arguments.device is not None:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from zoo_seg.cli.report import Failure, Report, Result
 from zoo_seg.errors import OptionError
 from zoo_seg.scale.jobs import Job, Work, read_mark
-from zoo_seg.scale.places import Stats, opens, place
+from zoo_seg.scale.places import Stats, opens, whole_path
 
 T = TypeVar("T")
 
@@ -33,9 +33,9 @@ def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
 def work_of(arguments: argparse.Namespace, device: str) -> Work:
     """What is done with every picture."""
     names = ("mode", "crop", "stride", "scales", "flip", "resize", "range", "dtype")
-    looks = {name: getattr(arguments, name) for name in names}
-    looks |= {"compile": arguments.compile, "batch_size": arguments.batch_size or 1, "device": device}
-    return Work(looks, arguments.alpha, arguments.legend)
+    options = {name: getattr(arguments, name) for name in names}
+    options |= {"compile": arguments.compile, "batch_size": arguments.batch_size or 1, "device": device}
+    return Work(options, arguments.alpha, arguments.legend)
 
 
 def plan(found: Iterable[tuple[str, str]], overlay: bool, fail: Callable[[str, str], None]) -> Iterator[Job]:
@@ -93,7 +93,7 @@ def marked(jobs: Sequence[Job], settings: Mapping[str, Any], stats: Stats) -> li
             stat = stats(job.picture)
         except Exception:  # storages have exceptions of their own; reading it will tell
             stat = None, None
-        text = json.dumps([settings, place(job.picture)[1], *stat], sort_keys=True)
+        text = json.dumps([settings, whole_path(job.picture), *stat], sort_keys=True)
         return replace(job, mark=hashlib.sha256(text.encode("ascii")).hexdigest())
 
     return _at_once(mark, jobs)

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from PIL import Image
 from tqdm import tqdm
 
-from zoo_seg.cli.network import check_looks, device_of, load_predicting, weights_sha256
+from zoo_seg.cli.network import check_test_arguments, device_of, load_predicting, weights_sha256
 from zoo_seg.cli.pictures import LIST, SETTINGS, entries, is_clip, pictures, trouble, whole_name
 from zoo_seg.cli.plan import earlier_marks, marked, note, plan, refuse_other_settings, result, settings_of, work_of
 from zoo_seg.cli.report import Failure, Report
@@ -100,7 +100,7 @@ def _engine(arguments: argparse.Namespace) -> Engine | None:
     for path in (*arguments.paths, arguments.out):
         if is_url(path):
             raise OptionError(f"{path} is a URL, which the cluster's workers read and write; add --engine ray")
-    check_looks(arguments.mode, arguments.scales, arguments.flip, arguments)
+    check_test_arguments(arguments)
     return None if has_clip else Local(arguments)
 
 

@@ -1,4 +1,4 @@
-"""A data set: which stored value is which class, which mask belongs to which picture, whether all is sound."""
+"""A data set: which stored value is which class, which mask belongs to which image, whether all is sound."""
 
 from zoo_seg.data.labels import Labels
 from zoo_seg.data.layouts import Sample, SegmentationData, open_data

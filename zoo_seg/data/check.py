@@ -36,7 +36,7 @@ def check_data(
     progress: bool = True,
     cache: bool = False,
 ) -> Report:
-    """Read every picture and mask and report what is wrong with them.
+    """Read every image and mask and report what is wrong with them.
 
     Args:
         data: what `open_data` returned.
@@ -76,7 +76,7 @@ def _check(data: SegmentationData, listings: Mapping[str, Listing], workers: int
             users.setdefault(sample, []).append(split)
     # disable=None: a bar on a terminal only
     with tqdm(
-        desc="checking", total=len(users), unit=" pictures", leave=False, disable=None if progress else True
+        desc="checking", total=len(users), unit=" images", leave=False, disable=None if progress else True
     ) as bar:
         for sample, seen in _in_parallel(lambda sample: _look(sample, data), users, workers):
             for split in users[sample]:
@@ -120,7 +120,7 @@ def _in_parallel(
             yield first, seen.result()
 
 
-# --- one picture --------------------------------------------------------------------------------
+# --- one image --------------------------------------------------------------------------------
 
 
 def _look(sample: Sample, data: SegmentationData) -> Seen:
@@ -150,7 +150,7 @@ def _mismatch(sample: Sample, picture: Size, mask: Size, root: Path) -> str:
     if picture == mask[::-1]:
         with Image.open(sample.picture) as image:
             if (image.height, image.width) == mask:
-                text += " (the EXIF orientation turns the picture: turn the mask as well)"
+                text += " (the EXIF orientation turns the image: turn the mask as well)"
     return text
 
 

@@ -13,6 +13,7 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
 
 from zoo_seg.data.wording import many, name_some
 from zoo_seg.errors import DataError
@@ -131,8 +132,8 @@ class Labels:
         """The class ids (H, W) of a mask, `ignore_index` where ignored.
 
         A mask is an index PNG of 1, 2, 4, 8 or 16 bits, a palette PNG (its indices count, never its colours), or
-        RGB in the palette's colours; other lossless formats are read likewise. Of 1 bit, white is 1. It is turned upright (EXIF
-        orientation) as images are.
+        RGB in the palette's colours; other lossless formats are read likewise. Of 1 bit, white is 1. It is turned
+        upright (EXIF orientation) as images are.
 
         Raises:
             DataError: the file cannot be read, loses values (JPEG), or stores what is no class; the message
@@ -268,7 +269,7 @@ class Labels:
             return "These are class ids in red, green and blue alike: store them in one channel (mode L), not in RGB"
         if len(strays) > (_MANY if self.has_palette else _MANY + count):
             return (
-                "So many different ones: a picture in the place of a mask, or a mask that was a JPEG once or was "
+                "So many different ones: an image in the place of a mask, or a mask that was a JPEG once or was "
                 "resized with interpolation (resize masks with 'nearest')"
             )
         if isinstance(strays[0], tuple):
@@ -289,9 +290,8 @@ class Labels:
         if strays == [count] and 0 not in stored.pixels:
             return f"The ids seem to start at 1: subtract 1, so that {self.classes[0]!r} is 0"
         if strays in ([255], [count]):
-            return f"If {strays[0]} stands for ignored pixels, set 'ignore_index' to {strays[0]}" + (
-                f"; if it is a class, name it: 'classes' has {count} names" if strays == [count] else ""
-            )
+            named = f"; if it is a class, name it: 'classes' has {count} names" if strays == [count] else ""
+            return f"If {strays[0]} stands for ignored pixels, set 'ignore_index' to {strays[0]}{named}"
         if (last := max(value for value in strays if isinstance(value, int))) <= count + _MANY:
             return f"There are ids up to {last}: if all are classes, 'classes' needs {last + 1} names, it has {count}"
         return None
@@ -299,8 +299,8 @@ class Labels:
     def _palette_to_paste(self, colours: Sequence[Stored]) -> str:
         count = len(self.classes)
         text = (
-            f"{many(len(colours), 'colour')} (RGB), and nothing says which class each of them is. Add a palette to dataset.json, "
-            f'in the order of the classes ({name_some(self.classes)}). The colours found are "palette": '
+            f"{many(len(colours), 'colour')} (RGB), and nothing says which class each of them is. Add a palette to "
+            f'dataset.json, in the order of the classes ({name_some(self.classes)}). The colours found are "palette": '
             f"{json.dumps(colours)}"
         )
         if len(colours) > count:
@@ -361,7 +361,7 @@ def _read_pixels(path: Path) -> Ids:
         raise DataError(f"{path}: cannot be read ({reason}); expected a complete PNG") from None
 
 
-def _largest_stored(image: Image.Image) -> int | None:
+def _largest_stored(image: ImageFile) -> int | None:
     """What an opened file stores for white where Pillow scales grey values; 0 where it inverts them, else None."""
     mode = stored_mode(image)
     if image.format == "PPM" and isinstance(image.tile[0][3], tuple) and mode == "L":

@@ -1,4 +1,4 @@
-"""Where a data set keeps its pictures and masks: a folder of one's own, VOC, ADE20K and Cityscapes as distributed."""
+"""Where a data set keeps its images and masks: a folder of one's own, VOC, ADE20K and Cityscapes as distributed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _ORDER = ("train", "trainaug", "trainval", "val", "test")
 
 @dataclass(frozen=True)
 class Sample:
-    """A picture and its mask."""
+    """An image and its mask."""
 
     picture: Path
     mask: Path
@@ -43,12 +43,12 @@ class Listing:
 
     samples: tuple[Sample, ...]
     missing: tuple[Path, ...] = ()
-    """Pictures that a list of VOC's names."""
+    """Images that a list of VOC's names."""
     without_mask: tuple[Path, ...] = ()
     without_picture: tuple[Path, ...] = ()
     """Masks: nothing reads them."""
     same_name: tuple[tuple[Path, ...], ...] = ()
-    """Pictures that differ in their suffix only, so that one mask stands for them all."""
+    """Images that differ in their suffix only, so that one mask stands for them all."""
 
 
 @dataclass(frozen=True)
@@ -79,12 +79,12 @@ class SegmentationData:
 
     @property
     def expected(self) -> str:
-        """Where pictures and masks have to lie."""
+        """Where images and masks have to lie."""
         return _LAYOUTS[self.layout].expected
 
     @cached_property
     def splits(self) -> tuple[str, ...]:
-        """The parts that have pictures and masks, such as train and val."""
+        """The parts that have images and masks, such as train and val."""
         pictures, masks = _LAYOUTS[self.layout].parts(self.root)
         return tuple(sorted(pictures & masks, key=_by_use))
 
@@ -93,12 +93,12 @@ class SegmentationData:
         """What the other parts lack, in words: a test split without masks, or folders that differ in their name."""
         pictures, masks = _LAYOUTS[self.layout].parts(self.root)
         return (
-            *(f"{split} has pictures, but no masks" for split in sorted(pictures - masks)),
-            *(f"{split} has masks, but no pictures" for split in sorted(masks - pictures)),
+            *(f"{split} has images, but no masks" for split in sorted(pictures - masks)),
+            *(f"{split} has masks, but no images" for split in sorted(masks - pictures)),
         )
 
     def samples(self, split: str) -> tuple[Sample, ...]:
-        """The pictures of a split with their masks, in an order that is the same everywhere.
+        """The images of a split with their masks, in an order that is the same everywhere.
 
         Raises:
             OptionError: there is no such split.
@@ -117,14 +117,14 @@ class SegmentationData:
             faults.append(f"{len(listing.missing)} listed, but not there: {self.name_files(listing.missing)}")
         if listing.without_mask:
             count, masks = len(listing.without_mask), listing.without_picture
-            fault = f"{count} of {count + len(listing.samples)} pictures have no mask: "
+            fault = f"{count} of {count + len(listing.samples)} images have no mask: "
             fault += self.name_files(listing.without_mask)
-            fault += f"; masks without picture: {self.name_files(masks)}" if masks else ""
+            fault += f"; masks without image: {self.name_files(masks)}" if masks else ""
             faults.append(f"{fault}; expected {self.expected}")
         if listing.same_name:
-            faults.append(f"pictures that share a mask: {self.name_files(listing.same_name[0])}; keep one of them")
+            faults.append(f"images that share a mask: {self.name_files(listing.same_name[0])}; keep one of them")
         if not (listing.samples or faults):
-            faults.append(f"no picture; expected {self.expected}")
+            faults.append(f"no image; expected {self.expected}")
         return faults
 
     def name_files(self, paths: Sequence[Path]) -> str:
@@ -141,7 +141,7 @@ class SegmentationData:
         split = kind.aliases.get(split, split)
         if split not in self.splits:
             raise OptionError(
-                f"{self.root} has no split {split!r} with pictures and masks; it has {', '.join(self.splits)}"
+                f"{self.root} has no split {split!r} with images and masks; it has {', '.join(self.splits)}"
                 + (f" ({'; '.join(self.halves)})" if self.halves else "")
             )
         return kind.listing(self.root, split)
@@ -176,7 +176,7 @@ def open_data(root: str | Path, layout: Layout | Literal["auto"] = "auto") -> Se
     data = SegmentationData(root, layout, *_LAYOUTS[layout].describe(root))
     if not data.splits:
         lacking = "".join(f"; {half}" for half in data.halves)
-        raise DataError(f"{root}: no part has both pictures and masks{lacking}; expected {data.expected}")
+        raise DataError(f"{root}: no split has both images and masks{lacking}; expected {data.expected}")
     return data
 
 
@@ -261,7 +261,7 @@ class _Kind:
     describe: Callable[[Path], tuple[Labels, Range | None]]
     """The classes, and the images' range."""
     parts: Callable[[Path], tuple[set[str], set[str]]]
-    """Names of the splits that have pictures, and of those that have masks."""
+    """Names of the splits that have images, and of those that have masks."""
     listing: Callable[[Path, str], Listing]
     aliases: dict[str, str]
 

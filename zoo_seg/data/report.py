@@ -36,7 +36,7 @@ class SplitReport:
     name: str
     pictures: int
     smallest: Size | None
-    """Of the picture with the fewest pixels; None where none could be read."""
+    """Of the image with the fewest pixels; None where none could be read."""
     largest: Size | None
     values: tuple[ValueCount, ...]
     """In the order of the classes, then what is ignored, then strays, the commonest first."""

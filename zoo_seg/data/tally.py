@@ -1,4 +1,4 @@
-"""What was seen of each picture, added up over a split."""
+"""What was seen of each image, added up over a split."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ _MOST_REASONS = 10
 
 @dataclass(frozen=True)
 class Seen:
-    """What reading one picture and its mask showed."""
+    """What reading one image and its mask showed."""
 
     size: Size | None = None
-    """The picture's, None where it cannot be read."""
+    """The image's, None where it cannot be read."""
     digest: bytes | None = None
-    """Of the picture's file."""
+    """Of the image's file."""
     stored: StoredValues | None = None
     """None where the mask cannot be read."""
     unreadable: tuple[tuple[str, str], ...] = ()
     """(file, reason)"""
     mismatch: str | None = None
-    """The picture and the mask differ in size."""
+    """The image and the mask differ in size."""
 
 
 @dataclass
@@ -54,7 +54,7 @@ class _Value:
 
 
 class Tally:
-    """A split, seen picture by picture; its memory does not grow with the number of pictures."""
+    """A split, seen image by image; its memory does not grow with the number of images."""
 
     def __init__(self, data: SegmentationData, split: str, listing: Listing) -> None:
         self.data, self.split, self.listing = data, split, listing
@@ -141,7 +141,7 @@ class Tally:
         for reason, files in self.unreadable.items():
             found.append(f"{many(files.count, 'file')} cannot be used: {reason}: {files}")
         if self.mismatches.count:
-            found.append(f"{many(self.mismatches.count, 'mask')} of another size than the picture: {self.mismatches}")
+            found.append(f"{many(self.mismatches.count, 'mask')} of another size than the image: {self.mismatches}")
         for stored, masks in self.strange.values():
             found.append(f"{self.data.labels.explain(stored)}. In {masks.count} of {self.masks} masks: {masks}")
         if self.masks and self.blank.count == self.masks and self.split != "test":
@@ -166,7 +166,7 @@ class Tally:
         listing, found = self.listing, []
         if listing.without_picture and not listing.without_mask:
             masks = self.data.name_files(listing.without_picture)
-            found.append(f"{many(len(listing.without_picture), 'mask')} without picture, not used: {masks}")
+            found.append(f"{many(len(listing.without_picture), 'mask')} without image, not used: {masks}")
         if 0 < self.blank.count < self.masks or (self.blank.count and self.split == "test"):
             found.append(f"{self.blank.count} of {self.masks} masks are ignored in every pixel: {self.blank}")
         absent = self.absent()
@@ -176,12 +176,12 @@ class Tally:
 
 
 class Twins:
-    """Pictures that are the same file, byte by byte, in several splits: what was trained on is measured."""
+    """Images that are the same file, byte by byte, in several splits: what was trained on is measured."""
 
     def __init__(self, splits: Iterable[str]) -> None:
         self.splits = tuple(splits)
         self.users: dict[bytes, int] = {}
-        """A picture's digest -> its splits, one bit each."""
+        """An image's digest -> its splits, one bit each."""
         self.pairs = {
             pair: Some() for pair in combinations(range(len(self.splits)), 2) if not self._meant_to_overlap(pair)
         }
@@ -203,7 +203,7 @@ class Twins:
 
     def warnings(self) -> list[str]:
         return [
-            f"{self.splits[first]} and {self.splits[second]} share {many(some.count, 'picture')}: {some}"
+            f"{self.splits[first]} and {self.splits[second]} share {many(some.count, 'image')}: {some}"
             for (first, second), some in self.pairs.items()
             if some.count
         ]

@@ -46,7 +46,7 @@ class Upload:
     folder: Path
 
     def __str__(self) -> str:
-        return Path(self.path).name
+        return Path(self.path).name.encode(errors="replace").decode()  # any text may be sent
 
     def open(self, mode: str = "rb") -> IO[bytes]:
         """The file, for reading.

@@ -7,10 +7,11 @@ from contextlib import contextmanager
 from functools import lru_cache
 from threading import Condition, Lock
 
+from zoo_seg.demo.gate import Upload
 from zoo_seg.errors import DownloadError
 from zoo_seg.factory import create_model
 from zoo_seg.hub.cache import fetch, local
-from zoo_seg.images.reading import RGB, Picture, read_picture
+from zoo_seg.images.reading import RGB, read_picture
 from zoo_seg.inference.segmentation import Segmentation
 from zoo_seg.manifest import Weights, get_weights, list_weights
 from zoo_seg.model import SegmentationModel
@@ -57,12 +58,12 @@ class Networks:
         miou = "" if record.miou is None else f" · mIoU {record.miou:g} %"
         return f"{record.num_classes} classes of {record.dataset}{miou} · {record.parameters / 1e6:.1f} M parameters"
 
-    def image(self, image: Picture) -> RGB:
+    def image(self, image: str | Upload) -> RGB:
         """The pixels of an image, read once for all networks; raises as `read_picture` does."""
         with self._computing:
             return self._read(image)
 
-    def predict(self, image: Picture, name: str) -> Segmentation:
+    def predict(self, image: str | Upload, name: str) -> Segmentation:
         """What the network of this name makes of an image; raises as `read_picture`, `create_model` and `predict` do.
 
         Args:
@@ -96,7 +97,7 @@ class Networks:
                 self._fetching.remove(name)
                 self._fetches.notify_all()
 
-    def _predict(self, image: Picture, name: str) -> Segmentation:
+    def _predict(self, image: str | Upload, name: str) -> Segmentation:
         model = self._own.get(name) or self._load(name)
         return model.predict(self._read(image), device=self._device)
 

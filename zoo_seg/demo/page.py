@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -112,8 +113,9 @@ def page(networks: Networks | None = None) -> gr.Blocks:
             concurrency_limit=_AT_ONCE,
             api_visibility="private",
         )
-    blocks.preprocess_data = _as_sent  # type: ignore[method-assign]
-    return blocks.queue(max_size=_WAITING)
+    blocks.preprocess_data = _as_sent  # type: ignore[method-assign, assignment]
+    page: gr.Blocks = blocks.queue(max_size=_WAITING)
+    return page
 
 
 def show_html(networks: Networks, image: Upload | None, first: str, second: str = _NONE) -> str:
@@ -125,7 +127,7 @@ def show_html(networks: Networks, image: Upload | None, first: str, second: str 
     except Exception as error:
         return message_html(_reason(error), alarm=True)
     names = dict.fromkeys(name for name in (first, second) if name != _NONE)
-    return results_html([_view(networks, image, name) for name in names], Path(image.path).stem)
+    return results_html([_view(networks, image, name) for name in names], Path(str(image)).stem)
 
 
 def _view(networks: Networks, image: Upload, name: str) -> View:
@@ -166,6 +168,7 @@ def launch(
         OptionError: one of `allow_hosts` is no name.
     """
     os.environ.setdefault("ZOO_SEG_MAX_PIXELS", str(_MOST_PIXELS))
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd files: visitors are told what cannot be read
     bound = host or os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1"
     hosts = None if get_space() else Hosts(bound, allow_hosts)
     gate = Middleware(Gate, hosts=hosts, uploads=Path(get_upload_folder()))

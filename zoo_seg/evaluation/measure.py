@@ -1,4 +1,4 @@
-"""A network measured on a data set: pictures through `predict`, class maps against labels."""
+"""A network measured on a data set: images through `predict`, class maps against labels."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Measurement:
     split: str
     pictures: int
     is_whole: bool
-    """Every picture of the split was measured."""
+    """Every image of the split was measured."""
     protocol: TestOptions
     options: dict[str, Any]
     """Further options of `predict`: `resize`, `crop`, `stride`, `batch_size`, where they were given, and `compile`."""
@@ -62,21 +62,21 @@ def measure(
     world_size: int = 1,
     **options: Any,
 ) -> Measurement:
-    """Predict every picture of a split and compare it with its label, at the label's own size.
+    """Predict every image of a split and compare it with its label, at the label's own size.
 
     Args:
         model: has as many classes as `data`, in the same order.
         mode, scales, flip, device, dtype, compile, options: as in `SegmentationModel.predict`.
-        limit: measure only so many pictures, the first ones.
+        limit: measure only so many images, the first ones.
         progress: show a bar (on a terminal only).
-        rank, world_size: this process measures every `world_size`-th picture from `rank` on, and each process
+        rank, world_size: this process measures every `world_size`-th image from `rank` on, and each process
             returns the score of all; torch.distributed must be initialised.
 
     Raises:
-        DataError: the classes do not match; a picture or a label cannot be read, or their sizes differ (none is
+        DataError: the classes do not match; an image or a label cannot be read, or their sizes differ (none is
             passed over, since the score would be another data set's); or every pixel is ignored.
         OptionError: an option is not allowed.
-        OutOfMemoryError: one picture alone is too much for the device.
+        OutOfMemoryError: one image alone is too much for the device.
     """
     _check(model, data, limit, world_size)
     try:
@@ -104,16 +104,14 @@ def measure(
         **options,
     )
     labels = in_order(share, lambda sample: data.labels.read(sample.mask), ahead=2 * options.get("batch_size", 1))
-    bar = tqdm(total=len(share), unit="picture", disable=None if progress and rank == 0 else True)
+    bar = tqdm(total=len(share), unit="image", disable=None if progress and rank == 0 else True)
     with bar:
         for sample, result, label in zip(share, results, labels, strict=True):
             metric.update(_mask(sample, result, label), label)
             bar.update()
     found = metric.compute()
     if found["aAcc"] != found["aAcc"]:  # NaN: 0 of 0 pixels
-        raise DataError(
-            f"{data.root}: no pixel of the {len(chosen)} pictures of {split!r} has a label; all are ignored"
-        )
+        raise DataError(f"{data.root}: no pixel of the {len(chosen)} images of {split!r} has a label; all are ignored")
     return Measurement(
         scores={name: value for name, value in found.items() if isinstance(value, float)},
         per_class={name: value for name, value in found.items() if not isinstance(value, float)},
@@ -136,7 +134,7 @@ def _check(model: SegmentationModel, data: SegmentationData, limit: int | None, 
             "expected as many: take weights that were trained on these classes"
         )
     if limit is not None and limit < 1:
-        raise OptionError(f"limit is {limit}; expected at least 1 picture")
+        raise OptionError(f"limit is {limit}; expected at least 1 image")
     if world_size > 1 and not dist.is_initialized():
         raise OptionError("several processes add up their counts by torch.distributed, which is not initialised")
 
@@ -147,7 +145,7 @@ def _mask(sample: Sample, result: Segmentation | ImageError, label: Ids) -> Ids:
     if result.mask.shape != label.shape:
         (height, width), (label_height, label_width) = result.mask.shape, label.shape
         raise DataError(
-            f"{sample.mask} is {label_width}x{label_height} pixels and its picture {width}x{height}; "
+            f"{sample.mask} is {label_width}x{label_height} pixels and its image {width}x{height}; "
             "expected the same size"
         )
     return result.mask

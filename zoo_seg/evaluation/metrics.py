@@ -80,9 +80,8 @@ class SegmentationMetrics(Metric):
         self.false_negatives += self._count(truth[wrong])
 
     def _count(self, ids: Array) -> Tensor:
-        return torch.from_numpy(np.bincount(ids.astype(np.intp, copy=False), minlength=self.num_classes)).to(
-            self.true_positives
-        )
+        counts = np.bincount(ids.astype(np.intp, copy=False), minlength=self.num_classes)
+        return torch.from_numpy(counts).to(self.true_positives)
 
     def _check(self, name: str, ids: Array, otherwise: str = "") -> None:
         for extreme in (ids.min(), ids.max()) if ids.size else ():

@@ -60,13 +60,15 @@ def trials(network: Callable[[Tensor], Tensor], facts: Facts) -> list[Trial]:
     random = np.random.default_rng(0)
     found = []
     for batch, height, width in SIZES:
-        if facts.in_chans == 3:
+        if facts.info.in_chans == 3:
             pictures = random.integers(0, 256, (batch, height, width, 3), np.uint8)
-            rules = facts.preprocess
+            rules = facts.info.preprocess
             x = torch.cat([normalise(picture, rules.mean, rules.std) for picture in pictures])
             given = torch.from_numpy(pictures) if facts.input == "image" else x
         else:
-            given = x = torch.from_numpy(random.standard_normal((batch, facts.in_chans, height, width), np.float32))
+            given = x = torch.from_numpy(
+                random.standard_normal((batch, facts.info.in_chans, height, width), np.float32)
+            )
         with torch.inference_mode():
             found.append(Trial(given, network(x)))
     return found

@@ -6,15 +6,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from zoo_seg.decode import Mistake, decode
 from zoo_seg.errors import CheckpointError
-from zoo_seg.manifest import Preprocess
+from zoo_seg.info import ModelInfo
 from zoo_seg.model import SegmentationModel
 from zoo_seg.version import __version__
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 Input = Literal["x", "image"]
 """Name of the graph's input: `x` is float32 (N, in_chans, H, W), normalised; `image` is uint8 RGB (N, H, W, 3)."""
@@ -31,15 +31,7 @@ class Facts:
     schema_version: int
     library: str
     """Name and version of what wrote it."""
-    weights: str | None
-    """The id of the published weights; None for others."""
-    classes: tuple[str, ...]
-    palette: tuple[tuple[int, int, int], ...]
-    preprocess: Preprocess
-    protocol: Literal["ssseg", "mmseg"]
-    crop: tuple[int, int] | None
-    """(height, width) of the training crop: the window of `mode="slide"`."""
-    in_chans: int
+    info: ModelInfo
     input: Input
     output: Output
     dtype: Dtype
@@ -48,8 +40,6 @@ class Facts:
     def __post_init__(self) -> None:
         if self.schema_version != SCHEMA_VERSION:
             raise ValueError(f"schema_version is {self.schema_version}, this library reads {SCHEMA_VERSION}")
-        if not self.classes or len(self.classes) != len(self.palette):
-            raise ValueError(f"{len(self.classes)} classes and {len(self.palette)} palette colours, expected as many")
 
     @classmethod
     def of(cls, model: SegmentationModel, input: Input, output: Output, dtype: Dtype) -> Facts:  # noqa: A002
@@ -57,13 +47,7 @@ class Facts:
         return cls(
             schema_version=SCHEMA_VERSION,
             library=f"zoo_seg {__version__}",
-            weights=model.weights.id if model.weights else None,
-            classes=model.classes,
-            palette=model.palette,
-            preprocess=model.preprocess,
-            protocol=model.protocol,
-            crop=model.training_crop,
-            in_chans=model.in_chans,
+            info=model.info,
             input=input,
             output=output,
             dtype=dtype,
@@ -83,17 +67,29 @@ def read_facts(path: Path, found: Mapping[str, str]) -> Facts:
     Raises:
         CheckpointError: the file was not written by `export`, or by another version of it.
     """
-    missing = [name for name in NAMES if name not in found]
-    if missing:
+    if "schema_version" not in found:
         raise CheckpointError(
-            f"{path} does not say its {missing[0]}: it was not written by zoo-seg export, or by another version; "
-            "export the network again"
+            f"{path} does not say its schema_version: it was not written by zoo-seg export; export the network again"
         )
     try:
-        facts: Facts = decode(Facts, {name: json.loads(found[name]) for name in NAMES}, ())
+        values = {name: json.loads(text) for name, text in found.items() if name in (*NAMES, *_NAMES_OF_SCHEMA_1)}
+        facts: Facts = decode(Facts, _of_schema_1(values) if values["schema_version"] == 1 else values, ())
     except Mistake as mistake:
         where = ".".join(map(str, mistake.path)) or "metadata"
         raise CheckpointError(f"{path}: {where}: {mistake.message}; export the network again") from None
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: its metadata is damaged ({error}); export the network again") from None
     return facts
+
+
+_NAMES_OF_SCHEMA_1 = ("weights", "classes", "palette", "preprocess", "protocol", "crop", "in_chans")
+
+
+def _of_schema_1(values: dict[str, Any]) -> dict[str, Any]:
+    """What an earlier version wrote, which had these facts one by one."""
+    missing = [name for name in _NAMES_OF_SCHEMA_1 if name not in values]
+    if missing:
+        raise Mistake(f"the key {missing[0]!r} is missing")
+    info = {name: values.pop(name) for name in _NAMES_OF_SCHEMA_1}
+    info["window"] = info.pop("crop")
+    return {**values, "schema_version": SCHEMA_VERSION, "info": info}

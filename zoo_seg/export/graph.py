@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
@@ -15,7 +16,7 @@ from zoo_seg.errors import ExportError, MissingExtraError
 from zoo_seg.export.facts import Facts
 from zoo_seg.export.windows import count_in_windows
 from zoo_seg.inference.labels import id_type
-from zoo_seg.layers.resample import resize
+from zoo_seg.layers.readout import Queries
 from zoo_seg.network import SegmentationNetwork
 
 _BATCH, _HEIGHT, _WIDTH = 3, 107, 141
@@ -32,17 +33,21 @@ class Graph(nn.Module):
         super().__init__()
         self.network, self.dtype = network, dtype
         self.takes_image, self.gives_ids = facts.input == "image", facts.output == "class_map"
-        self.ids = id_type(len(facts.classes))
+        self.ids = id_type(len(facts.info.classes))
         if self.takes_image:
-            self.register_buffer("mean", torch.tensor(facts.preprocess.mean).view(3, 1, 1))
-            self.register_buffer("std", torch.tensor(facts.preprocess.std).view(3, 1, 1))
+            self.register_buffer("mean", torch.tensor(facts.info.preprocess.mean).view(3, 1, 1))
+            self.register_buffer("std", torch.tensor(facts.info.preprocess.std).view(3, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         if self.takes_image:
             x = (x.permute(0, 3, 1, 2).float() - self.mean) / self.std
         size = (x.shape[-2], x.shape[-1])
-        # The last resize of the graph: `from_exported` takes the logits in front of it.
-        logits = resize(self.network.forward_logits(x.to(self.dtype)).float(), size)
+        output = self.network.forward_logits(x.to(self.dtype))
+        if isinstance(output, Queries) or self.network.size_divisor > 1:
+            output = self.network.read(output, size)
+        # The last resize of the graph, of one size to the same as well: `from_exported` takes the logits before it.
+        align_corners = self.network.align_corners
+        logits = F.interpolate(output.float(), size=size, mode="bilinear", align_corners=align_corners)
         return logits.argmax(1).to(self.ids) if self.gives_ids else logits
 
 

@@ -14,6 +14,7 @@ from zoo_seg.export.facts import read_facts
 from zoo_seg.export.formats import SUFFIXES, format_of, handler
 from zoo_seg.inference.predicting import Predicting
 from zoo_seg.inference.predictor import Predictor
+from zoo_seg.manifest import Preprocess, TestOptions
 
 
 def is_exported(name: str) -> bool:
@@ -44,11 +45,7 @@ class ExportedModel(Predicting):
 
     Attributes:
         path, format, dtype: the file, `"onnx"`, `"openvino"` or `"torch_export"`, and what it computes in.
-        classes, palette: the name and the RGB colour (0..255) of each class id.
-        preprocess: how a picture becomes the network's input.
-        protocol: whose order of operations `predict` follows, `"ssseg"` or `"mmseg"`.
-        weights: the id of the published weights that it was made from, or None.
-        in_chans: channels of the picture.
+        info: what the network is, how its images are prepared, and where its weights come from.
     """
 
     def __init__(self, path: Path) -> None:
@@ -57,10 +54,8 @@ class ExportedModel(Predicting):
             raise CheckpointError(f"there is no file {path}; zoo-seg export writes one")
         opened = handler(self.format).open_file(path, before_resize=True)
         facts = read_facts(path, opened.metadata)
-        self.classes, self.palette = facts.classes, facts.palette
-        self.preprocess, self.protocol = facts.preprocess, facts.protocol
-        self.weights, self.in_chans, self.dtype = facts.weights, facts.in_chans, facts.dtype
-        self._crop, self._takes_image, self._run = facts.crop, facts.input == "image", opened.run
+        self.info, self.dtype = facts.info, facts.dtype
+        self._takes_image, self._run = facts.input == "image", opened.run
         self._predictor: Predictor | None = None
 
     def __reduce__(self) -> tuple[object, tuple[Path]]:
@@ -70,12 +65,57 @@ class ExportedModel(Predicting):
     @property
     def num_classes(self) -> int:
         """How many classes the logits have."""
-        return len(self.classes)
+        return len(self.info.classes)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The name of each class id."""
+        return self.info.classes
+
+    @property
+    def palette(self) -> tuple[tuple[int, int, int], ...]:
+        """The RGB colour (0..255) of each class id."""
+        return self.info.palette
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """How an image becomes the network's input."""
+        return self.info.preprocess
+
+    @property
+    def protocol(self) -> str:
+        """Whose order of operations `predict` follows."""
+        return self.info.protocol
+
+    @property
+    def weights(self) -> str | None:
+        """The id of the published weights that it was made from, or None."""
+        return self.info.weights
+
+    @property
+    def in_chans(self) -> int:
+        """Channels of the image."""
+        return self.info.in_chans
+
+    @property
+    def align_corners(self) -> bool:
+        """Of the resize of its logits."""
+        return bool(self.info.architecture and self.info.architecture.align_corners)
+
+    @property
+    def size_divisor(self) -> int:
+        """Its graph pads by itself."""
+        return 1
+
+    @property
+    def test(self) -> TestOptions:
+        """How the weights were tested, which `predict` does unless told otherwise."""
+        return self.info.test
 
     @property
     def training_crop(self) -> tuple[int, int] | None:
-        """(height, width) of the crops that the values were trained on; None where nobody said."""
-        return self._crop
+        """(height, width) of the crops that the weights were trained on; None where nobody said."""
+        return self.info.training_crop
 
     def forward_logits(self, x: Tensor) -> Tensor:
         """(N, in_chans, H, W), float32 -> logits (N, num_classes, h, w) at the head's own stride.

@@ -21,7 +21,7 @@ def count_in_windows(network: nn.Module) -> None:
     swin = sys.modules.get("timm.models.swin_transformer")
     for module in network.modules():
         if swin is not None and type(module) is swin.SwinTransformerBlock and module.dynamic_mask:
-            module._attn = partial(_attend, module)
+            module.__dict__["_attn"] = partial(_attend, module)
 
 
 def _attend(block: Any, x: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from zoo_seg.families.fcn import MMSEG_AUX, SSSEG_AUX, aux_head, read_widths
@@ -69,9 +70,9 @@ def part_bottleneck(*, pool_first: bool) -> Transform:
             return tensors  # something is missing or misshapen, which will be said when it is put into the network
         pooled, branches = whole.shape[0], whole.shape[1] - whole.shape[0]
         if pool_first:
-            taps, dense = whole.split([pooled, branches], dim=1)
+            taps, dense = torch.split(whole, [pooled, branches], dim=1)
         else:
-            dense, taps = whole.split([branches, pooled], dim=1)
+            dense, taps = torch.split(whole, [branches, pooled], dim=1)
         return {**tensors, "head.aspp.bottleneck.weight": dense, "head.aspp.taps.weight": taps.transpose(0, 1)}
 
     return transform

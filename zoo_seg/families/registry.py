@@ -14,6 +14,7 @@ from zoo_seg import families
 from zoo_seg.decode import Mistake, decode, suggest
 from zoo_seg.errors import OptionError, UnknownNameError
 from zoo_seg.keymap import KeyMap
+from zoo_seg.layers.losses import LossSum, pixel_losses
 from zoo_seg.manifest import Architecture
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -55,8 +56,11 @@ class Family:
     no_object: int = 0
     read_options: Callable[[Shapes], dict[str, Any]] | None = None
     """What shapes alone say about the options, for files that come without a record."""
-    loss: Callable[..., Any] | None = None
-    """None is the pixel loss of each head's logits, the auxiliary ones weighted."""
+    loss: Callable[..., Sequence[LossSum]] = pixel_losses
+    """`loss(outputs, labels, pixel, aux_weight)`: the terms of a batch's loss.
+
+    `outputs` as `SegmentationNetwork.forward_train` gives them, labels (N, H, W) at the size of the padded input, the
+    pixel loss that the run asks for, and the weight of auxiliary heads."""
     backbones: tuple[str, ...] | None = None
     """The only ones it stands on; None for any."""
     probe: int = 64

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from zoo_seg.families.registry import Family, Heads, Shapes, register_family
@@ -35,13 +36,14 @@ class SegFormerHead(nn.Module):
         super().__init__()
         self.align_corners = align_corners
         self.convs = nn.ModuleList(ConvNormAct(width, channels, 1) for width in in_channels)
-        self.fuse = nn.ModuleList(nn.Conv2d(channels, channels, 1, bias=False) for _ in in_channels)
+        fuse = [nn.Conv2d(channels, channels, 1, bias=False) for _ in in_channels]
+        self.fuse = nn.ModuleList(fuse)
         self.norm = nn.BatchNorm2d(channels)
         self.act = nn.ReLU(inplace=True)
         self.dropout = nn.Dropout2d(0.1)
         self.classifier = nn.Conv2d(channels, num_classes, 1)
         bound = (len(in_channels) * channels) ** -0.5  # torch's default for the undivided convolution
-        for part in self.fuse:
+        for part in fuse:
             nn.init.uniform_(part.weight, -bound, bound)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
@@ -69,7 +71,7 @@ def _part_fusion(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     whole = tensors.get("head.fuse.weight")
     if whole is None or whole.ndim != 4:
         return tensors  # something is missing or misshapen, which will be said when it is put into the network
-    parts = {f"head.fuse.{i}.weight": part for i, part in enumerate(whole.split(whole.shape[0], dim=1))}
+    parts = {f"head.fuse.{i}.weight": part for i, part in enumerate(torch.split(whole, whole.shape[0], dim=1))}
     return {**{name: tensor for name, tensor in tensors.items() if name != "head.fuse.weight"}, **parts}
 
 

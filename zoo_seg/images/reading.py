@@ -198,7 +198,7 @@ def _from_pil(
     if is_cut:
         bands = np.asarray(image)
         upper = bands[:, :, :3] if image.mode == "RGBA" else bands
-        if range is not None or 0 < upper.max() < 128:
+        if range is not None or upper.max() < 128:
             return _to_8_bits(_sixteen_bits(upper, mode, name, file), name, range)
     if image.mode in _BY_WAY_OF:
         image = image.convert(_BY_WAY_OF[image.mode])
@@ -252,7 +252,8 @@ def _sixteen_bits(upper: RGB, mode: str, name: str, file: IO[bytes] | None) -> n
             for tile in again.tile
         ]
         lower = np.asarray(upright(again))[:, :, :3]
-    return upper.astype(np.uint16) << 8 | lower
+    both: npt.NDArray[np.uint16] = upper.astype(np.uint16) << 8 | lower
+    return both
 
 
 def _to_8_bits(values: npt.NDArray[Any], name: str, range: Range | None) -> RGB:  # noqa: A002
@@ -261,7 +262,8 @@ def _to_8_bits(values: npt.NDArray[Any], name: str, range: Range | None) -> RGB:
     if low != low:
         raise ImageError(f"{name}: pixels that are not a number (NaN); expected a value for each")
     if range is not None:
-        return np.rint(np.interp(values, range, (0, 255))).astype(np.uint8)
+        scaled: RGB = np.rint(np.interp(values, range, (0, 255))).astype(np.uint8)
+        return scaled
     is_whole = values.dtype.kind in "iu"
     if is_whole and low >= 0 and (high == 0 or 32768 <= high <= 65535):
         return (values >> 8).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""A prepared network's convolutions as a CPU likes them: in slices that fit its cache, and adding in place.
+"""A network's convolutions rewritten for inference on a CPU: in slices that fit its cache, and adding in place.
 
 Adding in place is oneDNN's, through the operators that `torch.compile` calls as well. They have no public name, so
 `can_add_in_place` tries them first; where they are missing, residual blocks stay as they are.
@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from zoo_seg.inference.snapshot import class_name
 
-_BOTTLENECKS = {"timm.models.resnet.Bottleneck"}
-"""Residual blocks with the names of timm's parts."""
+_BOTTLENECKS = {"zoo_seg.backbones.resnet.Bottleneck", "timm.models.resnet.Bottleneck"}
+"""Residual blocks of one structure; timm's may hold more."""
 _SLICE = 512
 """Channels of a slice: oneDNN's 3x3 kernels reach their full rate up to about this many."""
 
 
-def suit_cpu(network: nn.Module, dtype: torch.dtype, *, in_place: bool = True) -> None:
+def optimize_for_cpu(network: nn.Module, dtype: torch.dtype, *, in_place: bool = True) -> None:
     """Rewrite a network without BatchNorm for inference in `dtype` on a CPU; in place where that is possible."""
     in_place = in_place and can_add_in_place(torch.float32) and can_add_in_place(dtype)  # compared in float32
     for module in network.modules():
@@ -88,10 +88,11 @@ class ResidualBlock(nn.Module):
 
 def _is_plain(block: Any) -> bool:
     """A Bottleneck that is three dense convolutions and ReLUs, and nothing else."""
-    if class_name(block) not in _BOTTLENECKS or block.se is not None or block.drop_path is not None:
+    if class_name(block) not in _BOTTLENECKS:
         return False
     convs = block.conv1, block.conv2, block.conv3
-    nothing = block.bn1, block.bn2, block.bn3, block.aa, block.drop_block
+    more = [getattr(block, name, None) for name in ("se", "drop_path", "aa", "drop_block")]
+    nothing = block.bn1, block.bn2, block.bn3, *(part for part in more if part is not None)
     return (
         all(_is_dense(conv) for conv in convs)
         and all(type(part) is nn.Identity for part in nothing)

@@ -23,19 +23,22 @@ def id_type(classes: int) -> torch.dtype:
     return torch.uint8 if classes <= 256 else torch.int16
 
 
-def class_map(logits: Tensor, sizes: Sequence[Size]) -> Tensor:
+def class_map(logits: Tensor, sizes: Sequence[Size], align_corners: bool = False) -> Tensor:
     """The winning class of each pixel after the logits were resized to each size in turn.
 
     Args:
         logits: (N, C, h, w).
         sizes: the (height, width) of every bilinear resize, the last one the result's; ssseg has
             one, mmseg two.
+        align_corners: of the resizes.
 
     Returns:
         (N, H, W) of class ids: uint8, or int16 beyond 256 classes.
     """
     logits = logits.float()
-    rows, columns = (_mixing(logits.shape[2 + axis], [size[axis] for size in sizes], logits) for axis in (0, 1))
+    rows, columns = (
+        _mixing(logits.shape[2 + axis], [size[axis] for size in sizes], logits, align_corners) for axis in (0, 1)
+    )
     result = torch.empty((len(logits), *sizes[-1]), dtype=id_type(logits.shape[1]), device=logits.device)
     for each, ids in zip(logits, result, strict=True):
         cells = each.permute(1, 2, 0).contiguous()
@@ -46,9 +49,9 @@ def class_map(logits: Tensor, sizes: Sequence[Size]) -> Tensor:
     return result
 
 
-def _mixing(size: int, targets: Sequence[int], like: Tensor) -> Tensor:
+def _mixing(size: int, targets: Sequence[int], like: Tensor, align_corners: bool) -> Tensor:
     """(last target, size): what one axis' resizes, one after the other, take from each cell."""
-    first, matrix = mixing_matrix(size, targets, like, (0, targets[-1]))
+    first, matrix = mixing_matrix(size, targets, like, (0, targets[-1]), align_corners)
     if matrix is None:
         return torch.eye(size, dtype=like.dtype, device=like.device)
     return F.pad(matrix, (first, size - first - matrix.shape[1]))

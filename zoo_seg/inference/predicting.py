@@ -12,16 +12,45 @@ from PIL import Image
 
 from zoo_seg.images.reading import Opens, Picture, Range
 from zoo_seg.inference.predictor import Predictor
+from zoo_seg.inference.protocol import check_test_options
 from zoo_seg.inference.segmentation import Segmentation
+from zoo_seg.manifest import TestOptions
 
 
 class Predicting:
     """What has a `predictor`."""
 
     @property
-    def training_crop(self) -> tuple[int, int] | None:
-        """(height, width) of the window where `mode="slide"` is given none."""
+    def test(self) -> TestOptions:
+        """How the weights were tested, which `predict` does unless told otherwise."""
         raise NotImplementedError
+
+    @property
+    def training_crop(self) -> tuple[int, int] | None:
+        """(height, width) of the window where `mode="slide"` is given none, here or by `test`."""
+        raise NotImplementedError
+
+    def test_options(
+        self,
+        mode: Literal["whole", "slide"] | None = None,
+        crop: Sequence[int] | None = None,
+        stride: Sequence[int] | None = None,
+        scales: Sequence[float] | None = None,
+        flip: bool | None = None,
+    ) -> TestOptions:
+        """What `predict` does with these options, None for those that are left to the weights' own test.
+
+        Raises:
+            OptionError: an option is not allowed, or two contradict each other.
+        """
+        published = self.test
+        mode = mode or published.mode
+        if mode == "slide" and crop is None:
+            crop = published.crop or self.training_crop
+            stride = stride or published.stride
+        return check_test_options(
+            mode, crop, stride, scales or published.scales, published.flip if flip is None else flip
+        )
 
     def predictor(
         self,
@@ -41,11 +70,11 @@ class Predicting:
         self,
         images: Picture | Sequence[Picture],
         *,
-        mode: Literal["whole", "slide"] = "whole",
+        mode: Literal["whole", "slide"] | None = None,
         crop: Sequence[int] | None = None,
         stride: Sequence[int] | None = None,
-        scales: Sequence[float] = (1.0,),
-        flip: bool = False,
+        scales: Sequence[float] | None = None,
+        flip: bool | None = None,
         resize: Literal["published"] | int | None = "published",
         range: Range | None = None,  # noqa: A002
         batch_size: int = 1,
@@ -58,11 +87,12 @@ class Predicting:
         Args:
             images: a path, a PIL picture, an RGB uint8 array (H, W, 3) or tensor (3, H, W); or a list of them. Arrays
                 are RGB; BGR, as `cv2.imread` returns it, cannot be told from it: turn it with `image[:, :, ::-1]`.
-            mode: `"whole"`, or `"slide"`: windows of `crop` at every `stride`, both (height, width).
-            crop: the window; None is the crop the weights were trained on.
-            stride: None is two thirds of the crop.
+            mode: `"whole"`, or `"slide"`: windows of `crop` at every `stride`, both (height, width). None, here and
+                below, is what the weights were tested with.
+            crop: the window; without one the crop that the weights were trained on.
+            stride: without one two thirds of the crop.
             scales: factors of the test size whose predictions are averaged.
-            flip: also look at the mirrored picture.
+            flip: average with the mirrored image.
             resize: `"published"` is the test size of the weights' record (the picture's own size without
                 a record); a number of pixels for the shorter side; None for the picture's own size.
             range: the values that are black and white in images of more than 8 bits, such as (0, 4095); see
@@ -98,18 +128,19 @@ class Predicting:
         self,
         images: Iterable[Picture],
         *,
-        mode: Literal["whole", "slide"] = "whole",
+        mode: Literal["whole", "slide"] | None = None,
         crop: Sequence[int] | None = None,
+        stride: Sequence[int] | None = None,
+        scales: Sequence[float] | None = None,
+        flip: bool | None = None,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype = "float32",
         compile: bool = False,  # noqa: A002
         **options: Any,
     ) -> Iterator[Any]:
-        """As `predict`, for any number of pictures: each result is yielded in order as soon as it is there.
+        """As `predict`, for any number of images: each result is yielded in order as soon as it is there.
 
         The options are those of `predict` and `on_error=`, see `Predictor.stream`.
         """
-        if mode == "slide" and crop is None:
-            crop = self.training_crop
-        predictor = self.predictor(device=device, dtype=dtype, compile=compile)
-        return predictor.stream(images, mode=mode, crop=crop, **options)
+        test = self.test_options(mode, crop, stride, scales, flip)
+        return self.predictor(device=device, dtype=dtype, compile=compile).stream(images, test=test, **options)

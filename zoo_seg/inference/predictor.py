@@ -17,15 +17,15 @@ from torch import Tensor, nn
 from zoo_seg.errors import ImageError, NumericalError, OptionError, OutOfMemoryError
 from zoo_seg.images.preprocess import normalise, resize_uint8, resized_size
 from zoo_seg.images.reading import RGB, Picture, Range, check_range, most_pixels, read_picture
+from zoo_seg.inference.augmented import Geometry, Infer, Size, StridedLogits
 from zoo_seg.inference.labels import class_map, id_type
-from zoo_seg.inference.looks import Infer, Size, Whole
 from zoo_seg.inference.memory import give_back, keep_large_blocks
 from zoo_seg.inference.prepare import AsItIs, prepare
-from zoo_seg.inference.protocol import Protocol, Rules, looks, scaled_inputs, strips
+from zoo_seg.inference.protocol import augmented_logits, find_protocol, scaled_inputs, strips
 from zoo_seg.inference.segmentation import Segmentation
 from zoo_seg.inference.snapshot import LOCK, Snapshot
 from zoo_seg.layers.readout import HeadOutput
-from zoo_seg.manifest import LARGEST_SIDE, Preprocess, Resize
+from zoo_seg.manifest import LARGEST_SIDE, Preprocess, Resize, TestOptions
 from zoo_seg.network import SegmentationNetwork
 
 A = TypeVar("A")
@@ -73,23 +73,28 @@ _SIZES_BETWEEN_CLEARINGS = 8
 """Pictures of so many sizes are worked on before free memory is returned to the system."""
 
 
-class Ready(typing.Protocol):
-    """What needs no preparation: an exported file in its runtime, on the CPU, float32 in and out."""
+class InferenceBackend(typing.Protocol):
+    """What computes logits, see `SegmentationNetwork`: a prepared network, or an exported file in its runtime."""
 
     @property
     def in_chans(self) -> int: ...
-    def forward_logits(self, x: Tensor) -> Tensor: ...
+    @property
+    def align_corners(self) -> bool: ...
+    @property
+    def size_divisor(self) -> int: ...
+    def forward_logits(self, x: Tensor) -> HeadOutput: ...
 
 
 class Predictor:
     """A network prepared once for many pictures; the network it is made from stays as it was.
 
     Args:
-        network: any `SegmentationNetwork` on RGB pictures, or what is `Ready`.
+        network: a `SegmentationNetwork` on RGB images, which is prepared, or another backend: on the CPU, float32 in
+            and out.
         owner: the module around the network that users call, which may have hooks.
         classes, palette: the name and RGB colour of each class id.
         preprocess: mean, std and the published test size.
-        protocol: whose order of operations, `"ssseg"` or `"mmseg"`.
+        protocol: whose order of operations, a name in the manifest's `protocols` such as `"mmseg"`.
         device: where to compute; None stays where the network is.
         dtype: `"float32"`, `"bfloat16"` or `"float16"`.
         compile: let `torch.compile` fuse the network; the first picture of every new size then waits for
@@ -101,12 +106,12 @@ class Predictor:
 
     def __init__(
         self,
-        network: SegmentationNetwork | Ready,
+        network: InferenceBackend,
         *,
         classes: Sequence[str],
         palette: Sequence[tuple[int, int, int]],
         preprocess: Preprocess,
-        protocol: Rules = "ssseg",
+        protocol: str = "ssseg",
         device: str | torch.device | None = None,
         dtype: str | torch.dtype = "float32",
         compile: bool = False,  # noqa: A002  (torch's word for it)
@@ -117,7 +122,7 @@ class Predictor:
                 f"the network takes {network.in_chans} channels; predict takes RGB pictures, call model(x)"
             )
         self.dtype = choose_dtype(dtype)
-        self.network: SegmentationNetwork | Ready
+        self.network: InferenceBackend
         if isinstance(network, SegmentationNetwork):
             self.device = choose_device(next(network.parameters()).device if device is None else device)
             with _undisturbed(self.device), torch.inference_mode(False), torch.no_grad(), self.device:
@@ -132,17 +137,13 @@ class Predictor:
             # Frozen weights are laid out and folded into the kernels; the prepared copy never changes.
             self._infer = torch.compile(self.network.forward_logits, options={"freezing": True})
         self.classes, self.palette = tuple(classes), tuple(palette)
-        self.preprocess, self.rules = preprocess, protocol
+        self.preprocess, self.rules = preprocess, find_protocol(protocol)
 
     def stream(
         self,
         images: Iterable[Picture],
         *,
-        mode: Literal["whole", "slide"] = "whole",
-        crop: Sequence[int] | None = None,
-        stride: Sequence[int] | None = None,
-        scales: Sequence[float] = (1.0,),
-        flip: bool = False,
+        test: TestOptions = TestOptions(),  # noqa: B008  (frozen)
         resize: Literal["published"] | int | None = "published",
         range: Range | None = None,  # noqa: A002
         batch_size: int = 1,
@@ -155,9 +156,7 @@ class Predictor:
 
         Args:
             images: paths, PIL pictures, RGB uint8 arrays (H, W, 3) or tensors (3, H, W).
-            mode: `"whole"`, or `"slide"`: windows of `crop` at every `stride` (height, width).
-            scales: factors of the test size whose predictions are averaged.
-            flip: also look at the mirrored picture.
+            test: whole images or windows, scales and flip.
             resize: `"published"` is the test size of the weights' record (the picture's own without
                 a record); a number of pixels for the shorter side; None for the picture's own.
             range: the values that are black and white in images of more than 8 bits, see `read_picture`.
@@ -171,16 +170,15 @@ class Predictor:
         """
         if batch_size < 1:
             raise OptionError(f"batch_size is {batch_size}; expected at least 1")
-        protocol = Protocol.of(mode, crop, stride, scales, flip, self.rules)
         target = self._resize(resize)
         resized_size(1, 1, target)  # refuses a size of zero before work begins
         check_range(range)
-        return self._stream(images, protocol, target, range, batch_size, on_error)
+        return self._stream(images, test, target, range, batch_size, on_error)
 
     def _stream(
         self,
         images: Iterable[Picture],
-        protocol: Protocol,
+        test: TestOptions,
         target: Resize | int | None,
         range: Range | None,  # noqa: A002
         batch_size: int,
@@ -189,7 +187,7 @@ class Predictor:
         def prepare_one(image: Picture) -> _Prepared | ImageError:
             try:
                 picture = read_picture(image, range)
-                return _Prepared(picture, self._inputs(picture, target, protocol.scales))
+                return _Prepared(picture, self._inputs(picture, target, test.scales))
             except ImageError as error:
                 return error
             except MemoryError as error:
@@ -198,20 +196,20 @@ class Predictor:
         batch: list[_Prepared] = []
         for item in in_order(images, prepare_one, ahead=2 * batch_size):
             if isinstance(item, ImageError):
-                yield from self._predict(batch, protocol)
+                yield from self._predict(batch, test)
                 batch = []
                 if on_error == "raise":
                     raise item
                 yield item
                 continue
             if batch and item.picture.shape != batch[0].picture.shape:
-                yield from self._predict(batch, protocol)
+                yield from self._predict(batch, test)
                 batch = []
             batch.append(item)
             if len(batch) == batch_size:
-                yield from self._predict(batch, protocol)
+                yield from self._predict(batch, test)
                 batch = []
-        yield from self._predict(batch, protocol)
+        yield from self._predict(batch, test)
 
     def _resize(self, resize: Literal["published"] | int | None) -> Resize | int | None:
         if resize == "published":
@@ -235,7 +233,7 @@ class Predictor:
 
     def _inputs(self, picture: RGB, target: Resize | int | None, scales: tuple[float, ...]) -> list[Tensor]:
         size = (picture.shape[0], picture.shape[1])
-        if self.rules == "mmseg" and scales != (1.0,):
+        if self.rules.rescale == "image" and scales != (1.0,):
             sizes = [resized_size(*size, _scaled(target, size, scale)) for scale in scales]
         else:
             sizes = [resized_size(*size, target)]
@@ -249,21 +247,21 @@ class Predictor:
         mean, std = self.preprocess.mean, self.preprocess.std
         return [normalise(resize_uint8(picture, *each), mean, std) for each in sizes]
 
-    def _predict(self, batch: list[_Prepared], protocol: Protocol) -> list[Segmentation]:
+    def _predict(self, batch: list[_Prepared], test: TestOptions) -> list[Segmentation]:
         """Pictures of one size, in one pass of the network or, where memory does not suffice, in several."""
         if not batch:
             return []
         try:
-            return self._predict_together(batch, protocol)
+            return self._predict_together(batch, test)
         except RuntimeError as error:
             if not _is_out_of_memory(error):
                 raise
         if len(batch) > 1:  # outside of the handler, whose traceback keeps the tensors alive
             half = len(batch) // 2
-            return self._predict(batch[:half], protocol) + self._predict(batch[half:], protocol)
+            return self._predict(batch[:half], test) + self._predict(batch[half:], test)
         height, width = batch[0].inputs[0].shape[-2:]
         raise OutOfMemoryError(
-            f"{self.device} has too little memory for an input of {height}x{width} (height x width) in {protocol.mode} "
+            f"{self.device} has too little memory for an input of {height}x{width} (height x width) in {test.mode} "
             "mode; lower it with resize=, with mode='slide' and a smaller crop, or with dtype='bfloat16'"
         )
 
@@ -286,11 +284,11 @@ class Predictor:
                 raise NumericalError(f"the logits computed in {name} are NaN or infinite, expected numbers; {todo}")
         return output
 
-    def _predict_together(self, batch: list[_Prepared], protocol: Protocol) -> list[Segmentation]:
+    def _predict_together(self, batch: list[_Prepared], test: TestOptions) -> list[Segmentation]:
         with torch.inference_mode(), _undisturbed(self.device):
-            return self._class_maps(batch, protocol)
+            return self._class_maps(batch, test)
 
-    def _class_maps(self, batch: list[_Prepared], protocol: Protocol) -> list[Segmentation]:
+    def _class_maps(self, batch: list[_Prepared], test: TestOptions) -> list[Segmentation]:
         size = (batch[0].picture.shape[0], batch[0].picture.shape[1])
         self._sizes.add(size)
         if len(self._sizes) > _SIZES_BETWEEN_CLEARINGS:
@@ -301,15 +299,16 @@ class Predictor:
             (torch.cat(each) if len(each) > 1 else each[0]).to(self.device, self.dtype)
             for each in zip(*(item.inputs for item in batch), strict=True)
         ]
-        if self.rules == "ssseg":
-            inputs = scaled_inputs(inputs[0], protocol)
-        all_looks = list(looks(self._logits, inputs, size, protocol))
-        first = all_looks[0].logits
-        if len(all_looks) == 1 and isinstance(first, Whole):
-            masks = class_map(first.logits, all_looks[0].sizes)
+        if self.rules.rescale == "tensor":
+            inputs = scaled_inputs(inputs[0], test.scales, self.rules)
+        geometry = Geometry(self.network.align_corners, self.network.size_divisor)
+        found = list(augmented_logits(self._logits, inputs, size, test, self.rules, geometry))
+        first = found[0].logits
+        if len(found) == 1 and isinstance(first, StridedLogits):
+            masks = class_map(first.logits, found[0].sizes, geometry.align_corners)
         else:
             masks = torch.empty((len(batch), *size), dtype=id_type(len(self.classes)), device=self.device)
-            for top, strip in strips(all_looks, protocol):
+            for top, strip in strips(found, self.rules):
                 masks[:, top : top + strip.shape[2]] = strip.argmax(1)
         dtype = np.uint8 if len(self.classes) <= 256 else np.uint16
         return [

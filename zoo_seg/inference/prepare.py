@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from zoo_seg.backbones.staged import StagedBackbone
 from zoo_seg.errors import OptionError
-from zoo_seg.inference.cpu import suit_cpu
+from zoo_seg.inference.cpu import optimize_for_cpu
 from zoo_seg.inference.memory import drop_file_pages, give_back
 from zoo_seg.inference.snapshot import LOCK, Snapshot, class_name, is_called_otherwise
 from zoo_seg.layers.readout import HeadOutput
@@ -54,8 +55,8 @@ def prepare(
     def rewrite() -> None:
         _fold(ready)
         if device.type == "cpu":
-            suit_cpu(ready, dtype, in_place=not compiled)
-        _forget_unread_maps(ready, trim=device.type == "cpu" and not compiled)
+            optimize_for_cpu(ready, dtype, in_place=not compiled)
+        _keep_last_map_only(ready, trim=device.type == "cpu" and not compiled)
 
     if not _computes_the_same(ready, rewrite):
         _log.info("the network is not rewritten for speed, which would change its output")
@@ -113,9 +114,23 @@ class AsItIs:
         """Channels of the image."""
         return self.network.in_chans
 
+    @property
+    def align_corners(self) -> bool:
+        """The network's."""
+        return self.network.align_corners
+
+    @property
+    def size_divisor(self) -> int:
+        """The network's; `forward` has cut its logits already."""
+        return 1 if self._called_otherwise else self.network.size_divisor
+
+    @property
+    def _called_otherwise(self) -> nn.Module | None:
+        return next(filter(is_called_otherwise, (self.owner, self.network)), None)
+
     def forward_logits(self, x: Tensor) -> HeadOutput:
         """The network's; where something was done to the whole of it, the logits of `forward`, at the input's size."""
-        call = next(filter(is_called_otherwise, (self.owner, self.network)), self.network.forward_logits)
+        call = self._called_otherwise or self.network.forward_logits
         # All threads see a network's mode. Its hooks get a usual tensor: one of inference mode is of no use outside.
         precision = torch.autocast(x.device.type, self.mixed, enabled=self.mixed is not None)
         with LOCK, torch.inference_mode(False), torch.no_grad(), precision:
@@ -154,14 +169,15 @@ class _LastMap(nn.Module):
         return [x]
 
 
-def _forget_unread_maps(network: SegmentationNetwork, *, trim: bool) -> None:
+def _keep_last_map_only(network: SegmentationNetwork, *, trim: bool) -> None:
     """For a head that reads the last map alone."""
-    if class_name(network.backbone) in _STAGE_LISTS and getattr(network.head, "level", None) == -1:
-        network.backbone = _LastMap(network.backbone.children(), trim=trim)
-
-
-_STAGE_LISTS = {"timm.models._features.FeatureListNet"}
-"""Backbones that are their children one after the other."""
+    body = network.backbone
+    if getattr(network.head, "level", None) != -1:
+        return
+    if isinstance(body, StagedBackbone) and type(body).forward is StagedBackbone.forward:
+        network.backbone = _LastMap((module for stage in body.chain() for module in stage), trim=trim)
+    elif class_name(body) == "timm.models._features.FeatureListNet":  # its children one after the other
+        network.backbone = _LastMap(body.children(), trim=trim)
 
 
 @torch.no_grad()
@@ -222,10 +238,10 @@ def _pairs(network: SegmentationNetwork, noise: Tensor) -> list[tuple[nn.Conv2d,
     made_by: dict[int, tuple[nn.Conv2d, Tensor, int]] = {}
     pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d]] = []
 
-    def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def note(module: nn.Conv2d, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         made_by[id(output)] = module, output, output._version
 
-    def match(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def match(module: nn.BatchNorm2d, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         conv, made, version = made_by.get(id(inputs[0]), (None, inputs[0], 0))
         if conv is not None and made._version == version:
             pairs.append((conv, module))

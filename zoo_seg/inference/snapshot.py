@@ -63,9 +63,7 @@ class Snapshot:
         for hooks in _GLOBAL_HOOKS:
             self._hold(_items, hooks)
         self._visit_module(network, "")
-        # The network keeps its snapshot: without a circle both are freed at once.
-        self._root = self._held.pop(self._root_place)[2]
-        self._facts = _facts(self._tensors)
+        self._places = [tensor.detach() for tensor in self._tensors]
         self._memory: _Memory | None = None
         if contents and self.reason is None:
             self._memory = _Memory(self._tensors)
@@ -73,11 +71,12 @@ class Snapshot:
 
     def is_current(self, network: nn.Module) -> bool:
         """Whether the network still computes with the very same."""
+        names, held = self._root
         try:
             return (
-                _same(_of_module(network), self._root)
+                _same(_of_module((network, names)), held)
                 and all(_same(look(holder), held) for look, holder, held in self._held)
-                and _facts(self._tensors) == self._facts
+                and all(map(Tensor.is_set_to, self._tensors, self._places))
                 and (self._memory is None or all(map(torch.equal, self._memory.sums(), self._sums)))
             )
         except (KeyError, RuntimeError, ValueError):  # a part is gone, or has lost its memory
@@ -94,24 +93,26 @@ class Snapshot:
     def _visit_module(self, module: nn.Module, name: str) -> None:
         self._seen.add(id(module))
         if isinstance(module, torch.jit.ScriptModule):
-            return self._stop(f"{name} is compiled by torch.jit")
-        if not name:
-            self._root_place = len(self._held)
-        self._hold(_of_module, module)
+            self._stop(f"{name} is compiled by torch.jit")
+            return
+        attributes = vars(module)
+        names = [each for each in attributes if each not in _NO_ATTRIBUTES]
+        if name:
+            self._hold(_of_module, (module, names))
+        else:  # a network keeps its snapshot; without a circle both are freed at once
+            self._root = names, _of_module((module, names))
         self._visit_class(type(module), name)
         shown = name or type(module).__name__
         if reason := _is_special(module):
             self._stop(f"{shown} {reason}")
-        attributes = vars(module)
         for key, tensor in (*attributes["_parameters"].items(), *attributes["_buffers"].items()):
             if tensor is not None and id(tensor) not in self._seen:
                 self._visit_tensor(tensor, f"{shown}.{key}")
         for key, child in attributes["_modules"].items():
             if child is not None and id(child) not in self._seen:
                 self._visit_module(child, f"{name}.{key}".lstrip("."))
-        for key, value in attributes.items():
-            if key not in _NO_ATTRIBUTES:
-                self._visit(value, f"{shown}.{key}")
+        for key in names:
+            self._visit(attributes[key], f"{shown}.{key}")
         for hooks in (attributes["_forward_hooks"], attributes["_forward_pre_hooks"]):
             self._visit_all(hooks.values(), shown)
 
@@ -174,9 +175,11 @@ def class_name(module: nn.Module) -> str:
     return f"{type(module).__module__}.{type(module).__qualname__}"
 
 
-def _of_module(module: nn.Module) -> list[object]:
-    attributes = {**vars(module), "training": None, "_predictors": None}
-    held: list[object] = [type(module), *attributes, *attributes.values()]
+def _of_module(module_and_names: tuple[nn.Module, list[str]]) -> list[object]:
+    """A module's class, attributes, and what is in torch's tables."""
+    module, names = module_and_names
+    attributes = vars(module)
+    held: list[object] = [type(module), len(attributes), *[attributes[name] for name in names]]
     for name in _TABLES:
         if table := attributes[name]:
             held += table
@@ -210,7 +213,8 @@ def _library(function: object) -> str:
 
 def _is_frozen(value: object) -> bool:
     """A record of ours, such as the weights' own."""
-    return dataclasses.is_dataclass(value) and _library(type(value)) == "zoo_seg" and value.__dataclass_params__.frozen  # type: ignore[attr-defined]
+    kind = type(value)
+    return dataclasses.is_dataclass(kind) and _library(kind) == "zoo_seg" and vars(kind)["__dataclass_params__"].frozen
 
 
 def is_called_otherwise(module: nn.Module) -> bool:
@@ -242,10 +246,6 @@ _STEPS = "forward", "forward_features", "forward_head", "forward_logits"
 # --- tensors ------------------------------------------------------------------------------------
 
 
-def _facts(tensors: list[Tensor]) -> list[tuple[object, ...]]:
-    return [(each.data_ptr(), each.device, each.dtype, each.shape, each.stride()) for each in tensors]
-
-
 _ROW = 8 << 10
 """Bytes of a table's row."""
 _SMALL = 64 << 10
@@ -262,7 +262,7 @@ class _Memory:
             memory = _bytes(tensor)
             start = end = 0
             if len(memory) > (_SMALL if tensor.device.type == "cpu" else _SMALL << 8):
-                start = -memory.storage_offset() % 8
+                start = -int(memory.storage_offset()) % 8
                 end = start + (len(memory) - start) // _ROW * _ROW
                 table = memory[start:end].view(torch.int64).view(-1, _ROW // 8)
                 self._tables.append((table, tensor if drop_file_pages(tensor) else None))

@@ -17,7 +17,7 @@ class Queries(NamedTuple):
     masks: Tensor
     """(N, Q, h, w), logits of each query's mask."""
     classes: Tensor
-    """(N, Q, C), the probability of each class."""
+    """(N, Q, C), the probability of each class; from `forward_train` logits (N, Q, C + 1), the last of no object."""
 
 
 HeadOutput = Tensor | Queries

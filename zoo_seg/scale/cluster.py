@@ -160,7 +160,7 @@ def predict(
     Raises:
         ScaleError: the workers cannot start, or the cluster is gone.
     """
-    rows = max(work.looks.get("batch_size", 1), min(_MOST_ROWS, len(jobs) // (8 * how.workers)))
+    rows = max(work.options.get("batch_size", 1), min(_MOST_ROWS, len(jobs) // (8 * how.workers)))
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)

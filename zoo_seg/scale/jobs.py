@@ -45,7 +45,7 @@ class Write(Protocol):
 class Work:
     """What is done with every image."""
 
-    looks: Mapping[str, Any]
+    options: Mapping[str, Any]
     """Options of `Predicting.stream`."""
     alpha: float
     legend: bool
@@ -58,7 +58,7 @@ class Work:
         Reading, the network and writing at the same time; few images are held, however many there are.
 
         Raises:
-            OptionError: a look is not allowed.
+            OptionError: an option is not allowed.
             OutOfMemoryError: one image alone is too much for the device.
         """
 
@@ -75,8 +75,8 @@ class Work:
 
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd files; what cannot be read is a failure
-            results = model.stream([read(job.picture) for job in jobs], **self.looks, on_error="yield")
-            ahead = 2 * self.looks.get("batch_size", 1)
+            results = model.stream([read(job.picture) for job in jobs], **self.options, on_error="yield")
+            ahead = 2 * self.options.get("batch_size", 1)
             yield from in_order(zip(jobs, results, strict=True), finish, ahead=ahead)
 
     def _write(self, job: Job, result: Segmentation, write: Write) -> None:

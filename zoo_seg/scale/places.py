@@ -11,16 +11,15 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import unquote
 
-from fsspec import AbstractFileSystem
-from fsspec.core import url_to_fs
-from fsspec.implementations.local import LocalFileSystem
-from fsspec.registry import known_implementations
 from PIL import Image
 
 from zoo_seg.errors import MissingExtraError, OptionError
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
 
 Stat = tuple[int | None, int | None]
 """A file's size in bytes, and when it was last written, in nanoseconds; None: its storage does not say."""
@@ -43,6 +42,12 @@ def place(address: str) -> tuple[AbstractFileSystem, str]:
         OptionError: no file system has this name.
         MissingExtraError: its package is not installed; the message names the pip command.
     """
+    try:
+        from fsspec.core import url_to_fs
+        from fsspec.implementations.local import LocalFileSystem
+        from fsspec.registry import known_implementations
+    except ImportError as error:
+        raise MissingExtraError(f"{address} needs fsspec ({error}): pip install 'zoo_seg[scale]'") from None
     if not is_url(address):
         return LocalFileSystem(), os.path.abspath(address)  # noqa: PTH100  (keeps every byte of a name)
     protocol = address.partition("://")[0]
@@ -54,6 +59,11 @@ def place(address: str) -> tuple[AbstractFileSystem, str]:
         raise MissingExtraError(f"{protocol}:// needs another package ({error}): pip install {package}") from None
     except ValueError as error:
         raise OptionError(f"{address}: {error}; expected a path, or a URL that fsspec knows, such as s3://") from None
+
+
+def whole_path(address: str) -> str:
+    """The path in its storage, from the root on."""
+    return place(address)[1] if is_url(address) else os.path.abspath(address)  # noqa: PTH100
 
 
 def below(folder: str, name: str) -> str:
@@ -107,10 +117,10 @@ def stats(folder: str) -> Stats:
         results = set()
 
     def stat(address: str) -> Stat:
-        where, path = place(address)
-        if isinstance(where, LocalFileSystem):
-            status = os.stat(path)  # noqa: PTH116  (keeps every byte of a name)
+        if not is_url(address):
+            status = os.stat(address)  # noqa: PTH116  (keeps every byte of a name)
             return status.st_size, status.st_mtime_ns
+        where, path = place(address)
         if where is remote and path.startswith(f"{root}/") and path not in results:
             raise FileNotFoundError(address)
         size = where.info(path).get("size")

@@ -27,11 +27,11 @@ from zoo_seg.data.layouts import Layout, SegmentationData, open_data
 from zoo_seg.data.report import Report
 from zoo_seg.factory import from_pretrained
 from zoo_seg.inference.predictor import choose_device
+from zoo_seg.layers.losses import SegmentationLoss, balanced_class_weights
 from zoo_seg.manifest import Weights
 from zoo_seg.model import SegmentationModel
 from zoo_seg.training.journal import Journal
 from zoo_seg.training.loop import Loop
-from zoo_seg.training.losses import SegmentationLoss, balanced_class_weights
 from zoo_seg.training.report import draw_curve, draw_sheet
 from zoo_seg.training.run import CURVE, LOG, SAMPLES, Run
 from zoo_seg.training.samples import EpochBatches, TrainingSamples
@@ -127,7 +127,7 @@ def finetune(
         source,
         _samples(source, network, settings),
         batches,
-        _loss(source, report, settings),
+        _loss(source, report, settings, network.network.align_corners),
         settings,
         accelerator,
         run,
@@ -214,9 +214,11 @@ def _samples(data: SegmentationData, network: SegmentationModel, settings: Setti
     return TrainingSamples(data, "train", transform, settings.seed)
 
 
-def _loss(data: SegmentationData, report: Report, settings: Settings) -> SegmentationLoss:
+def _loss(data: SegmentationData, report: Report, settings: Settings, align_corners: bool) -> SegmentationLoss:
     weights = balanced_class_weights(_class_pixels(report, data)) if settings.class_weights == "balanced" else None
-    return SegmentationLoss(settings.loss, ignore_index=data.ignore_index, class_weights=weights)
+    return SegmentationLoss(
+        settings.loss, ignore_index=data.ignore_index, class_weights=weights, align_corners=align_corners
+    )
 
 
 def _class_pixels(report: Report, data: SegmentationData) -> list[int]:

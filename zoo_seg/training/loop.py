@@ -16,13 +16,14 @@ from torch.utils.data import DataLoader
 from zoo_seg.data.layouts import SegmentationData
 from zoo_seg.errors import OptionError, OutOfMemoryError, TrainingError, ZooSegError
 from zoo_seg.evaluation.measure import measure
+from zoo_seg.families.registry import find_family
 from zoo_seg.inference.memory import keep_large_blocks
+from zoo_seg.layers.losses import SegmentationLoss, pixel_losses
 from zoo_seg.layers.readout import HeadOutput
 from zoo_seg.manifest import Metric, TestOptions
 from zoo_seg.model import SegmentationModel
 from zoo_seg.network import SegmentationNetwork
 from zoo_seg.training.journal import Journal
-from zoo_seg.training.losses import SegmentationLoss
 from zoo_seg.training.run import Run
 from zoo_seg.training.samples import EpochBatches, TrainingSamples, seed_of
 from zoo_seg.training.settings import Settings
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 
 class _Heads(nn.Module):
-    """What a training step computes: the logits of all heads, at their own strides."""
+    """What a training step computes: the outputs of all heads, at their own strides."""
 
     def __init__(self, network: SegmentationNetwork, auxiliary: bool) -> None:
         super().__init__()
@@ -84,6 +85,8 @@ class Loop:
         self.epoch, self.step, self.best = 0, 0, -1.0
         self.steps = settings.epochs * len(batches)
         self.loss = loss.to(self.device)
+        architecture = model.architecture
+        self.terms = find_family(architecture.family).loss if architecture else pixel_losses
 
         self.kept = copy.deepcopy(model).eval()  # plain modules, whatever happens to those in training
         self.frozen = freeze(model, settings)
@@ -164,12 +167,11 @@ class Loop:
 
     def _loss(self, x: Tensor, y: Tensor) -> Tensor:
         total = torch.zeros((), device=self.device)
-        for number, logits in enumerate(self.heads(x)):
-            share = self.settings.aux_weight if number else 1.0
-            sums = self.loss(logits, y)
+        y = self.model.network.pad(y, self.data.ignore_index)
+        for sums in self.terms(self.heads(x), y, self.loss, self.settings.aux_weight):
             weight = self.accelerator.reduce(sums.weight.detach(), "sum").clamp(min=1e-12)
             # gradients are averaged over the processes, so each one's part counts that many times
-            total = total + share * sums.total * self.accelerator.num_processes / weight
+            total = total + sums.total * self.accelerator.num_processes / weight
         return total
 
     def _lr(self) -> float:

@@ -17,6 +17,7 @@ from zoo_seg.factory import build_model, create_model, from_pretrained
 from zoo_seg.families.registry import list_families
 from zoo_seg.hub.download import shown
 from zoo_seg.info import ModelInfo
+from zoo_seg.layers.readout import HeadOutput
 from zoo_seg.manifest import Recipe, Resize, Weights, get_architecture, get_weights
 from zoo_seg.model import SegmentationModel
 from zoo_seg.saving.folder import is_network
@@ -119,10 +120,12 @@ def freeze(model: SegmentationModel, settings: Settings) -> list[nn.Module]:
     return frozen
 
 
-def freeze_unused(network: Callable[[Tensor], list[Tensor]], parameters: Iterable[nn.Parameter]) -> None:
+def freeze_unused(network: Callable[[Tensor], list[HeadOutput]], parameters: Iterable[nn.Parameter]) -> None:
     """Switch off the gradients of values that nothing depends on: several processes would wait for them."""
     trained = [each for each in parameters if each.requires_grad]
-    total = torch.stack([each.sum() for each in network(torch.zeros(1, 3, 64, 64))]).sum()
+    outputs = network(torch.zeros(1, 3, 64, 64))
+    parts = [part for each in outputs for part in (each if isinstance(each, tuple) else [each])]
+    total = torch.stack([part.sum() for part in parts]).sum()
     for parameter, gradient in zip(trained, torch.autograd.grad(total, trained, allow_unused=True), strict=True):
         parameter.requires_grad_(gradient is not None)
 

@@ -78,4 +78,4 @@ def _synchronise_on_gpus(module: nn.Module) -> None:
 
         convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
     else:
-        nn.SyncBatchNorm.convert_sync_batchnorm(module)
+        nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo_seg.layers.readout import HeadOutput
 from zoo_seg.layers.resample import resize
 
 _HARD = -math.log(0.7)
@@ -42,6 +43,7 @@ class SegmentationLoss(nn.Module):
     Args:
         ignore_index: the label that does not count.
         class_weights: one number a class; None for 1 each.
+        align_corners: of the resize to the labels' size, the network's.
     """
 
     class_weights: Tensor | None
@@ -52,16 +54,17 @@ class SegmentationLoss(nn.Module):
         *,
         ignore_index: int,
         class_weights: Tensor | None = None,
+        align_corners: bool = False,
     ) -> None:
         super().__init__()
         self.kind = kind
-        self.ignore_index = ignore_index
+        self.ignore_index, self.align_corners = ignore_index, align_corners
         self.register_buffer("class_weights", class_weights, persistent=False)
 
     def forward(self, logits: Tensor, labels: Tensor) -> LossSum:
         """Of logits (N, C, h, w), resized to the labels' size in float32, and labels (N, H, W) of any integer type."""
         labels = labels.long()
-        logits = resize(logits.float(), (labels.shape[-2], labels.shape[-1]))
+        logits = resize(logits.float(), (labels.shape[-2], labels.shape[-1]), self.align_corners)
         losses = F.cross_entropy(logits, labels, ignore_index=self.ignore_index, reduction="none")
         labelled = labels != self.ignore_index
         weights = labelled.float()
@@ -73,6 +76,18 @@ class SegmentationLoss(nn.Module):
         if self.kind == "dice":
             total = total + weight * dice_loss(logits, labels, labelled)  # stays whole when divided by the weight
         return LossSum(total, weight)
+
+
+def pixel_losses(
+    outputs: Sequence[HeadOutput], labels: Tensor, pixel: SegmentationLoss, aux_weight: float
+) -> list[LossSum]:
+    """The pixel loss of each head's logits, of all but the first weighted by `aux_weight`."""
+    sums = []
+    for number, logits in enumerate(outputs):
+        assert isinstance(logits, Tensor)  # a family with other outputs has another loss
+        total, weight = pixel(logits, labels)
+        sums.append(LossSum(aux_weight * total if number else total, weight))
+    return sums
 
 
 def _hard(losses: Tensor, labelled: Tensor) -> Tensor:
