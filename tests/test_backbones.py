@@ -124,7 +124,9 @@ def test_same_as_mmseg(case: str) -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(33, 65), (64, 47), (1, 1)])
-@pytest.mark.parametrize(("name", "output_stride"), [("resnet18c", None), ("resnet18", 8), ("resnet50d", 16)])
+@pytest.mark.parametrize(
+    ("name", "output_stride"), [("resnet18c", None), ("resnet18", 8), ("resnet50d", 16), ("mit_b0", None)]
+)
 def test_maps_of_odd_sizes_are_rounded_up(name: str, output_stride: int | None, height: int, width: int) -> None:
     backbone = create(name, output_stride=output_stride).eval()
     with torch.no_grad():
