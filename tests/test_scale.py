@@ -63,8 +63,13 @@ def predict(zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: py
             code = stop.code if isinstance(stop.code, int) else -1
         out, err = capfd.readouterr()
         assert "Traceback" not in out + err and "unexpected" not in err
+<<<<<<< HEAD
         said = [line for line in err.splitlines(keepends=True) if "image/s]" not in line and "s/image]" not in line]
         return Result(code, out, "".join(said))  # without the progress of a slow minute
+=======
+        said = [line for line in err.splitlines(keepends=True) if "picture/s]" not in line and "s/picture]" not in line]
+        return Result(code, out, "".join(said).replace("\r", ""))  # without the progress of a slow minute
+>>>>>>> a3-cli
 
     return predict
 

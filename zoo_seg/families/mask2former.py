@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from zoo_seg.errors import OptionError
 from zoo_seg.families.registry import Family, Heads, Shapes, register_family
 from zoo_seg.keymap import KeyMap
+from zoo_seg.layers.losses import LossSum, SegmentationLoss
 from zoo_seg.layers.readout import HeadOutput, Queries
 from zoo_seg.layers.resample import resize
 from zoo_seg.layers.transformer import Attention, DeformableAttention, FeedForward, sine_positions
-from zoo_seg.training.losses import LossSum, SegmentationLoss
 
 _HEADS = 8
 _LEVELS = 3
@@ -78,8 +78,8 @@ class PixelDecoder(nn.Module):
         )
         for layer in self.layers:
             x = layer(x, positions, sizes)
-        parts = x.mT.split([height * width for height, width in sizes], dim=2)
-        maps = [part.unflatten(2, size) for part, size in zip(parts, sizes, strict=True)]
+        parts = torch.split(x.mT, [height * width for height, width in sizes], dim=2)
+        maps = [torch.unflatten(part, 2, size) for part, size in zip(parts, sizes, strict=True)]
         lateral = self.lateral(finest)
         fused = self.output(lateral + resize(maps[-1], (lateral.shape[-2], lateral.shape[-1]))).relu()
         return self.mask_feature(fused), maps
