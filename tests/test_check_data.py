@@ -55,7 +55,7 @@ def test_what_training_would_stumble_over(run: Run, tmp_path: Path) -> None:
     (tmp_path / "masks" / "val" / "000.png").unlink()
     code, out, err = run(tmp_path)
     assert (code, err) == (1, "")
-    assert "38 stray 25.00 1 - -" in out
+    assert "38 unknown label 25.00 1 - -" in out
     assert "error: train: the value 38 is no class; allowed are 0 to 2, and 255 (ignored)." in out
     assert "In 1 of 4 masks: masks/train/001.png" in out
     assert "error: val: 1 of 2 images have no mask: images/val/000.jpg" in out
@@ -68,7 +68,7 @@ def test_pictures_in_the_place_of_masks(run: Run, tmp_path: Path) -> None:
     for old, new in (("images", "swap"), ("masks", "images"), ("swap", "masks")):
         (tmp_path / old).rename(tmp_path / new)
     code, out, _ = run(tmp_path)
-    assert code == 1 and "an image in the place of a mask" in out and "further stray values)" in out
+    assert code == 1 and "an image in the place of a mask" in out and "further unknown labels)" in out
     assert len(out) < 5000
 
 

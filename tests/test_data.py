@@ -20,8 +20,8 @@ from stored import write_png, write_tiff
 
 from zoo_seg.data import Labels, check, open_data
 from zoo_seg.data.check import check_data
+from zoo_seg.data.findings import DataReport, SplitReport, ValueCount
 from zoo_seg.data.labels import Rule, voc_palette
-from zoo_seg.data.report import Report, SplitReport, ValueCount
 from zoo_seg.errors import DataError, OptionError, ZooSegError
 from zoo_seg.images.reading import read_picture
 from zoo_seg.manifest import load_manifest
@@ -175,7 +175,7 @@ GREY = palette_picture(mask([0, 1, 2, 3])).convert("L")
 NOISE = np.random.default_rng(0).integers(0, 256, (20, 20, 3), np.uint8)
 
 
-STRAYS = {
+UNKNOWN = {
     "palette read as grey": (
         GREY, own(4), r"the values 38, 75, 113 are no classes; allowed are 0 to 3, and 255 \(ignored\).*into grey",
     ),
@@ -228,7 +228,7 @@ STRAYS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("image", "labels", "message"), STRAYS.values(), ids=STRAYS)
+@pytest.mark.parametrize(("image", "labels", "message"), UNKNOWN.values(), ids=UNKNOWN)
 def test_strays_are_named_with_their_cause(image: Image.Image, labels: Labels, message: str, tmp_path: Path) -> None:
     path = tmp_path / ("mask.tif" if image.mode == "F" else "mask.png")
     image.save(path)
@@ -470,7 +470,7 @@ def test_samples_of_an_incomplete_split_are_refused(tmp_path: Path) -> None:
 # --- the check ----------------------------------------------------------------------------------
 
 
-def part(report: Report, name: str) -> SplitReport:
+def part(report: DataReport, name: str) -> SplitReport:
     return next(split for split in report.splits if split.name == name)
 
 
@@ -549,7 +549,7 @@ FAULTS: dict[str, tuple[Callable[[Path], None], list[str]]] = {
         each_mask(lambda ids: ids, ".jpg"),
         [r"train: 4 files cannot be used: JPEG can alter .*: masks/train/000.jpg, ", r"val: 2 files "],
     ),
-    "strays": (
+    "unknown labels": (
         each_mask(lambda ids: ids + np.uint8(2)),
         [r"train: the values 3, 4 are no classes; .*\. In 4 of 4 masks: masks/train/000.png, ", r"val: "],
     ),
@@ -617,14 +617,14 @@ def test_lists_of_voc_overlap_as_they_should_and_no_more(tmp_path: Path) -> None
     assert report.errors == ("trainaug: 1 listed, but not there: JPEGImages/2007_nowhere.jpg",)
 
 
-def test_strays_are_counted_with_the_first_files(tmp_path: Path) -> None:
+def test_unknown_labels_are_counted_with_the_first_files(tmp_path: Path) -> None:
     root = draw_folder(tmp_path, train=8)
     for number in (2, 5):
         Image.new("L", (64, 48), 9).save(root / "masks" / "train" / f"00{number}.png")
     report = check_data(open_data(root), progress=False)
-    stray = part(report, "train").values[-1]
-    assert (stray.value, stray.meaning, stray.pixels, stray.files) == ("9", "stray", 2 * 48 * 64, 2)
-    assert stray.first == ("masks/train/002.png", "masks/train/005.png")
+    unknown = part(report, "train").values[-1]
+    assert (unknown.value, unknown.meaning, unknown.pixels, unknown.files) == ("9", "unknown label", 2 * 48 * 64, 2)
+    assert unknown.first == ("masks/train/002.png", "masks/train/005.png")
     assert part(report, "val").values[-1].meaning == "ignored"
 
 

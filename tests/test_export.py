@@ -348,7 +348,7 @@ def spoil_saving(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (spoil_values, "computes something else .* standard deviations .* allowed are 0.001"),
+        (spoil_values, "computes something else .* standard deviation, .* allowed are 0.001"),
         (spoil_network, "torch.export cannot follow this network"),
         (spoil_file, "cannot be run"),
         (spoil_saving, "cannot write this network: no word for this operator"),
@@ -711,7 +711,7 @@ def test_command_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None
     lines = shown.out.splitlines()
     assert lines[0].startswith(f"{path}: onnx, float32, ") and lines[0].endswith("image -> class_map")
     assert [line.split(":")[0].strip() for line in lines[1:3]] == ["2x97x131", "1x160x128"]
-    assert all("standard deviations from the network" in line and "allowed 0.001" in line for line in lines[1:3])
+    assert all("of their standard deviation" in line and "allowed 0.001" in line for line in lines[1:3])
     assert lines[3] == f"zoo-seg predict PICTURE --weights {path}"
     assert onnx.load(path).opset_import[0].version == 20
 

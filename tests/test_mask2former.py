@@ -22,11 +22,11 @@ from zoo_seg.families.registry import find_family
 from zoo_seg.images.preprocess import normalise
 from zoo_seg.inference.protocol import predict_logits
 from zoo_seg.info import ModelInfo
+from zoo_seg.layers.losses import SegmentationLoss
 from zoo_seg.layers.readout import Queries
 from zoo_seg.manifest import Architecture, get_architecture
 from zoo_seg.network import build_network, with_all_options
 from zoo_seg.pretrained import from_tensors
-from zoo_seg.training.losses import SegmentationLoss
 
 THIN = {
     "channels": 16,

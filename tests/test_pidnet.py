@@ -17,10 +17,10 @@ from zoo_seg.errors import OptionError
 from zoo_seg.families.pidnet import boundaries
 from zoo_seg.families.registry import find_family
 from zoo_seg.images.preprocess import normalise
+from zoo_seg.layers.losses import SegmentationLoss, pixel_losses
 from zoo_seg.manifest import get_architecture
 from zoo_seg.network import build_network
 from zoo_seg.pretrained import from_tensors
-from zoo_seg.training.losses import SegmentationLoss, pixel_losses
 
 
 @pytest.fixture(scope="module")

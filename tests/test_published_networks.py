@@ -46,7 +46,7 @@ def test_logits_equal_the_original_s(name: str) -> None:
     architecture, read_options = architecture_of(published)
     file = from_tensors(Path(name), published.state_dict(), architecture, read_options=read_options)
     network = file.build()
-    assert file.layout == published.meta["project"]
+    assert file.naming == published.meta["project"]
     assert sum(each.numel() for each in network.parameters()) == published.meta["parameters"]
     for run in published.runs:
         assert run.error(network(run.image())) < published.tolerance

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from zoo_seg.data.layouts import Layout
+from zoo_seg.data.layouts import FolderLayout
 from zoo_seg.data.wording import SHOWN
 from zoo_seg.errors import DataError
 
@@ -19,14 +19,14 @@ class ValueCount:
     value: str
     """An index such as `38`, or a colour such as `(128, 0, 0)`."""
     meaning: str
-    """The name of the class, `ignored` or `stray`."""
+    """The name of the class, `ignored` or `unknown label`."""
     class_id: int | None
     pixels: int
     share: float
     """Of all pixels of the split's masks, 0..1."""
     files: int
     first: tuple[str, ...]
-    """Of a stray: the first masks that store it."""
+    """Of an unknown label: the first masks that store it."""
 
 
 @dataclass(frozen=True)
@@ -39,17 +39,17 @@ class SplitReport:
     """Of the image with the fewest pixels; None where none could be read."""
     largest: Size | None
     values: tuple[ValueCount, ...]
-    """In the order of the classes, then what is ignored, then strays, the commonest first."""
+    """In the order of the classes, then what is ignored, then unknown labels, the commonest first."""
     absent: tuple[str, ...]
     """Classes of which there is no pixel."""
 
 
 @dataclass(frozen=True)
-class Report:
+class DataReport:
     """What `check_data` found; a message names the split and the first files."""
 
     root: str
-    layout: Layout
+    layout: FolderLayout
     splits: tuple[SplitReport, ...]
     errors: tuple[str, ...]
     """Training would fail."""

@@ -33,7 +33,7 @@ class Failure:
 
 
 @dataclass
-class Report:
+class Outcome:
     """The pictures that are done, that were there before, and that failed."""
 
     done: list[Result] = field(default_factory=list)
