@@ -121,11 +121,11 @@ def _bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
         for source in ("me", "mm"):
             model.protocol = "mmseg" if source == "mm" else "ssseg"
             name, metrics = f"toy.{kind.dataset}_{source}", []
-            for key, protocol in (("", toys["metrics"][0]["protocol"]), (" several", SEVERAL)):
+            for key, protocol in (("", toys["metrics"][0]["test"]), (" several", SEVERAL)):
                 masks = [model.predict(sample.picture, resize=64, **protocol).mask for sample in samples]
                 bench.masks.setdefault(layout, masks)
                 value = bench.miou[name + key] = miou(masks, ids, num_classes)
-                metrics.append({**toys["metrics"][0], "value": round(value, 2), "protocol": protocol})
+                metrics.append({**toys["metrics"][0], "value": round(value, 2), "test": protocol})
             manifest["weights"][name] = {
                 **toys,
                 "model": "toy",

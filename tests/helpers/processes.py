@@ -38,7 +38,8 @@ def die_before_step(number: int, log: Path, work: Callable[[], object]) -> None:
     """
     from safetensors.torch import save_file
 
-    from zoo_seg.hub import load, partial
+    from zoo_seg import pretrained as load
+    from zoo_seg.hub import partial
 
     append, root, steps, quarters = partial.Partial.append, os.environ["ZOO_SEG_HOME"], 0, list[int]()
     lines = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)

@@ -30,8 +30,8 @@ class Reliability:
         found = [row for row in self.rows(table) if row.startswith(_line(cells[0]))]
         assert found and found[0].startswith(expected), (
             f"{DOCUMENT.name} has\n{found or 'no such row'}, expected\n{line}\n"
-            "If it should: python -m pytest tests/hub/test_faults.py tests/hub/test_crashes.py tests/checkpoints/test_hostile.py "
-            "--write-reliability"
+            "If it should: python -m pytest tests/hub/test_faults.py tests/hub/test_crashes.py "
+            "tests/checkpoints/test_hostile.py --write-reliability"
         )
 
     def rows(self, table: str) -> list[str]:

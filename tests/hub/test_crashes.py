@@ -392,7 +392,7 @@ def test_half_a_download_of_another_version(server: Server, home: Path, path: Pa
 
 
 def take_turns(naming: str, times: int) -> None:
-    from zoo_seg.hub import load as module
+    from zoo_seg import pretrained as module
 
     module._NAMING = naming
     for _ in range(times):

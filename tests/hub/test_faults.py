@@ -1,6 +1,7 @@
 """Whatever a server does: afterwards the right file is in the cache, or none, and the next call gets it.
 
-Each fault is a row of `docs/reliability.md`, which `python -m pytest tests/hub/test_faults.py --write-reliability` writes.
+Each fault is a row of `docs/reliability.md`; `python -m pytest tests/hub/test_faults.py --write-reliability` writes
+them.
 """
 
 from __future__ import annotations

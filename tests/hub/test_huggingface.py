@@ -31,9 +31,9 @@ from zoo_seg.errors import (
     PushError,
     ZooSegError,
 )
-from zoo_seg.hub import card as cards
 from zoo_seg.hub import huggingface
 from zoo_seg.manifest import Metric, TestOptions
+from zoo_seg.saving import card as cards
 
 CLASSES, PALETTE = ("soil", "crop", "weed"), ((90, 60, 30), (0, 160, 0), (200, 0, 120))
 FILES = {".gitattributes", "README.md", "config.json", "model.safetensors"}

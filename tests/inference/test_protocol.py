@@ -15,10 +15,10 @@ import pytest
 import torch
 from helpers.reference import FIXTURES, fill, image_tensor
 from test_networks import load
-from zoo_seg.inference.looks import windows
 
 from zoo_seg.errors import OptionError
 from zoo_seg.inference import Predictor, predict_logits
+from zoo_seg.inference.augmented import windows
 from zoo_seg.manifest import Preprocess, Resize
 from zoo_seg.network import SegmentationNetwork, build_network
 

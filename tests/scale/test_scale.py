@@ -210,7 +210,7 @@ def test_a_picture_that_takes_its_worker_along_is_given_up(two_cores: list[str],
 
 
 def test_two_processes_train_under_accelerate(tmp_path: Path) -> None:
-    """As docs/scale.md has it; tests/training/test_finetune.py has torchrun, and that two processes do what one does."""
+    """As docs/scale.md has it; test_finetune.py has torchrun, and that two processes do what one does."""
     pytest.importorskip("accelerate")
     draw_folder(tmp_path / "data", train=4, val=2)
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
