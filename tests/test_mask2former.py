@@ -41,9 +41,7 @@ THIN = {
 def build(size_divisor: int = 32) -> SegmentationModel:
     """A thin network of three classes whose queries differ."""
     torch.manual_seed(0)
-    architecture = with_all_options(
-        Architecture("mask2former", "resnet18", size_divisor=size_divisor, options=THIN)
-    )
+    architecture = with_all_options(Architecture("mask2former", "resnet18", size_divisor=size_divisor, options=THIN))
     network = build_network(architecture, 3)
     info = ModelInfo(
         classes=("road", "wall", "sky"), palette=((0, 0, 0), (9, 9, 9), (99, 9, 9)), architecture=architecture

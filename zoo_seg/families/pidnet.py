@@ -241,7 +241,9 @@ def _create(
     if output_stride not in (None, 8):
         raise OptionError(f"output_stride is {output_stride}; PIDNet's is 8, leave it out")
     if pretrained:
-        raise OptionError("there are no ImageNet weights for PIDNet; leave backbone_pretrained out, or start from weights")
+        raise OptionError(
+            "there are no ImageNet weights for PIDNet; leave backbone_pretrained out, or start from weights"
+        )
     return PIDNetTrunk(width, pyramid, deep=deep, in_chans=in_chans, levels=levels)
 
 
@@ -348,9 +350,11 @@ FAMILY = register_family(
         levels=3,
         key_maps={"mmseg": _mmseg},
         classifiers=("head.classifier.", "aux_heads.0.classifier."),
-        read_options=lambda shapes: {"channels": shapes["head.classifier.weight"][1]}
-        if len(shapes.get("head.classifier.weight", ())) == 4
-        else {},
+        read_options=lambda shapes: (
+            {"channels": shapes["head.classifier.weight"][1]}
+            if len(shapes.get("head.classifier.weight", ())) == 4
+            else {}
+        ),
         loss=_loss,
         backbones=tuple(_SIZES),
     )
