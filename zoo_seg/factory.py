@@ -49,7 +49,7 @@ def create_model(
     canonical, architecture = get_architecture(name)
     check_positive(num_classes=num_classes, in_chans=in_chans)
     if pretrained is None or pretrained is False:
-        return _new(architecture, num_classes or NUM_CLASSES, in_chans)
+        return new_model(architecture, num_classes or NUM_CLASSES, in_chans=in_chans)
     checkpoint = load_checkpoint(canonical, pretrained, progress=progress)
     return SegmentationModel.from_checkpoint(checkpoint, num_classes=num_classes, in_chans=in_chans)
 
@@ -96,17 +96,26 @@ def build_model(
     """
     check_positive(num_classes=num_classes, in_chans=in_chans)
     architecture = Architecture(family, backbone, output_stride, options=options)
-    return _new(architecture, num_classes, in_chans, classes, palette, backbone_pretrained)
+    return new_model(
+        architecture,
+        num_classes,
+        in_chans=in_chans,
+        classes=classes,
+        palette=palette,
+        backbone_pretrained=backbone_pretrained,
+    )
 
 
-def _new(
+def new_model(
     architecture: Architecture,
     num_classes: int,
-    in_chans: int,
+    *,
+    in_chans: int = 3,
     classes: Sequence[str] | None = None,
     palette: Sequence[tuple[int, int, int]] | None = None,
     backbone_pretrained: bool = False,
 ) -> SegmentationModel:
+    """The network of an architecture with random weights; see `build_model`."""
     network = build_network(architecture, num_classes, in_chans=in_chans, backbone_pretrained=backbone_pretrained)
     names = tuple(classes or class_names(num_classes))
     if len(names) != num_classes:

@@ -100,17 +100,27 @@ def test_the_boundary_branch_is_trained() -> None:
     sum(each.total / each.weight.clamp(min=1) for each in terms).backward()
     assert network.aux_heads[1].classifier.weight.grad.abs().sum() > 0
     nothing = find_family("pidnet").loss(outputs, torch.full_like(labels, 255), pixel, 0.4)
-    assert all(float(each.total) == 0 for each in nothing)
+    assert all(each.total.item() == 0 for each in nothing)
     alone = find_family("pidnet").loss(outputs[:1], labels, pixel, 0.0)
     assert [each.total for each in alone] == [each.total for each in pixel_losses(outputs[:1], labels, pixel, 0.0)]
 
 
 def test_fine_tuning_lowers_the_loss(tmp_path: Path) -> None:
     data = draw_folder(tmp_path / "shapes", train=4, val=1)
-    options = {"batch_size": 4, "crop_size": (48, 64), "workers": 0, "device": "cpu", "progress": False}
-    zoo_seg.finetune(data, "pidnet_small", out=tmp_path / "run", epochs=6, scale=(1, 1), lr=0.01, **options)
+    options = {"crop_size": (48, 64), "workers": 0, "device": "cpu", "progress": False, "optimizer": "adamw"}
+    zoo_seg.finetune(
+        data,
+        "pidnet_small",
+        out=tmp_path / "run",
+        epochs=4,
+        batch_size=4,
+        scale=(1, 1),
+        photometric=False,
+        lr=0.001,
+        **options,
+    )
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if "mIoU" not in line and "loss" in line]
-    assert len(losses) == 6 and losses[-1] < 0.8 * losses[0]
+    assert len(losses) == 4 and losses[-1] < 0.9 * losses[0]
     trained = zoo_seg.from_pretrained(tmp_path / "run")
     assert trained.architecture and trained.architecture.align_corners

@@ -35,7 +35,7 @@ class _ConvNorm(nn.Sequential):
     def __init__(self, in_channels: int, channels: int, kernel: int = 1, *, bias: bool = False) -> None:
         super().__init__()
         self.conv = nn.Conv2d(in_channels, channels, kernel, padding=kernel // 2, bias=bias)
-        self.gn = nn.GroupNorm(math.gcd(32, channels), channels)
+        self.gn = nn.GroupNorm(math.gcd(32, channels // 8), channels)  # 32 groups of 256 channels, never of one channel
 
 
 class _EncoderLayer(nn.Module):

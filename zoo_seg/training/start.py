@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from zoo_seg.config import is_network
 from zoo_seg.data.layouts import SegmentationData
 from zoo_seg.errors import OptionError
-from zoo_seg.factory import build_model, create_model, from_pretrained
+from zoo_seg.factory import create_model, from_pretrained, new_model
 from zoo_seg.families.registry import list_families
 from zoo_seg.hub.download import shown
 from zoo_seg.info import ModelInfo
 from zoo_seg.layers.readout import HeadOutput
-from zoo_seg.manifest import Recipe, Resize, Weights, get_architecture, get_weights
+from zoo_seg.manifest import Architecture, Recipe, Resize, Weights, get_architecture, get_weights
 from zoo_seg.model import SegmentationModel
 from zoo_seg.training.settings import Settings
 
@@ -85,27 +85,17 @@ def _from_scratch(
 ) -> tuple[SegmentationModel, str | None]:
     if model is None:
         raise OptionError("there is no model; expected a model name, such as 'pspnet_resnet50_os8'")
-    options: dict[str, Any] = {}
-    if model in list_families():
-        family, stride = model, None
-    else:
+    if model not in list_families():
         _, known = get_architecture(model)
-        family, stride = known.family, known.output_stride
-        if backbone is None:
-            backbone, options = known.backbone, dict(known.options)
-    if backbone is None:
+        architecture = known if backbone is None else Architecture(known.family, backbone, known.output_stride)
+    elif backbone is not None:
+        architecture = Architecture(model, backbone)
+    else:
         raise OptionError(f"{model!r} is a family; add a backbone, such as backbone='mobilenetv4_conv_small'")
     if channels is not None:
-        options["channels"] = channels
-    network = build_model(
-        family,
-        backbone,
-        num_classes,
-        output_stride=stride,
-        backbone_pretrained=backbone_pretrained,
-        **options,
-    )
-    return network, f"timm's ImageNet weights of {backbone}" if backbone_pretrained else None
+        architecture = replace(architecture, options={**architecture.options, "channels": channels})
+    network = new_model(architecture, num_classes, backbone_pretrained=backbone_pretrained)
+    return network, f"timm's ImageNet weights of {architecture.backbone}" if backbone_pretrained else None
 
 
 def freeze(model: SegmentationModel, settings: Settings) -> list[nn.Module]:
