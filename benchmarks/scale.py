@@ -62,7 +62,7 @@ def run(workers: int, weights: str, model: str | None, pictures: Path, out: Path
         with cluster.cluster(None):
             watch(cluster.predict(jobs, network, work, cluster.Share(workers, 1, "cpu"), str(out / "staging")))
     else:
-        watch(work.on(jobs, network, Path, _write))
+        watch(work.run(jobs, network, Path, _write))
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     rate, cpu = (last - first) / (ends[last] - ends[first]), (spent[1] - spent[0]) / (last - first)
     return {"rate": rate, "cpu": cpu, "first": ends[0], "memory": memory}
@@ -82,20 +82,20 @@ def workers_now() -> Iterator[tuple[float, float]]:
 
 def plan_a_million() -> dict[str, float]:
     """Memory and time of the driver: a plan of a million images, as it travels to the cluster and comes back."""
+    from zoo_seg.cli.outcome import Outcome
     from zoo_seg.cli.plan import note, plan
-    from zoo_seg.cli.report import Report
     from zoo_seg.scale import cluster
 
     before, begun = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
     names = (f"cameras/{number % 1000:04}/frame_{number:08}" for number in range(1_000_000))
     found = ((f"s3://bucket/pictures/{name}.jpg", f"s3://bucket/masks/{name}") for name in names)
-    report = Report()
+    outcome = Outcome()
     jobs = list(plan(found, True, lambda *_: None))
     tables = [cluster._table(jobs[first : first + 64], first) for first in range(0, len(jobs), 64)]
     for job in jobs:
-        note(job, None, report)
+        note(job, None, outcome)
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert sum(map(len, tables)) == len(report.done)
+    assert sum(map(len, tables)) == len(outcome.done)
     return {"memory": (after - before) / 1024, "seconds": time.perf_counter() - begun}
 
 

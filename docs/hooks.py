@@ -79,14 +79,14 @@ def _cells(record: Weights, manifest: Manifest) -> Iterator[str]:
 def _metric(metric: Metric) -> str:
     """The number, whose it is, and how it was measured."""
     scales = metric.test.scales
-    looks = [
+    protocol = [
         metric.split,
         metric.test.mode,
         "one scale" if scales == (1.0,) else f"{len(scales)} scales",
         *(["flip"] if metric.test.flip else []),
     ]
     who = "reported" if metric.status == "reported" else "measured with zoo_seg"
-    return f"<b>{metric.value:.2f}</b><small>{who}: {', '.join(looks)}</small>"
+    return f"<b>{metric.value:.2f}</b><small>{who}: {', '.join(protocol)}</small>"
 
 
 def _links(record: Weights) -> Iterator[str]:

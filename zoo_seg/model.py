@@ -254,7 +254,7 @@ class SegmentationModel(nn.Module, Predicting):
         info = checkpoint.info or ModelInfo(
             classes=class_names(classes),
             palette=voc_palette(classes),
-            protocol="mmseg" if checkpoint.layout == "mmseg" else "ssseg",
+            protocol="mmseg" if checkpoint.naming == "mmseg" else "ssseg",
         )
         if len(info.classes) != classes:
             info = replace(info, classes=class_names(classes), palette=voc_palette(classes), metrics=())

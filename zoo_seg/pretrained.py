@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from zoo_seg.checkpoints.convert import Converted, Layout, convert, described, looks_like
+from zoo_seg.checkpoints.convert import Converted, Naming, convert, described, looks_like
 from zoo_seg.checkpoints.digest import tensors_sha256
 from zoo_seg.checkpoints.opening import check_finite, open_checkpoint
 from zoo_seg.checkpoints.restore import count_classes, restore
@@ -43,7 +43,7 @@ class Checkpoint:
 
     path: Path
     tensors: Mapping[str, Tensor]
-    layout: Layout
+    naming: Naming
     """Whose names the file had."""
     architecture: Architecture
     original: Callable[[str], str | None] = lambda name: name
@@ -243,7 +243,7 @@ def from_tensors(
     full = {name: _full(tensor) for name, tensor in converted.tensors.items()}
     if read_options:
         architecture = _with_options(architecture, full)
-    return Checkpoint(path, full, converted.layout, architecture, converted.original)
+    return Checkpoint(path, full, converted.naming, architecture, converted.original)
 
 
 def _converted(path: Path, tensors: Mapping[str, Tensor], architecture: Architecture) -> Converted:
@@ -304,14 +304,14 @@ def _read_copy(copy: Path, architecture: Architecture, read_options: bool) -> Ch
     if read_options:
         architecture = _with_options(architecture, tensors)
     digest = metadata["tensors_sha256"]
-    return Checkpoint(copy, tensors, cast(Layout, metadata["layout"]), architecture, tensors_sha256=digest)
+    return Checkpoint(copy, tensors, cast(Naming, metadata["layout"]), architecture, tensors_sha256=digest)
 
 
 def _write_copy(checkpoint: Checkpoint, copy: Path, source_sha256: str) -> None:
     metadata = {
         "naming": _NAMING,
         "network": _identity(checkpoint.architecture),
-        "layout": checkpoint.layout,
+        "layout": checkpoint.naming,
         "source_sha256": source_sha256,
         "tensors_sha256": checkpoint.tensors_sha256 or "",
     }

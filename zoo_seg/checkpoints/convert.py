@@ -18,9 +18,9 @@ from zoo_seg.families.registry import find_family
 from zoo_seg.keymap import KeyMap, Transform
 from zoo_seg.manifest import Architecture
 
-Layout = Literal["ssseg", "mmseg", "zoo_seg"]
+Naming = Literal["ssseg", "mmseg", "zoo_seg"]
 
-_PROJECTS: dict[Layout, tuple[str, str]] = {
+_PROJECTS: dict[Naming, tuple[str, str]] = {
     "ssseg": ("SSSegmentation", "backbone_net."),
     "mmseg": ("MMSegmentation", "backbone."),
 }
@@ -41,7 +41,7 @@ class Converted:
     """Tensors under this library's names."""
 
     tensors: dict[str, Tensor]
-    layout: Layout
+    naming: Naming
     """Whose names they had."""
     original: Callable[[str], str | None]
     """What the file calls, or would call, one of our tensors."""
@@ -55,8 +55,8 @@ def convert(tensors: Mapping[str, Tensor], architecture: Architecture) -> Conver
     """
     tensors = _renamed(tensors, lambda name: name.removeprefix("module."))
     maps = key_maps(architecture)
-    layout = max(maps, key=lambda each: sum(maps[each].has(name) for name in tensors))
-    chosen = maps[layout]
+    naming = max(maps, key=lambda each: sum(maps[each].has(name) for name in tensors))
+    chosen = maps[naming]
     unknown = [name for name in tensors if not chosen.has(name)]
     if unknown:
         raise CheckpointError(
@@ -64,13 +64,13 @@ def convert(tensors: Mapping[str, Tensor], architecture: Architecture) -> Conver
             f"{', '.join(unknown[:3])}; {_advice(tensors, maps)}"
         )
     renamed = _renamed(tensors, chosen.rename)
-    return Converted(chosen.transform(renamed) if chosen.transform else renamed, layout, chosen.original)
+    return Converted(chosen.transform(renamed) if chosen.transform else renamed, naming, chosen.original)
 
 
-def key_maps(architecture: Architecture) -> dict[Layout, KeyMap]:
+def key_maps(architecture: Architecture) -> dict[Naming, KeyMap]:
     """Everybody's names of an architecture's tensors."""
     family, backbone = find_family(architecture.family), find_backbone(architecture.backbone)
-    maps: dict[Layout, KeyMap] = {"zoo_seg": _OURS}
+    maps: dict[Naming, KeyMap] = {"zoo_seg": _OURS}
     for project, (_, prefix) in _PROJECTS.items():
         heads = family.key_map(project, architecture)
         body = backbone.key_maps.get(project)
@@ -90,19 +90,19 @@ def looks_like(names: Iterable[str], architectures: Iterable[Architecture]) -> s
     """Which of some architectures a file with these names could hold, in words; None for none of them."""
     names = list(names)
     found = dict.fromkeys(
-        f"{_title(layout)}'s {architecture.family} on {architecture.backbone}"
+        f"{_title(naming)}'s {architecture.family} on {architecture.backbone}"
         for architecture in architectures
-        for layout, each in key_maps(architecture).items()
+        for naming, each in key_maps(architecture).items()
         if all(each.has(name) for name in names)
     )
     return " or ".join(list(found)[:3]) or None
 
 
-def _title(layout: Layout) -> str:
-    return _PROJECTS[layout][0] if layout in _PROJECTS else "zoo_seg"
+def _title(naming: Naming) -> str:
+    return _PROJECTS[naming][0] if naming in _PROJECTS else "zoo_seg"
 
 
-def _advice(tensors: Mapping[str, Tensor], maps: Mapping[Layout, KeyMap]) -> str:
+def _advice(tensors: Mapping[str, Tensor], maps: Mapping[Naming, KeyMap]) -> str:
     projects = " or ".join(f"{title} ({prefix}*)" for title, prefix in _PROJECTS.values())
     return f"expected the names of {projects}, or zoo_seg (backbone.*, head.*)"
 

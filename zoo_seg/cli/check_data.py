@@ -11,11 +11,11 @@ from dataclasses import asdict
 from zoo_seg.cli.text import table
 from zoo_seg.data import SegmentationData, open_data
 from zoo_seg.data.check import check_data
-from zoo_seg.data.report import Report, Size, SplitReport, ValueCount
+from zoo_seg.data.findings import DataReport, Size, SplitReport, ValueCount
 from zoo_seg.data.wording import many
 
 _MOST_ROWS = 20
-"""Of strays; the message above sums up the others."""
+"""Of unknown labels; the message above sums up the others."""
 _LONGEST = 28
 """Characters of a class name."""
 
@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 1 if report.errors else 0
 
 
-def _print(data: SegmentationData, report: Report) -> None:
+def _print(data: SegmentationData, report: DataReport) -> None:
     print(f"{report.root}: layout {report.layout}, {data.num_classes} classes, {data.ignore_index} is ignored\n")
     rows = [[split.name, str(split.pictures), _wide(split.smallest), _wide(split.largest)] for split in report.splits]
     print(table(["split", "images with mask", "smallest", "largest"], rows, right=(1, 2, 3)))
@@ -52,10 +52,10 @@ def _histogram(splits: Sequence[SplitReport]) -> str:
     for split in splits:
         for each in split.values:
             found.setdefault((each.value, each.meaning, each.class_id), {})[split.name] = each
-    rank = {"ignored": 1, "stray": 2}  # of what is no class; the sort keeps the commonest stray first
+    rank = {"ignored": 1, "unknown label": 2}  # of what is no class; the sort keeps the commonest unknown label first
     rows = sorted(found, key=lambda row: (0, row[2]) if row[2] is not None else (rank[row[1]], 0))
-    strays = [row for row in rows if row[2] is None and row[1] == "stray"]
-    shown = rows[: len(rows) - max(len(strays) - _MOST_ROWS, 0)]
+    unknown = [row for row in rows if row[2] is None and row[1] == "unknown label"]
+    shown = rows[: len(rows) - max(len(unknown) - _MOST_ROWS, 0)]
     head = ["value", "class", *(text for split in splits for text in (f"{split.name} %", "masks"))]
     lines = [
         [
@@ -65,7 +65,7 @@ def _histogram(splits: Sequence[SplitReport]) -> str:
         ]
         for value, meaning, index in shown
     ]
-    more = f"\n(and {len(rows) - len(shown)} further stray values)" if len(rows) > len(shown) else ""
+    more = f"\n(and {len(rows) - len(shown)} further unknown labels)" if len(rows) > len(shown) else ""
     return table(head, lines, right=(0, *range(2, len(head)))) + more
 
 
@@ -84,7 +84,7 @@ def _wide(size: Size | None) -> str:
     return f"{size[1]}x{size[0]}" if size else "-"
 
 
-def _verdict(report: Report) -> str:
+def _verdict(report: DataReport) -> str:
     if report.errors:
         return f"{many(len(report.errors), 'error')}: training would fail"
     return f"training can begin ({many(len(report.warnings), 'warning')})" if report.warnings else "all is well"

@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 
 from zoo_seg.cli.network import device_of, load_predicting
+from zoo_seg.cli.outcome import Failure, Outcome
 from zoo_seg.cli.pictures import is_clip
-from zoo_seg.cli.report import Failure, Report
 from zoo_seg.errors import ImageError, OptionError
 from zoo_seg.inference.video import FORMATS, open_clip, overlay_clip
 
@@ -19,7 +19,7 @@ _BATCH = 8
 def run(arguments: argparse.Namespace) -> int:
     """Write the clip with the classes laid over it; 1 when it is broken, with what could be decoded written."""
     source, target = _check_options(arguments)
-    report = Report()
+    outcome = Outcome()
     where = "nothing was written"
     try:
         with open_clip(source) as clip:  # before the weights are fetched
@@ -40,15 +40,15 @@ def run(arguments: argparse.Namespace) -> int:
             )
             written = overlay_clip(clip, target, predict, alpha=arguments.alpha)
     except ImageError as error:
-        report.failed.append(Failure.of(source, str(error)))
+        outcome.failed.append(Failure.of(source, str(error)))
     else:
         where = f"{written.frames} frames{' without the sound' if clip.has_sound else ''} in {target}"
         if written.trouble:
-            report.failed.append(Failure(source, f"{written.trouble}; what could be decoded is in {target}"))
+            outcome.failed.append(Failure(source, f"{written.trouble}; what could be decoded is in {target}"))
         else:
-            report.done.append({"picture": str(source), "overlay": str(target), "frames": written.frames})
-    report.tell(arguments.json, where)
-    return 1 if report.failed else 0
+            outcome.done.append({"picture": str(source), "overlay": str(target), "frames": written.frames})
+    outcome.tell(arguments.json, where)
+    return 1 if outcome.failed else 0
 
 
 def _check_options(arguments: argparse.Namespace) -> tuple[Path, Path]:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from zoo_seg.cli.network import check_test_arguments, load_predicting
+from zoo_seg.cli.outcome import Outcome
 from zoo_seg.cli.pictures import (
     LIST,
     SETTINGS,
@@ -25,7 +26,6 @@ from zoo_seg.cli.pictures import (
     whole_name,
 )
 from zoo_seg.cli.plan import note, work_of
-from zoo_seg.cli.report import Report
 from zoo_seg.errors import OptionError, ScaleError, ZooSegError
 from zoo_seg.scale.cluster import check_reachable, cluster, predict, share
 from zoo_seg.scale.jobs import Job
@@ -78,7 +78,7 @@ class Ray:
         except OSError as error:
             raise ScaleError(f"{self.out} cannot be written ({error.strerror or error}); check your access") from None
 
-    def predict(self, jobs: list[Job], report: Report) -> str:
+    def predict(self, jobs: list[Job], outcome: Outcome) -> str:
         arguments = self.arguments
         staging = f"{self.out}/.zoo_seg-{uuid.uuid4().hex}"
         with cluster(arguments.address):
@@ -87,7 +87,7 @@ class Ray:
             try:
                 outcomes = predict(jobs, self.model, work_of(arguments, how.device), how, staging)
                 for job, reason in _with_progress(outcomes, len(jobs)):
-                    note(job, reason, report)
+                    note(job, reason, outcome)
             finally:
                 remove(staging)
         rate = len(jobs) / (monotonic() - begun)

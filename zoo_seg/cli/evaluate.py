@@ -12,8 +12,8 @@ from zoo_seg.cli.text import table
 from zoo_seg.data.layouts import SegmentationData, open_data
 from zoo_seg.errors import OptionError
 from zoo_seg.evaluation.chart import draw_chart
+from zoo_seg.evaluation.comparison import Comparison, as_json, compare, write_json
 from zoo_seg.evaluation.measure import Measurement, measure
-from zoo_seg.evaluation.report import Comparison, as_json, compare, write_json
 from zoo_seg.manifest import Metric, TestOptions
 from zoo_seg.model import SegmentationModel
 

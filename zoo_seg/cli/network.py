@@ -67,7 +67,7 @@ def weights_sha256(arguments: argparse.Namespace) -> str:
     checkpoint = load_checkpoint(None if name is None else get_architecture(name)[0], weights)
     info = checkpoint.info
     rules = info and [info.classes, info.palette, asdict(info.preprocess), info.protocol, asdict(info.test)]
-    facts = [asdict(checkpoint.architecture), checkpoint.layout, rules, tensors_sha256(checkpoint.tensors)]
+    facts = [asdict(checkpoint.architecture), checkpoint.naming, rules, tensors_sha256(checkpoint.tensors)]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 

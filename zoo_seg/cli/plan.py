@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from zoo_seg.cli.report import Failure, Report, Result
+from zoo_seg.cli.outcome import Failure, Outcome, Result
 from zoo_seg.errors import OptionError
 from zoo_seg.scale.jobs import Job, Work, read_mark
 from zoo_seg.scale.places import Stats, opens, whole_path
@@ -106,16 +106,16 @@ def _at_once(ask: Callable[[Job], T], jobs: Sequence[Job]) -> list[T]:
 
 
 def result(job: Job) -> Result:
-    """For the report."""
+    """For the outcome."""
     return {"picture": job.picture, "mask": job.mask, "overlay": job.overlay}
 
 
-def note(job: Job, reason: str | None, report: Report) -> None:
-    """Tell the report what became of a job."""
+def note(job: Job, reason: str | None, outcome: Outcome) -> None:
+    """Tell the outcome what became of a job."""
     if reason is None:
-        report.done.append(result(job))
+        outcome.done.append(result(job))
     else:
-        report.failed.append(Failure(job.picture, reason))
+        outcome.failed.append(Failure(job.picture, reason))
 
 
 def _files(job: Job) -> list[str]:

@@ -12,9 +12,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from zoo_seg.cli.network import check_test_arguments, device_of, load_predicting, weights_sha256
+from zoo_seg.cli.outcome import Failure, Outcome
 from zoo_seg.cli.pictures import LIST, SETTINGS, entries, is_clip, pictures, trouble, whole_name
 from zoo_seg.cli.plan import earlier_marks, marked, note, plan, refuse_other_settings, result, settings_of, work_of
-from zoo_seg.cli.report import Failure, Report
 from zoo_seg.errors import OptionError
 from zoo_seg.hub.files import replacing
 from zoo_seg.images.reading import check_range
@@ -38,8 +38,8 @@ class Engine(Protocol):
     def begin(self, settings: str) -> None:
         """Get the network, and leave the settings for a later run."""
 
-    def predict(self, jobs: list[Job], report: Report) -> str:
-        """Do the jobs; the report is told of each. Returns what is to be said of it at the end."""
+    def predict(self, jobs: list[Job], outcome: Outcome) -> str:
+        """Do the jobs; the outcome is told of each. Returns what is to be said of it at the end."""
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -49,10 +49,10 @@ def run(arguments: argparse.Namespace) -> int:
         from zoo_seg.cli import clip  # needs an extra
 
         return clip.run(arguments)
-    report = Report()
+    outcome = Outcome()
 
     def fail(picture: str, reason: str) -> None:
-        report.failed.append(Failure(picture, reason))
+        outcome.failed.append(Failure(picture, reason))
 
     jobs = list(plan(engine.found(arguments.paths, fail), not arguments.no_overlay, fail))
     settings = settings_of(arguments)
@@ -64,17 +64,17 @@ def run(arguments: argparse.Namespace) -> int:
         settings["weights_sha256"] = weights_sha256(arguments)
         jobs = marked(jobs, settings, known)
         if not arguments.overwrite:
-            report.kept = [result(job) for job, mark in zip(jobs, earlier, strict=True) if mark == job.mark]
+            outcome.kept = [result(job) for job, mark in zip(jobs, earlier, strict=True) if mark == job.mark]
             jobs = [job for job, mark in zip(jobs, earlier, strict=True) if mark != job.mark]
     where = f"results in {_out(arguments)}"
     if jobs:
         engine.begin(json.dumps(settings, indent=2) + "\n")
     try:
         if jobs:
-            where += engine.predict(jobs, report)
+            where += engine.predict(jobs, outcome)
     finally:  # what was done before an interruption as well
-        report.tell(arguments.json, where)
-    return 1 if report.failed else 0
+        outcome.tell(arguments.json, where)
+    return 1 if outcome.failed else 0
 
 
 def _engine(arguments: argparse.Namespace) -> Engine | None:
@@ -86,7 +86,7 @@ def _engine(arguments: argparse.Namespace) -> Engine | None:
         raise OptionError(f"--alpha is {arguments.alpha}; expected a number from 0 to 1")
     check_range(arguments.range)
     if arguments.json not in (None, "-"):
-        Report.check(arguments.json)
+        Outcome.check(arguments.json)
     has_clip = any(is_clip(Path(path)) for path in (*arguments.paths, out))
     if arguments.engine == "ray":
         from zoo_seg.cli.cluster import Ray  # needs an extra
@@ -157,12 +157,12 @@ class Local:
         with replacing(self.out / SETTINGS) as part:  # a link is replaced, not written through
             part.write_text(settings, encoding="utf-8")
 
-    def predict(self, jobs: list[Job], report: Report) -> str:
+    def predict(self, jobs: list[Job], outcome: Outcome) -> str:
         work = work_of(self.arguments, device_of(self.arguments))
-        reasons = work.on(jobs, self.model, Path, _write)
+        reasons = work.run(jobs, self.model, Path, _write)
         # disable=None: a bar on a terminal only
         for job, reason in zip(jobs, tqdm(reasons, total=len(jobs), unit="picture", disable=None), strict=True):
-            note(job, reason, report)
+            note(job, reason, outcome)
         return ""
 
 

@@ -17,9 +17,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from zoo_seg import settings
+from zoo_seg.data.findings import DataReport, Size
 from zoo_seg.data.layouts import Listing, Sample, SegmentationData
-from zoo_seg.data.report import Report, Size
-from zoo_seg.data.tally import Seen, Tally, Twins
+from zoo_seg.data.tally import Duplicates, Seen, Tally
 from zoo_seg.decode import decode, read_json
 from zoo_seg.errors import DataError, ImageError, ManifestError, OptionError
 from zoo_seg.images.reading import read_picture
@@ -35,7 +35,7 @@ def check_data(
     workers: int | None = None,
     progress: bool = True,
     cache: bool = False,
-) -> Report:
+) -> DataReport:
     """Read every image and mask and report what is wrong with them.
 
     Args:
@@ -67,9 +67,9 @@ def _workers() -> int:
     return min(2 * processors, 32)
 
 
-def _check(data: SegmentationData, listings: Mapping[str, Listing], workers: int, progress: bool) -> Report:
+def _check(data: SegmentationData, listings: Mapping[str, Listing], workers: int, progress: bool) -> DataReport:
     tallies = {split: Tally(data, split, listing) for split, listing in listings.items()}
-    twins = Twins(listings)
+    duplicates = Duplicates(listings)
     users: dict[Sample, list[str]] = {}  # VOC's trainval has the files of train: each is read once
     for split, listing in listings.items():
         for sample in listing.samples:
@@ -82,18 +82,18 @@ def _check(data: SegmentationData, listings: Mapping[str, Listing], workers: int
             for split in users[sample]:
                 tallies[split].add(sample, seen)
             if seen.digest:
-                twins.add(seen.digest, sample.name, users[sample])
+                duplicates.add(seen.digest, sample.name, users[sample])
             bar.update()
-    return Report(
+    return DataReport(
         str(data.root),
         data.layout,
         tuple(tally.report() for tally in tallies.values()),
         tuple(message for tally in tallies.values() for message in tally.errors()),
-        (*(message for tally in tallies.values() for message in tally.warnings()), *twins.warnings()),
+        (*(message for tally in tallies.values() for message in tally.warnings()), *duplicates.warnings()),
     )
 
 
-def _with_parts(report: Report, data: SegmentationData) -> Report:
+def _with_parts(report: DataReport, data: SegmentationData) -> DataReport:
     """Of a data set as a whole: which parts it lacks."""
     return replace(
         report,
@@ -166,7 +166,7 @@ class _Remembered:
     """A report and what it was made from."""
 
     key: str
-    report: Report
+    report: DataReport
 
 
 class _Memory:
@@ -177,7 +177,7 @@ class _Memory:
         self.path = settings.home() / "checked" / f"{hashlib.sha256(place.encode()).hexdigest()[:16]}.json"
         self.key = _key(data, listings)
 
-    def recall(self) -> Report | None:
+    def recall(self) -> DataReport | None:
         """The report on files that have not changed since."""
         if not self.path.is_file():
             return None
@@ -187,7 +187,7 @@ class _Memory:
             return None
         return remembered.report if remembered.key == self.key else None
 
-    def keep(self, report: Report) -> None:
+    def keep(self, report: DataReport) -> None:
         part = self.path.with_name(f".{uuid.uuid4().hex}.part")
         with suppress(OSError):  # a full disk or a cache that cannot be written: then it is checked again
             self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -29,7 +29,7 @@ Rule = Literal["identity", "minus_one", "cityscapes"]
 """What a stored index means: itself; ADE20K's class + 1, with 0 for ignored; Cityscapes' labelIds (in files
 called `*_labelTrainIds.png` the index itself)."""
 
-IGNORED, STRAY = -1, -2
+IGNORED, UNKNOWN = -1, -2
 """Meanings of a stored value beside the class ids."""
 
 _EXACT = {"PNG", "BMP", "TIFF", "PPM", "GIF"}
@@ -37,11 +37,11 @@ _EXACT = {"PNG", "BMP", "TIFF", "PPM", "GIF"}
 _BLOCK = 1 << 20
 """Pixels worked on at a time: bounds the memory of a huge mask, and fits a processor's cache."""
 _LARGEST = 65535
-MOST_STRAYS = 1000
+MOST_UNKNOWN = 1000
 """Different ones that are counted each: a photograph in the place of a mask holds any number."""
 _SHOWN = 8
 _MANY = 40
-"""Strays beyond which no table of classes explains them."""
+"""Unknown labels beyond which no table of classes explains them."""
 _TRAIN_IDS = "_labelTrainIds"
 _CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 """The labelId of each class; the others up to 33 are ignored (cityscapesScripts, helpers/labels.py)."""
@@ -90,17 +90,17 @@ class StoredValues:
     pixels: dict[Stored, int] = field(default_factory=dict)
     """Stored value -> number of pixels."""
     meanings: dict[Stored, int] = field(default_factory=dict)
-    """Stored value -> class id, IGNORED or STRAY."""
-    strays: list[Stored] = field(default_factory=list)
+    """Stored value -> class id, IGNORED or UNKNOWN."""
+    unknown: list[Stored] = field(default_factory=list)
     """The values that are no class; the first of them where there are very many."""
 
     def add(self, value: Stored, meaning: int, pixels: int) -> None:
-        """Count a value, unless it is one stray too many."""
+        """Count a value, unless it is one unknown label too many."""
         if value not in self.pixels:
-            if meaning == STRAY:
-                if len(self.strays) == MOST_STRAYS:
+            if meaning == UNKNOWN:
+                if len(self.unknown) == MOST_UNKNOWN:
                     return
-                self.strays.append(value)
+                self.unknown.append(value)
             self.meanings[value] = meaning
         self.pixels[value] = self.pixels.get(value, 0) + pixels
 
@@ -140,12 +140,12 @@ class Labels:
                 names the values, what is allowed and the likely cause.
         """
         ids, stored = self._read(path)
-        if stored.strays:
+        if stored.unknown:
             raise DataError(f"{path}: {self.explain(stored)}")
         return ids
 
     def count(self, path: Path) -> StoredValues:
-        """What a mask stores, strays included.
+        """What a mask stores, unknown labels included.
 
         Raises:
             DataError: the file cannot be read, or loses values (JPEG).
@@ -154,13 +154,13 @@ class Labels:
 
     def explain(self, stored: StoredValues) -> str:
         """Which values are no class, what is allowed, and what probably went wrong."""
-        strays = sorted(stored.strays, key=lambda value: value if isinstance(value, tuple) else (value,))
-        shown = ", ".join(map(str, strays[:_SHOWN])) + (", ..." if len(strays) > _SHOWN else "")
-        what = "colour" if isinstance(strays[0], tuple) else "value"
-        found = f"the {what}s {shown} are no classes" if len(strays) > 1 else f"the {what} {shown} is no class"
+        unknown = sorted(stored.unknown, key=lambda value: value if isinstance(value, tuple) else (value,))
+        shown = ", ".join(map(str, unknown[:_SHOWN])) + (", ..." if len(unknown) > _SHOWN else "")
+        what = "colour" if isinstance(unknown[0], tuple) else "value"
+        found = f"the {what}s {shown} are no classes" if len(unknown) > 1 else f"the {what} {shown} is no class"
         cause = self._cause(stored)
         if what == "colour" and not self.has_palette and cause is None:
-            return self._palette_to_paste(strays)
+            return self._palette_to_paste(unknown)
         return f"{found}; allowed are {self._allowed(what, stored.rule)}" + (f". {cause}" if cause else "")
 
     # --- reading --------------------------------------------------------------------------------
@@ -204,7 +204,7 @@ class Labels:
         if not known.all():
             values, counts = np.unique(found[~known], return_counts=True)
             for code, count in zip(values.tolist(), counts.tolist(), strict=True):
-                stored.add(_unpack(code), STRAY, count)
+                stored.add(_unpack(code), UNKNOWN, count)
             places = places[known]
         counts = np.bincount(places.ravel(), minlength=len(codes))
         for code, meaning, count in zip(codes.tolist(), meanings.tolist(), counts.tolist(), strict=True):
@@ -212,7 +212,7 @@ class Labels:
                 stored.add(_unpack(code), meaning, count)
 
     def _ids(self, meanings: npt.NDArray[np.int32]) -> Ids:
-        """A table of what becomes of each meaning; strays are refused elsewhere."""
+        """A table of what becomes of each meaning; unknown labels are refused elsewhere."""
         ids: Ids = np.where(meanings < 0, self.ignore_index, meanings).astype(self._type)
         return ids
 
@@ -224,7 +224,7 @@ class Labels:
     def _meanings(self) -> dict[Rule, npt.NDArray[np.int32]]:
         """What each index from 0 to 65535 means, by rule."""
         ids = np.arange(len(self.classes))
-        identity, minus_one, cityscapes = tables = np.full((3, _LARGEST + 1), STRAY, np.int32)
+        identity, minus_one, cityscapes = tables = np.full((3, _LARGEST + 1), UNKNOWN, np.int32)
         identity[ids], identity[self.ignore_index] = ids, IGNORED
         minus_one[ids + 1], minus_one[0] = ids, IGNORED
         cityscapes[: _CITYSCAPES_LAST_ID + 1] = IGNORED
@@ -263,20 +263,20 @@ class Labels:
         return f"0 to {last}, and {self.ignore_index} (ignored)"
 
     def _cause(self, stored: StoredValues) -> str | None:
-        strays, count = stored.strays, len(self.classes)
+        unknown, count = stored.unknown, len(self.classes)
         telling = set(stored.pixels) - {(0, 0, 0), (self.ignore_index,) * 3}  # black and white are colours as well
         if telling and telling <= self._ids_as_grey:
             return "These are class ids in red, green and blue alike: store them in one channel (mode L), not in RGB"
-        if len(strays) > (_MANY if self.has_palette else _MANY + count):
+        if len(unknown) > (_MANY if self.has_palette else _MANY + count):
             return (
                 "So many different ones: an image in the place of a mask, or a mask that was a JPEG once or was "
                 "resized with interpolation (resize masks with 'nearest')"
             )
-        if isinstance(strays[0], tuple):
+        if isinstance(unknown[0], tuple):
             if not self.has_palette:
                 return None
-            if len(strays) == 1:
-                return f"If {strays[0]} stands for ignored pixels, set 'ignore_color' to {list(strays[0])}"
+            if len(unknown) == 1:
+                return f"If {unknown[0]} stands for ignored pixels, set 'ignore_color' to {list(unknown[0])}"
             return "Correct the palette or the masks"
         if stored.rule == "minus_one":
             return "Perhaps 1 was subtracted already: ADE20K's masks are read as distributed, 0 for unlabelled"
@@ -287,12 +287,12 @@ class Labels:
             return "These are a palette's colours turned into grey: store the indices (mode P), or the colours (RGB)"
         if present == {255}:
             return "Black and white: store 1 in the place of 255 (or set 'ignore_index' to 255 if it is to be ignored)"
-        if strays == [count] and 0 not in stored.pixels:
+        if unknown == [count] and 0 not in stored.pixels:
             return f"The ids seem to start at 1: subtract 1, so that {self.classes[0]!r} is 0"
-        if strays in ([255], [count]):
-            named = f"; if it is a class, name it: 'classes' has {count} names" if strays == [count] else ""
-            return f"If {strays[0]} stands for ignored pixels, set 'ignore_index' to {strays[0]}{named}"
-        if (last := max(value for value in strays if isinstance(value, int))) <= count + _MANY:
+        if unknown in ([255], [count]):
+            named = f"; if it is a class, name it: 'classes' has {count} names" if unknown == [count] else ""
+            return f"If {unknown[0]} stands for ignored pixels, set 'ignore_index' to {unknown[0]}{named}"
+        if (last := max(value for value in unknown if isinstance(value, int))) <= count + _MANY:
             return f"There are ids up to {last}: if all are classes, 'classes' needs {last + 1} names, it has {count}"
         return None
 

@@ -17,7 +17,7 @@ from zoo_seg.errors import DataError, ManifestError, OptionError
 from zoo_seg.images.reading import Range, check_range
 from zoo_seg.manifest import load_manifest
 
-Layout = Literal["folder", "voc", "ade20k", "cityscapes"]
+FolderLayout = Literal["folder", "voc", "ade20k", "cityscapes"]
 
 DESCRIPTION = "dataset.json"
 """The classes of a data set of one's own."""
@@ -56,7 +56,7 @@ class SegmentationData:
     """A data set on disk. `open_data` makes one."""
 
     root: Path
-    layout: Layout
+    layout: FolderLayout
     labels: Labels
     range: Range | None = None
     """The values that are black and white in images of more than 8 bits, see `read_picture`."""
@@ -147,7 +147,7 @@ class SegmentationData:
         return kind.listing(self.root, split)
 
 
-def open_data(root: str | Path, layout: Layout | Literal["auto"] = "auto") -> SegmentationData:
+def open_data(root: str | Path, layout: FolderLayout | Literal["auto"] = "auto") -> SegmentationData:
     """A data set, recognised by what lies in the folder or in a folder within it.
 
     Args:
@@ -166,7 +166,7 @@ def open_data(root: str | Path, layout: Layout | Literal["auto"] = "auto") -> Se
         raise OptionError(f"{root}: there is no such folder; check the path")
     if not root.is_dir():
         raise OptionError(f"{root} is a file; expected the folder of a data set")
-    kinds: Iterable[Layout] = _LAYOUTS if layout == "auto" else (layout,)
+    kinds: Iterable[FolderLayout] = _LAYOUTS if layout == "auto" else (layout,)
     found = _recognise(root, kinds)
     if len(found) > 1:
         raise DataError(f"{root} holds several data sets: {name_some([path for path, _ in found])}; name one of them")
@@ -180,10 +180,10 @@ def open_data(root: str | Path, layout: Layout | Literal["auto"] = "auto") -> Se
     return data
 
 
-def _recognise(root: Path, kinds: Iterable[Layout]) -> list[tuple[Path, Layout]]:
+def _recognise(root: Path, kinds: Iterable[FolderLayout]) -> list[tuple[Path, FolderLayout]]:
     """The folder itself, else the folders within it (VOCdevkit/VOC2012)."""
 
-    def fitting(folders: Iterable[Path]) -> list[tuple[Path, Layout]]:
+    def fitting(folders: Iterable[Path]) -> list[tuple[Path, FolderLayout]]:
         first = ((folder, next((kind for kind in kinds if _LAYOUTS[kind].lies_in(folder)), None)) for folder in folders)
         return [(folder, kind) for folder, kind in first if kind]
 
@@ -194,7 +194,7 @@ def _recognise(root: Path, kinds: Iterable[Layout]) -> list[tuple[Path, Layout]]
     )
 
 
-def _not_recognised(root: Path, kinds: Iterable[Layout]) -> str:
+def _not_recognised(root: Path, kinds: Iterable[FolderLayout]) -> str:
     around = next((each for each, _ in _recognise_around(root, kinds)), None)
     if around is not None:
         return f"{root} is a part of the data set {around}; name that folder"
@@ -203,7 +203,7 @@ def _not_recognised(root: Path, kinds: Iterable[Layout]) -> str:
     return f"{root} is no data set (it holds {name_some(there) if there else 'nothing'}); looked for{wanted}"
 
 
-def _recognise_around(root: Path, kinds: Iterable[Layout]) -> Iterator[tuple[Path, Layout]]:
+def _recognise_around(root: Path, kinds: Iterable[FolderLayout]) -> Iterator[tuple[Path, FolderLayout]]:
     for folder in list(root.resolve().parents)[:3]:
         for kind in kinds:
             if _LAYOUTS[kind].lies_in(folder):
@@ -371,7 +371,7 @@ def _cityscapes_listing(root: Path, split: str) -> Listing:
     return _pair(_walk(root / "leftImg8bit" / split, "_leftImg8bit", _PICTURES), masks)
 
 
-_LAYOUTS: dict[Layout, _Kind] = {
+_LAYOUTS: dict[FolderLayout, _Kind] = {
     "folder": _Kind(
         "images/train/NAME.jpg with masks/train/NAME.png, the same below val/, and dataset.json with the classes",
         lambda root: (root / DESCRIPTION).is_file() or ((root / "images").is_dir() and (root / "masks").is_dir()),

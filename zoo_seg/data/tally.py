@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import combinations
 
-from zoo_seg.data.labels import IGNORED, MOST_STRAYS, STRAY, Rule, Stored, StoredValues
+from zoo_seg.data.findings import Size, SplitReport, ValueCount
+from zoo_seg.data.labels import IGNORED, MOST_UNKNOWN, UNKNOWN, Rule, Stored, StoredValues
 from zoo_seg.data.layouts import Listing, Sample, SegmentationData
-from zoo_seg.data.report import Size, SplitReport, ValueCount
 from zoo_seg.data.wording import SHOWN, many, name_some
 
 _MOST_REASONS = 10
@@ -64,9 +64,9 @@ class Tally:
         self.unreadable: dict[str, Some] = {}
         """By reason."""
         self.values: dict[tuple[Stored, int], _Value] = {}
-        self.pixels = self.masks = self.strays = 0
+        self.pixels = self.masks = self.unknown = 0
         self.strange: dict[tuple[Rule, type], tuple[StoredValues, Some]] = {}
-        """Masks with strays, together where one explanation may hold for them."""
+        """Masks with unknown labels, together where one explanation may hold for them."""
 
     def add(self, sample: Sample, seen: Seen) -> None:
         for file, reason in seen.unreadable:
@@ -88,10 +88,10 @@ class Tally:
             self._add_value(value, stored.meanings[value], pixels, mask)
         if all(meaning == IGNORED for meaning in stored.meanings.values()):
             self.blank.add(mask)
-        strays = stored.strays
-        if strays:
+        unknown = stored.unknown
+        if unknown:
             both, masks = self.strange.setdefault(
-                (stored.rule, type(strays[0])), (StoredValues(stored.size, stored.rule), Some())
+                (stored.rule, type(unknown[0])), (StoredValues(stored.size, stored.rule), Some())
             )
             masks.add(mask)
             for value, pixels in stored.pixels.items():
@@ -100,8 +100,8 @@ class Tally:
     def _add_value(self, value: Stored, meaning: int, pixels: int, mask: str) -> None:
         key = value, meaning
         if key not in self.values:
-            self.strays += meaning == STRAY
-            if meaning == STRAY and self.strays > MOST_STRAYS:
+            self.unknown += meaning == UNKNOWN
+            if meaning == UNKNOWN and self.unknown > MOST_UNKNOWN:
                 return
         counted = self.values.setdefault(key, _Value())
         counted.pixels += pixels
@@ -113,10 +113,10 @@ class Tally:
         def order(item: tuple[tuple[Stored, int], _Value]) -> tuple[int, int]:
             (_, meaning), counted = item
             last = self.data.num_classes
-            group = {IGNORED: last, STRAY: last + 1}.get(meaning, meaning)
-            return group, -counted.pixels if meaning == STRAY else 0
+            group = {IGNORED: last, UNKNOWN: last + 1}.get(meaning, meaning)
+            return group, -counted.pixels if meaning == UNKNOWN else 0
 
-        names = {IGNORED: "ignored", STRAY: "stray", **dict(enumerate(self.data.classes))}
+        names = {IGNORED: "ignored", UNKNOWN: "unknown label", **dict(enumerate(self.data.classes))}
         values = tuple(
             ValueCount(
                 str(value),
@@ -125,7 +125,7 @@ class Tally:
                 counted.pixels,
                 counted.pixels / self.pixels,
                 counted.masks.count,
-                tuple(counted.masks.first) if meaning == STRAY else (),
+                tuple(counted.masks.first) if meaning == UNKNOWN else (),
             )
             for (value, meaning), counted in sorted(self.values.items(), key=order)
         )
@@ -175,7 +175,7 @@ class Tally:
         return [f"{self.split}: {message}" for message in found]
 
 
-class Twins:
+class Duplicates:
     """Images that are the same file, byte by byte, in several splits: what was trained on is measured."""
 
     def __init__(self, splits: Iterable[str]) -> None:

@@ -32,7 +32,10 @@ class Difference:
 
     def __str__(self) -> str:
         size = "x".join(map(str, self.shape))
-        return f"{size}: {self.largest:.1e} standard deviations from the network, {self.pixels:.3%} of the pixels"
+        return (
+            f"{size}: logits differ by {self.largest:.1e} of their standard deviation, "
+            f"classes in {self.pixels:.3%} of the pixels"
+        )
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ mask of the layer before holds. Each query's mask counts for a class by its prob
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,7 +35,7 @@ class _ConvNorm(nn.Sequential):
     def __init__(self, in_channels: int, channels: int, kernel: int = 1, *, bias: bool = False) -> None:
         super().__init__()
         self.conv = nn.Conv2d(in_channels, channels, kernel, padding=kernel // 2, bias=bias)
-        self.gn = nn.GroupNorm(min(32, channels), channels)
+        self.gn = nn.GroupNorm(math.gcd(32, channels), channels)
 
 
 class _EncoderLayer(nn.Module):
@@ -102,7 +103,7 @@ class _DecoderLayer(nn.Module):
 
 @dataclass(frozen=True)
 class Mask2FormerOptions:
-    """`channels` is the width of everything, a multiple of 16 up to 32 and of 32 above; layers and hidden widths are
+    """`channels` is the width of everything, a multiple of 8; layers and the width of their feed-forward parts are
     those of the pixel decoder (`encoder_*`) and of the queries' decoder."""
 
     channels: int = 256
@@ -119,8 +120,11 @@ class Mask2FormerHead(nn.Module):
     def __init__(self, in_channels: Sequence[int], num_classes: int, options: Mask2FormerOptions) -> None:
         super().__init__()
         channels = options.channels
-        if channels < 16 or channels % min(32, max(channels, 16)):
-            raise OptionError(f"channels is {channels}; expected 16 or a multiple of 32")
+        if channels < 1 or channels % _HEADS or min(options.queries, options.decoder_layers) < 1:
+            raise OptionError(
+                f"channels is {channels}, queries {options.queries} and decoder_layers {options.decoder_layers}; "
+                f"expected a multiple of {_HEADS}, and at least 1 of the others"
+            )
         self.pixel_decoder = PixelDecoder(in_channels, channels, options.encoder_layers, options.encoder_hidden)
         self.layers = nn.ModuleList(
             _DecoderLayer(channels, options.decoder_hidden) for _ in range(options.decoder_layers)

@@ -139,7 +139,7 @@ def fetch(weights: Weights, *, progress: bool = True) -> CachedFile:
             file, got = _obtain(weights, _folder(weights), resume=alone, progress=progress)
             return CachedFile(got.path, _remember(got, file.sha256), _claim(file, got.sha256))
 
-    return local(weights) or _whatever_is_removed(fetched)
+    return local(weights) or _fetch_again_if_removed(fetched)
 
 
 def local(weights: Weights) -> CachedFile | None:
@@ -323,7 +323,7 @@ def fetch_file(
             f"{shown(url)} is not in the cache ({path}), and ZOO_SEG_OFFLINE or HF_HUB_OFFLINE switches the network "
             "off; copy the file to this machine and pass its path"
         )
-    return _whatever_is_removed(fetched)
+    return _fetch_again_if_removed(fetched)
 
 
 def _safe_name(name: str) -> str:
@@ -334,7 +334,7 @@ def _safe_name(name: str) -> str:
 # --- shared by both -----------------------------------------------------------------------------
 
 
-def _whatever_is_removed(fetched: Callable[[], CachedFile]) -> CachedFile:
+def _fetch_again_if_removed(fetched: Callable[[], CachedFile]) -> CachedFile:
     """Fetch, and once more should someone remove the cache, or an unfinished file in it, in the meantime."""
     try:
         return fetched()

@@ -219,7 +219,7 @@ class Worker:
 
     def _together(self, jobs: list[Job]) -> list[str | None]:
         try:
-            return list(self.work.on(jobs, self.model, opens, self.write))
+            return list(self.work.run(jobs, self.model, opens, self.write))
         except Exception as error:
             if len(jobs) == 1:
                 what = "" if isinstance(error, OutOfMemoryError) else f"unexpected {type(error).__name__}: "

@@ -50,7 +50,7 @@ class Work:
     alpha: float
     legend: bool
 
-    def on(
+    def run(
         self, jobs: Sequence[Job], model: Predicting, read: Callable[[str], Picture], write: Write
     ) -> Iterator[str | None]:
         """Do the jobs: for each, in order, the reason why it failed, or None.

@@ -23,16 +23,16 @@ except ImportError as error:
     raise MissingExtraError(f"training needs more ({error.name} is missing): pip install 'zoo_seg[train]'") from None
 
 from zoo_seg.data.check import check_data
-from zoo_seg.data.layouts import Layout, SegmentationData, open_data
-from zoo_seg.data.report import Report
+from zoo_seg.data.findings import DataReport
+from zoo_seg.data.layouts import FolderLayout, SegmentationData, open_data
 from zoo_seg.factory import from_pretrained
 from zoo_seg.inference.predictor import choose_device
 from zoo_seg.layers.losses import SegmentationLoss, balanced_class_weights
 from zoo_seg.manifest import Weights
 from zoo_seg.model import SegmentationModel
+from zoo_seg.training.figures import draw_curve, draw_sheet
 from zoo_seg.training.journal import Journal
 from zoo_seg.training.loop import Loop
-from zoo_seg.training.report import draw_curve, draw_sheet
 from zoo_seg.training.run import CURVE, LOG, SAMPLES, Run
 from zoo_seg.training.samples import EpochBatches, TrainingSamples
 from zoo_seg.training.settings import Settings
@@ -49,7 +49,7 @@ def finetune(
     backbone: str | None = None,
     backbone_pretrained: bool = False,
     channels: int | None = None,
-    layout: Layout | Literal["auto"] = "auto",
+    layout: FolderLayout | Literal["auto"] = "auto",
     resume: bool = False,
     device: str | None = None,
     workers: int = 2,
@@ -214,14 +214,14 @@ def _samples(data: SegmentationData, network: SegmentationModel, settings: Setti
     return TrainingSamples(data, "train", transform, settings.seed)
 
 
-def _loss(data: SegmentationData, report: Report, settings: Settings, align_corners: bool) -> SegmentationLoss:
+def _loss(data: SegmentationData, report: DataReport, settings: Settings, align_corners: bool) -> SegmentationLoss:
     weights = balanced_class_weights(_class_pixels(report, data)) if settings.class_weights == "balanced" else None
     return SegmentationLoss(
         settings.loss, ignore_index=data.ignore_index, class_weights=weights, align_corners=align_corners
     )
 
 
-def _class_pixels(report: Report, data: SegmentationData) -> list[int]:
+def _class_pixels(report: DataReport, data: SegmentationData) -> list[int]:
     """Pixels of each class in the train split."""
     pixels = [0] * data.num_classes
     for split in report.splits:

@@ -47,16 +47,14 @@ class Settings:
     """
 
     epochs: int = _option(50, "passes over the train split")
-    batch_size: int = _option(8, "pictures a step, over all processes")
-    accumulate: int = _option(1, "equal parts in which a step is worked on, one after another: less memory")
+    batch_size: int = _option(8, "images a step, over all processes")
+    accumulate: int = _option(1, "gradient accumulation: equal parts in which a step is computed, for less memory")
     crop_size: tuple[int, int] = _option((512, 512), "height and width that the network is trained on")
-    resize: int | None = _option(None, "shorter side to bring every picture to first (default: its own size)")
-    scale: tuple[float, float] = _option((0.5, 2.0), "range of the random factor by which a picture is resized")
-    flip: float = _option(0.5, "share of the pictures that are mirrored")
+    resize: int | None = _option(None, "shorter side that every image is resized to first (default: its own size)")
+    scale: tuple[float, float] = _option((0.5, 2.0), "range of the random factor by which an image is resized")
+    flip: float = _option(0.5, "probability of a horizontal flip")
     photometric: bool = _option(True, "random brightness, contrast, saturation and hue (default on)")
-    optimizer: Literal["sgd", "adamw"] = _option(
-        "sgd", "what changes the values; adamw wants a lower lr, such as 0.001"
-    )
+    optimizer: Literal["sgd", "adamw"] = _option("sgd", "adamw wants a lower lr, such as 0.001")
     lr: float = _option(0.01, "learning rate at the beginning; falls to a hundredth of it (poly, power 0.9)")
     momentum: float = _option(0.9, "momentum of sgd")
     weight_decay: float = _option(5e-4, "weight decay")
@@ -68,15 +66,15 @@ class Settings:
     aux_weight: float = _option(0.4, "share of the auxiliary head's loss, of FCN and PSPNet")
     dropout: float | None = _option(None, "dropout of the heads (default: the family's, 0.1)")
     ema: float | None = _option(
-        None, "decay of an average of the values, such as 0.999; it is measured and kept instead"
+        None, "decay of an exponential moving average of the weights, such as 0.999, which is measured and kept instead"
     )
     freeze: Literal["none", "batchnorm", "backbone"] = _option(
-        "none", "what stays as it is: every BatchNorm, or the backbone"
+        "none", "what is not trained: every BatchNorm, or the backbone"
     )
     precision: Literal["float32", "bfloat16", "float16"] = _option(
-        "float32", "number type of the network's products; float16 on a GPU only"
+        "float32", "mixed precision in bfloat16 or float16 (on a GPU only), or none (float32)"
     )
-    seed: int = _option(0, "of random values, the order of the pictures and their transforms")
+    seed: int = _option(0, "of random weights, the order of the images and their transforms")
 
     def __post_init__(self) -> None:
         hints = get_type_hints(Settings)
