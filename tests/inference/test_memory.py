@@ -40,7 +40,7 @@ def test_a_prepared_network_computes_the_same(family: str, in_place: bool, monke
         monkeypatch.setattr(cpu, "can_add_in_place", lambda dtype: False)
     model, x = build(family), torch.randn(2, 3, 70, 90)
     before = copy.deepcopy(model.state_dict())
-    ready = prepare(model, CPU, torch.float32)
+    ready = prepare(model.network, CPU, torch.float32)
     assert any(isinstance(module, cpu.ResidualBlock) for module in ready.modules()) == (
         in_place and cpu.can_add_in_place(torch.float32)
     )
@@ -53,7 +53,7 @@ def test_a_prepared_network_computes_the_same(family: str, in_place: bool, monke
 
 
 def test_blocks_of_another_kind_stay_as_they_are() -> None:
-    ready = prepare(build("fcn", "ecaresnet26t"), CPU, torch.float32)
+    ready = prepare(build("fcn", "ecaresnet26t").network, CPU, torch.float32)
     assert not any(isinstance(module, cpu.ResidualBlock) for module in ready.modules())
 
 

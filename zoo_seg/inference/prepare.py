@@ -22,6 +22,7 @@ from zoo_seg.network import SegmentationNetwork
 _log = logging.getLogger("zoo_seg")
 
 
+@torch.no_grad()
 def prepare(
     network: SegmentationNetwork,
     device: torch.device,
