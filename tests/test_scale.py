@@ -63,7 +63,11 @@ def predict(zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: py
             code = stop.code if isinstance(stop.code, int) else -1
         out, err = capfd.readouterr()
         assert "Traceback" not in out + err and "unexpected" not in err
-        said = [line for line in err.splitlines(keepends=True) if "image/s]" not in line and "s/image]" not in line]
+        said = [
+            line
+            for line in err.splitlines(keepends=True)
+            if line != "\r" and "image/s]" not in line and "s/image]" not in line
+        ]
         return Result(code, out, "".join(said))  # without the progress of a slow minute
 
     return predict
@@ -384,12 +388,13 @@ def found_by_ray(path: str, out: str) -> tuple[list[tuple[str, str]], list[tuple
 
 def test_keys_of_a_storage_are_any_text() -> None:
     storage = places.place("memory://")[0]
-    bad = ["../../evil.png", "b/../../evil.png", "..\\evil.png", "%2e%2e/evil.png", "x::y.png"]
-    for key in ("ok/a.png", "ok/b/../c.png", *bad):
+    hidden = ["../../evil.png", "b/../../evil.png"]  # as all whose folders begin with a dot
+    bad = ["b\\..\\..\\evil.png", "%2e%2e/evil.png", "x::y.png"]
+    for key in ("ok/a.png", *hidden, *bad):
         storage.pipe_file(f"/keys/{key}", b"")
     failed, found = found_by_ray("memory://keys", "out")
     assert {entry for entry, _ in failed} == {f"memory://keys/{key}" for key in bad}
-    assert found == [("memory://keys/ok/a.png", "out/ok/a"), ("memory://keys/ok/b/../c.png", "out/ok/c")]
+    assert found == [("memory://keys/ok/a.png", "out/ok/a")]
 
 
 @pytest.mark.parametrize("remote", [False, True], ids=["folder", "url"])
