@@ -409,8 +409,9 @@ def test_nothing_is_written_outside_of_the_results(
         Path("list.txt").write_text("\n".join([*evil, f"{server.base}/a/evil.png"]))
         out = f"{tmp_path.as_uri()}/deep/out" if remote else "deep/out"
         result = predict("list.txt", "--out", out, "--no-overlay", *two_cores)
+    assert result.code == 1, result
     written = {each.relative_to(tmp_path).as_posix() for each in tmp_path.rglob("*_mask.png")}
     assert written == {f"deep/out/127.0.0.1:{server.server_port}/a/evil_mask.png"}
     lines = result.err.splitlines()
-    assert result.code == 1 and len(lines) == len(evil)
+    assert len(lines) == len(evil)
     assert all(line.startswith(f"zoo-seg: {url}: its results") for line, url in zip(lines, evil, strict=True))
