@@ -632,14 +632,20 @@ def test_the_space_serves_the_same_page_and_waits_for_no_download(_toy_files: Zo
     with Server() as server:
         server.plan["games.pth"] = [silence(games[:9]), send(games)]
         server.files["toys.pth"] = (_toy_files.mirror / "toys.pth").read_bytes()
-        environment = {"GRADIO_SERVER_PORT": str(port), "GRADIO_TEMP_DIR": str(tmp_path), "SPACE_ID": "me/zoo"}
+        environment = {
+            "GRADIO_SERVER_PORT": str(port),
+            "GRADIO_TEMP_DIR": str(tmp_path),
+            "SPACE_ID": "me/zoo",
+            "SYSTEM": "spaces",
+        }
         environment |= {"ZOO_SEG_MANIFEST": str(_toy_files.manifest), "ZOO_SEG_MIRROR": server.base}
         environment |= {"ZOO_SEG_HOME": str(tmp_path / "home")}
         with serving([folder / "app.py"], port, **environment):
             visitor, street, said = Visitor(port), {"path": str(STREET)}, []
             status, text = visitor.ask("GET", "/config", Host="me-zoo.hf.space", Origin="https://huggingface.co")
+            assert status == 200, text
             config = json.loads(text)
-            assert status == 200 and config["title"] == "zoo_seg" and not config["analytics_enabled"]
+            assert config["title"] == "zoo_seg" and not config["analytics_enabled"]
 
             first = threading.Thread(target=lambda: said.append(visitor.show(street, "toy_r50.games_me", "")))
             first.start()

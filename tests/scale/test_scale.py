@@ -384,12 +384,13 @@ def found_by_ray(path: str, out: str) -> tuple[list[tuple[str, str]], list[tuple
 
 def test_keys_of_a_storage_are_any_text() -> None:
     storage = places.place("memory://")[0]
-    bad = ["../../evil.png", "b/../../evil.png", "..\\evil.png", "%2e%2e/evil.png", "x::y.png"]
-    for key in ("ok/a.png", "ok/b/../c.png", *bad):
+    hidden = ["../../evil.png", "b/../../evil.png"]  # as all whose folders begin with a dot
+    bad = ["b\\..\\..\\evil.png", "%2e%2e/evil.png", "x::y.png"]
+    for key in ("ok/a.png", *hidden, *bad):
         storage.pipe_file(f"/keys/{key}", b"")
     failed, found = found_by_ray("memory://keys", "out")
     assert {entry for entry, _ in failed} == {f"memory://keys/{key}" for key in bad}
-    assert found == [("memory://keys/ok/a.png", "out/ok/a"), ("memory://keys/ok/b/../c.png", "out/ok/c")]
+    assert found == [("memory://keys/ok/a.png", "out/ok/a")]
 
 
 @pytest.mark.parametrize("remote", [False, True], ids=["folder", "url"])
@@ -397,15 +398,13 @@ def test_nothing_is_written_outside_of_the_results(
     remote: bool, predict: Predict, two_cores: list[str], tmp_path: Path
 ) -> None:
     path = picture(tmp_path / "p" / "evil.png")
-    with Server() as server:
-        server.always = dict.fromkeys(["evil.png", "a/evil.png", "%2e%2e/evil.png"], send(path.read_bytes()))
-        up = "../" * 12
-        evil = [f"file:///{up}{str(path)[1:]}", f"{server.base}/{up}evil.png", f"{server.base}/%2e%2e/evil.png"]
-        Path("list.txt").write_text("\n".join([*evil, f"{server.base}/a/evil.png"]))
-        out = f"{tmp_path.as_uri()}/deep/out" if remote else "deep/out"
-        result = predict("list.txt", "--out", out, "--no-overlay", *two_cores)
+    evil = [f"file:///{'../' * 12}{str(path)[1:]}", "http://h/../../evil.png", "http://h/%2e%2e/evil.png"]
+    Path("list.txt").write_text("\n".join([*evil, "p/evil.png"]))
+    out = f"{tmp_path.as_uri()}/deep/out" if remote else "deep/out"
+    result = predict("list.txt", "--out", out, "--no-overlay", *two_cores)
+    assert result.code == 1, result
     written = {each.relative_to(tmp_path).as_posix() for each in tmp_path.rglob("*_mask.png")}
-    assert written == {f"deep/out/127.0.0.1:{server.server_port}/a/evil_mask.png"}
+    assert written == {"deep/out/p/evil_mask.png"}
     lines = result.err.splitlines()
-    assert result.code == 1 and len(lines) == len(evil)
+    assert len(lines) == len(evil)
     assert all(line.startswith(f"zoo-seg: {url}: its results") for line, url in zip(lines, evil, strict=True))
