@@ -80,7 +80,7 @@ class File:
         return Path(__file__).parent / "packaged" / self.name if self.url.startswith("package://") else None
 
 
-_PLAIN_LINK = re.compile(r"(https|file|package)://(?!.*\.\.)[A-Za-z0-9./_:+-]*/?[A-Za-z0-9_][A-Za-z0-9_.+-]*")
+_PLAIN_LINK = re.compile(r"(https|file|package)://(?!.*\.\.)(?:[A-Za-z0-9./_:+-]*/)?[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 
 
 def _check_link(url: str) -> None:
