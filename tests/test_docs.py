@@ -179,7 +179,7 @@ def test_extras_exist() -> None:
     named = {extra for path in PAGES for extra in re.findall(r"zoo_seg\[(\w+)\]", path.read_text(encoding="utf-8"))}
     assert named <= set(extras)
     told = (REPOSITORY / "docs" / "index.md").read_text(encoding="utf-8")
-    assert all(f"zoo_seg[{extra}]" in told for extra in extras if extra not in ("test", "docs", "all"))
+    assert all(f"zoo_seg[{extra}]" in told for extra in extras if extra not in ("dev", "test", "docs", "all"))
 
 
 def test_the_manifest_of_adding_a_weight_is_one(tmp_path: Path) -> None:

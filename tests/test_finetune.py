@@ -37,8 +37,8 @@ from zoo_seg import SegmentationModel, build_model, create_model, finetune, from
 from zoo_seg.cli import main
 from zoo_seg.data.layouts import open_data
 from zoo_seg.errors import CheckpointError, DataError, MissingExtraError, OptionError, TrainingError, UnknownNameError
+from zoo_seg.layers.losses import SegmentationLoss
 from zoo_seg.training.loop import Loop
-from zoo_seg.training.losses import SegmentationLoss
 from zoo_seg.training.run import Run
 from zoo_seg.training.samples import EpochBatches
 from zoo_seg.training.settings import Settings

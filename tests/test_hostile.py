@@ -28,10 +28,10 @@ from safetensors.torch import load_file, save_file
 import zoo_seg
 from zoo_seg.checkpoints.convert import convert
 from zoo_seg.checkpoints.opening import check_finite, open_checkpoint
+from zoo_seg.config import read_config
 from zoo_seg.errors import CheckpointError, ManifestError, UnknownNameError, ZooSegError
 from zoo_seg.manifest import get_architecture, published_manifest, read_manifest
 from zoo_seg.pretrained import load_checkpoint
-from zoo_seg.saving.folder import read_config
 
 ALLOWANCE = 256 << 20
 """Bytes of memory beyond the file's own size."""

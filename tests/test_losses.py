@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo_seg.training.losses import LossSum, SegmentationLoss, balanced_class_weights
+from zoo_seg.layers.losses import LossSum, SegmentationLoss, balanced_class_weights
 
 IGNORE = 255
 CLASSES = 5

@@ -241,11 +241,11 @@ def test_a_network_s_own_part_of_a_record() -> None:
         ({"model": "semantic_fpn*"}, lambda r: r.model.startswith("semanticfpn")),
         (
             {"model": "*_os8", "dataset": "ade20k", "source": "ssseg"},
-            lambda r: "_os8." in r.id and r.dataset == "ade20k",
+            lambda r: "_os8." in r.id and (r.dataset, r.source) == ("ade20k", "ssseg"),
         ),
         ({"min_miou": 79.04}, lambda r: (r.miou or 0) >= 79.04),
         ({"max_parameters": 30_000_000}, lambda r: r.parameters <= 30_000_000),
-        ({"source": "mmseg", "dataset": "voc"}, lambda r: False),
+        ({"source": "zoo", "dataset": "voc"}, lambda r: False),
     ],
 )
 def test_filters(filters: dict[str, Any], expected: Callable[[Weights], bool]) -> None:

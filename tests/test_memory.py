@@ -14,6 +14,7 @@ import zoo_seg
 from zoo_seg.inference import cpu
 from zoo_seg.inference.memory import drop_file_pages
 from zoo_seg.inference.prepare import prepare
+from zoo_seg.inference.snapshot import Snapshot
 from zoo_seg.model import SegmentationModel
 
 CPU = torch.device("cpu")
@@ -90,3 +91,13 @@ def test_what_was_changed_stays(mapped: torch.Tensor) -> None:
 def test_a_tensor_of_no_file_stays(tensor: torch.Tensor) -> None:
     drop_file_pages(tensor)
     assert (tensor == 1).all()
+
+
+@linux
+def test_a_mapped_network_is_watched_without_staying_in_memory(mapped: torch.Tensor) -> None:
+    network = torch.nn.ParameterList([mapped])
+    before = resident()
+    snapshot = Snapshot(network)
+    assert snapshot.is_current(network) and resident() - before < 1 << 20
+    network[0].data[1 << 21] = -1
+    assert not snapshot.is_current(network)

@@ -1,10 +1,11 @@
-"""A family and a backbone that are declared outside of the package take every road: nothing in it knows them by name."""
+"""A family and a backbone declared outside of the package take every road: nothing in it knows them by name."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ class TinyBackbone(StagedBackbone):
     ) -> None:
         super().__init__((width, 2 * width, 4 * width), (2, 4, 8), levels)
         widths = (in_chans, width, 2 * width, 4 * width)
-        self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, 2, 1) for a, b in zip(widths, widths[1:], strict=False))
+        self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, 2, 1) for a, b in pairwise(widths))
 
     def chain(self) -> list[list[nn.Module]]:
         return [[conv, nn.ReLU()] for conv in self.convs]

@@ -18,6 +18,8 @@ import pytest
 from conftest import REPOSITORY
 
 import zoo_seg
+from zoo_seg.backbones.registry import list_backbones
+from zoo_seg.families.registry import list_families
 from zoo_seg.manifest import aliases, get_model
 from zoo_seg.zoo import EXPORTS, stub
 
@@ -145,8 +147,18 @@ LAYERS = [
     {"errors", "settings", "version"},
     {"decode"},
     {"manifest"},
-    {"networks"},
-    {"weights"},
+    {"info"},
+    {"config"},
+    {"keymap"},
+    {"layers"},
+    {"backbones"},
+    {"families"},
+    {"network"},
+    {"hub"},
+    {"checkpoints"},
+    {"images"},
+    {"saving"},
+    {"pretrained"},
     {"inference"},
     {"data"},
     {"model"},
@@ -171,7 +183,7 @@ def module_name(path: Path) -> str:
 
 
 def unit(module: str) -> str:
-    """`zoo_seg.pretrained` -> `weights`: the line of DESIGN.md that a module belongs to."""
+    """`zoo_seg.hub.cache` -> `hub`: the line above that a module belongs to."""
     parts = module.split(".")
     return parts[1] if len(parts) > 1 else "__init__"
 
@@ -219,18 +231,38 @@ def test_the_walk_sees_what_it_should() -> None:
     assert ("zoo_seg.model", True) in set(imports(PACKAGE / "zoo.py"))
 
 
-def test_modules_are_imported_by_name_in_two_places_only() -> None:
-    """`importlib` could get around the order: the package's lazy names and the verbs of the command line use it."""
+def test_no_folder_holds_a_circle() -> None:
+    graph: dict[str, set[str]] = {}
+    for path in MODULES:
+        name = module_name(path)
+        used = {module for module, only_types in imports(path) if not only_types and unit(module) == unit(name)}
+        graph[name] = used - {name}
+    while free := [name for name, used in graph.items() if not used & graph.keys()]:
+        for name in free:
+            del graph[name]
+    assert not graph, f"these import one another: {sorted(graph)}"
+
+
+def test_modules_are_imported_by_name_in_few_places_only() -> None:
+    """`importlib` could get around the order: lazy names, verbs of the command line, and the two registries use it."""
     users = [module_name(path) for path in MODULES if "import_module" in path.read_text(encoding="utf-8")]
-    assert users == ["zoo_seg.__init__", "zoo_seg.cli.main"]
+    assert users == ["zoo_seg.__init__", "zoo_seg.backbones.registry", "zoo_seg.cli.main", "zoo_seg.families.registry"]
 
 
 @pytest.mark.parametrize("path", MODULES, ids=module_name)
-def test_only_convert_knows_other_projects_names(path: Path) -> None:
-    foreign = ("backbone_net", "decode_head", "auxiliary_decoder", "ppm_net", "fpn_convs", "conv_seg", "psp_modules")
-    text = path.read_text(encoding="utf-8")
-    known = [name for name in foreign if name in text]
-    assert known == (list(foreign) if path == PACKAGE / "weights" / "convert.py" else [])
+def test_only_families_and_backbones_know_other_projects_names(path: Path) -> None:
+    foreign = ("decode_head", "auxiliary_decoder", "ppm_net", "fpn_convs", "conv_seg", "psp_modules")
+    known = [name for name in foreign if f"{name}." in path.read_text(encoding="utf-8")]
+    assert not known or path.parent.name in ("families", "backbones"), known
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
+def test_no_module_asks_which_family_it_has(path: Path) -> None:
+    names = {*list_families(), *list_backbones()}
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Compare) and path.parent.name not in ("families", "backbones"):
+            compared = {each.value for each in ast.walk(node) if isinstance(each, ast.Constant)}
+            assert not compared & names, f"{path}:{node.lineno}"
 
 
 # --- the house's checks -------------------------------------------------------------------------

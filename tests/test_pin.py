@@ -25,10 +25,10 @@ import zoo_seg
 from zoo_seg.checkpoints.convert import convert
 from zoo_seg.checkpoints.digest import tensors_sha256
 from zoo_seg.checkpoints.opening import open_checkpoint
+from zoo_seg.checkpoints.pin import file_tensors_sha256, insert
 from zoo_seg.cli.main import main
 from zoo_seg.errors import CheckpointError
 from zoo_seg.hub import links
-from zoo_seg.hub.pin import file_tensors_sha256, insert
 from zoo_seg.manifest import get_architecture, published_manifest, read_manifest
 
 # --- the digest ---------------------------------------------------------------------------------

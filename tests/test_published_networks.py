@@ -24,7 +24,7 @@ def cases() -> Iterator[Any]:
     seen = set()
     for name, family in KNOWN.items():
         kind = family, published_reference(name).meta["project"]
-        yield pytest.param(name, marks=[pytest.mark.reference] if kind in seen else [])
+        yield pytest.param(name, marks=[pytest.mark.reference, pytest.mark.slow] if kind in seen else [])
         seen.add(kind)
 
 

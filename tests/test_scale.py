@@ -64,7 +64,7 @@ def predict(zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: py
         out, err = capfd.readouterr()
         assert "Traceback" not in out + err and "unexpected" not in err
         said = [line for line in err.splitlines(keepends=True) if "image/s]" not in line and "s/image]" not in line]
-        return Result(code, out, "".join(said))  # without the progress of a slow minute
+        return Result(code, out, "".join(said).replace("\r", ""))  # without the progress of a slow minute
 
     return predict
 

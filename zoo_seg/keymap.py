@@ -18,7 +18,7 @@ class KeyMap:
     """How one project calls the tensors of a backbone or of a family's heads.
 
     Rules are pairs of beginnings, theirs and ours; `{}` stands for one part of a name and is carried over:
-    `("psp_modules.{}.1.conv.", "branches.{}.conv.")`. The first rule that fits is used. Ours is None for a tensor
+    `("modules.{}.1.conv.", "branches.{}.conv.")`. The first rule that fits is used. Ours is None for a tensor
     that is not needed. Being plain beginnings, rules read in both directions: a file is told what it lacks in its own
     names.
     """

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo_seg.checkpoints.digest import tensors_sha256
+from zoo_seg.config import LIBRARY
 from zoo_seg.data.labels import voc_palette
 from zoo_seg.errors import CheckpointError, DownloadError, OptionError, UnknownNameError
 from zoo_seg.families.registry import find_family
@@ -27,7 +28,7 @@ from zoo_seg.manifest import Architecture, Licence, Metric, Preprocess, Recipe, 
 from zoo_seg.network import SegmentationNetwork, with_all_options
 from zoo_seg.pretrained import Checkpoint, open_folder, open_repository
 from zoo_seg.saving.card import PICTURE, model_card
-from zoo_seg.saving.folder import LIBRARY, write_folder
+from zoo_seg.saving.folder import write_folder
 from zoo_seg.saving.rebuild import check_rebuilds
 
 _log = logging.getLogger("zoo_seg")

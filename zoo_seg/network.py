@@ -141,10 +141,11 @@ def _build_backbone(
     name = architecture.backbone
     if family.backbones is not None and name not in family.backbones:
         raise OptionError(f"{family.name} stands on {' or '.join(family.backbones)}, not on {name!r}")
-    return find_backbone(name).create(
-        output_stride=architecture.output_stride,
-        in_chans=in_chans,
-        levels=levels,
-        pretrained=pretrained,
-        **architecture.backbone_options,
-    )
+    create, options = find_backbone(name).create, architecture.backbone_options
+    shape = {"output_stride": architecture.output_stride, "in_chans": in_chans, "levels": levels}
+    try:
+        return create(**shape, pretrained=pretrained, **options)
+    except TypeError as error:
+        if not any(repr(option) in str(error) for option in options):
+            raise
+        raise OptionError(f"the backbone {name!r} does not take these options: {error}") from None

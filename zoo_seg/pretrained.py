@@ -22,6 +22,7 @@ from zoo_seg.checkpoints.convert import Converted, Naming, convert, described, l
 from zoo_seg.checkpoints.digest import tensors_sha256
 from zoo_seg.checkpoints.opening import check_finite, open_checkpoint
 from zoo_seg.checkpoints.restore import count_classes, restore
+from zoo_seg.config import WEIGHTS, is_network, options_are_whole, read_config
 from zoo_seg.errors import CheckpointError, OptionError, UnknownNameError
 from zoo_seg.families.registry import find_family
 from zoo_seg.hub import cache, huggingface
@@ -29,7 +30,6 @@ from zoo_seg.hub.files import exclusive, replacing, sweep
 from zoo_seg.info import ModelInfo, info_of
 from zoo_seg.manifest import Architecture, Weights, get_architecture, get_weights, list_weights, load_manifest
 from zoo_seg.network import SegmentationNetwork
-from zoo_seg.saving.folder import WEIGHTS, is_network, options_are_whole, read_config
 
 _log = logging.getLogger("zoo_seg")
 

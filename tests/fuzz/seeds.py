@@ -13,7 +13,7 @@ from hostile import headers, legacy, pickles, tensor, zipped
 from PIL import Image
 from safetensors.torch import save
 
-from zoo_seg.saving.folder import SCHEMA_VERSION
+from zoo_seg.config import SCHEMA_VERSION
 
 
 def toy_config() -> dict[str, Any]:

@@ -19,13 +19,13 @@ from hostile import legacy, safetensors, zipped
 
 from zoo_seg.checkpoints.convert import convert
 from zoo_seg.checkpoints.opening import check_finite, open_checkpoint
+from zoo_seg.config import CONFIG, read_config
 from zoo_seg.data.labels import Labels
 from zoo_seg.errors import CheckpointError, DataError, ManifestError, ZooSegError
 from zoo_seg.hub import download
 from zoo_seg.hub.files import check_weight_file
 from zoo_seg.hub.partial import Partial, Version
 from zoo_seg.manifest import get_architecture, published_manifest, read_manifest
-from zoo_seg.saving.folder import CONFIG, read_config
 
 BASE = read_manifest(published_manifest())
 _, ARCHITECTURE = get_architecture("fcn_resnet50_os8")

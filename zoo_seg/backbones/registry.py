@@ -5,28 +5,13 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from functools import cache
 
 from torch import nn
 
 from zoo_seg import backbones
+from zoo_seg.backbones.backbone import Backbone
 from zoo_seg.keymap import KeyMap
-
-
-@dataclass(frozen=True)
-class Backbone:
-    """How a backbone is built, and what other projects call its tensors.
-
-    `create(output_stride=None, in_chans=3, levels=None, pretrained=False, **options)` returns a module that takes
-    (N, in_chans, H, W) and returns its last `levels` feature maps, finest first, with `channels` and `strides`: those
-    of the maps. `key_maps` name what stands behind the project's own prefix.
-    """
-
-    name: str
-    create: Callable[..., nn.Module]
-    key_maps: Mapping[str, KeyMap] = field(default_factory=dict)
-
 
 _REGISTERED: dict[str, Backbone] = {}
 
@@ -42,7 +27,7 @@ def register_backbone(
 @cache
 def _import_all() -> None:
     for module in pkgutil.iter_modules(backbones.__path__):
-        if module.name not in ("registry", "timm_backbone"):
+        if module.name not in ("backbone", "registry", "staged", "timm_backbone"):
             importlib.import_module(f"{backbones.__name__}.{module.name}")
 
 

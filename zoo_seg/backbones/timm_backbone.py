@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo_seg.backbones.registry import Backbone
+from zoo_seg.backbones.backbone import Backbone
 from zoo_seg.errors import DownloadError, OptionError, UnknownNameError
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from zoo_seg.checkpoints.digest import tensors_sha256
+from zoo_seg.config import is_network, read_config
 from zoo_seg.errors import OptionError
 from zoo_seg.export.loaded import from_exported, is_exported
 from zoo_seg.factory import create_model, from_pretrained
@@ -24,7 +25,6 @@ from zoo_seg.inference.protocol import Mode, check_test_options
 from zoo_seg.manifest import Weights, get_architecture, get_weights
 from zoo_seg.model import SegmentationModel
 from zoo_seg.pretrained import first_weights, load_checkpoint
-from zoo_seg.saving.folder import is_network, read_config
 
 _LARGEST_SCALE = 8
 """Beyond it memory runs out; whoever writes more means percent."""

@@ -6,11 +6,11 @@ import argparse
 from pathlib import Path
 
 from zoo_seg.cli.network import load_network
+from zoo_seg.config import CARD
 from zoo_seg.factory import from_pretrained
 from zoo_seg.hub.huggingface import repository
 from zoo_seg.model import SegmentationModel
 from zoo_seg.saving.card import is_generated
-from zoo_seg.saving.folder import CARD
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ mask of the layer before holds. Each query's mask counts for a class by its prob
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,10 +19,10 @@ from torch import Tensor, nn
 from zoo_seg.errors import OptionError
 from zoo_seg.families.registry import Family, Heads, Shapes, register_family
 from zoo_seg.keymap import KeyMap
+from zoo_seg.layers.losses import LossSum, SegmentationLoss
 from zoo_seg.layers.readout import HeadOutput, Queries
 from zoo_seg.layers.resample import resize
 from zoo_seg.layers.transformer import Attention, DeformableAttention, FeedForward, sine_positions
-from zoo_seg.training.losses import LossSum, SegmentationLoss
 
 _HEADS = 8
 _LEVELS = 3
@@ -34,7 +35,7 @@ class _ConvNorm(nn.Sequential):
     def __init__(self, in_channels: int, channels: int, kernel: int = 1, *, bias: bool = False) -> None:
         super().__init__()
         self.conv = nn.Conv2d(in_channels, channels, kernel, padding=kernel // 2, bias=bias)
-        self.gn = nn.GroupNorm(min(32, channels), channels)
+        self.gn = nn.GroupNorm(math.gcd(32, channels), channels)
 
 
 class _EncoderLayer(nn.Module):
@@ -78,8 +79,8 @@ class PixelDecoder(nn.Module):
         )
         for layer in self.layers:
             x = layer(x, positions, sizes)
-        parts = x.mT.split([height * width for height, width in sizes], dim=2)
-        maps = [part.unflatten(2, size) for part, size in zip(parts, sizes, strict=True)]
+        parts = torch.split(x.mT, [height * width for height, width in sizes], dim=2)
+        maps = [torch.unflatten(part, 2, size) for part, size in zip(parts, sizes, strict=True)]
         lateral = self.lateral(finest)
         fused = self.output(lateral + resize(maps[-1], (lateral.shape[-2], lateral.shape[-1]))).relu()
         return self.mask_feature(fused), maps
@@ -102,8 +103,8 @@ class _DecoderLayer(nn.Module):
 
 @dataclass(frozen=True)
 class Mask2FormerOptions:
-    """`channels` is the width of everything, a multiple of 16 up to 32 and of 32 above; layers and hidden widths are
-    those of the pixel decoder (`encoder_*`) and of the queries' decoder."""
+    """`channels` is the width of everything, a multiple of 8; layers and the width of their feed-forward parts are those
+    of the pixel decoder (`encoder_*`) and of the queries' decoder."""
 
     channels: int = 256
     queries: int = 100
@@ -119,8 +120,11 @@ class Mask2FormerHead(nn.Module):
     def __init__(self, in_channels: Sequence[int], num_classes: int, options: Mask2FormerOptions) -> None:
         super().__init__()
         channels = options.channels
-        if channels < 16 or channels % min(32, max(channels, 16)):
-            raise OptionError(f"channels is {channels}; expected 16 or a multiple of 32")
+        if channels < 1 or channels % _HEADS or min(options.queries, options.decoder_layers) < 1:
+            raise OptionError(
+                f"channels is {channels}, queries {options.queries} and decoder_layers {options.decoder_layers}; "
+                f"expected a multiple of {_HEADS}, and at least 1 of the others"
+            )
         self.pixel_decoder = PixelDecoder(in_channels, channels, options.encoder_layers, options.encoder_hidden)
         self.layers = nn.ModuleList(
             _DecoderLayer(channels, options.decoder_hidden) for _ in range(options.decoder_layers)

@@ -18,9 +18,9 @@ from zoo_seg.backbones.registry import register_backbone
 from zoo_seg.errors import OptionError
 from zoo_seg.families.registry import Family, Heads, register_family
 from zoo_seg.keymap import KeyMap
+from zoo_seg.layers.losses import LossSum, SegmentationLoss, pixel_losses
 from zoo_seg.layers.readout import HeadOutput
 from zoo_seg.layers.resample import resize
-from zoo_seg.training.losses import LossSum, SegmentationLoss, pixel_losses
 
 
 def _conv_bn(in_channels: int, channels: int, kernel: int = 1, stride: int = 1, *, relu: bool = False) -> nn.Sequential:
@@ -86,7 +86,8 @@ class _Guided(nn.Module):
     def forward(self, detail: Tensor, context: Tensor) -> Tensor:
         size = (detail.shape[-2], detail.shape[-1])
         alike = (self.f_p(detail) * resize(self.f_i(context), size)).sum(1, keepdim=True).sigmoid()
-        return alike * resize(context, size) + (1 - alike) * detail
+        mixed: Tensor = alike * resize(context, size) + (1 - alike) * detail
+        return mixed
 
 
 class _Pyramid(nn.Module):
@@ -241,7 +242,7 @@ def _create(
     if output_stride not in (None, 8):
         raise OptionError(f"output_stride is {output_stride}; PIDNet's is 8, leave it out")
     if pretrained:
-        raise OptionError("there are no ImageNet weights for PIDNet; leave backbone_pretrained out, or start from weights")
+        raise OptionError("there are no ImageNet weights of PIDNet; leave backbone_pretrained out")
     return PIDNetTrunk(width, pyramid, deep=deep, in_chans=in_chans, levels=levels)
 
 
@@ -348,9 +349,11 @@ FAMILY = register_family(
         levels=3,
         key_maps={"mmseg": _mmseg},
         classifiers=("head.classifier.", "aux_heads.0.classifier."),
-        read_options=lambda shapes: {"channels": shapes["head.classifier.weight"][1]}
-        if len(shapes.get("head.classifier.weight", ())) == 4
-        else {},
+        read_options=lambda shapes: (
+            {"channels": shapes["head.classifier.weight"][1]}
+            if len(shapes.get("head.classifier.weight", ())) == 4
+            else {}
+        ),
         loss=_loss,
         backbones=tuple(_SIZES),
     )

@@ -14,8 +14,8 @@ from zoo_seg import families
 from zoo_seg.decode import Mistake, decode, suggest
 from zoo_seg.errors import OptionError, UnknownNameError
 from zoo_seg.keymap import KeyMap
+from zoo_seg.layers.losses import LossSum, pixel_losses
 from zoo_seg.manifest import Architecture
-from zoo_seg.training.losses import LossSum, pixel_losses
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Of tensors by their names."""

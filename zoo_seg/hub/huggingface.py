@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
 from zoo_seg import settings
+from zoo_seg.config import CONFIG, WEIGHTS, read_config
 from zoo_seg.errors import CheckpointError, DownloadError, ManifestError, OfflineError, OptionError, PushError
 from zoo_seg.hub import cache
 from zoo_seg.hub.files import check_weight_file, replacing
 from zoo_seg.hub.privacy import no_telemetry
 from zoo_seg.hub.refusals import explain, symptom
 from zoo_seg.manifest import File
-from zoo_seg.saving.folder import CONFIG, WEIGHTS, read_config
 from zoo_seg.version import __version__
 
 if TYPE_CHECKING:

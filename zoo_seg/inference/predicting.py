@@ -49,7 +49,7 @@ class Predicting:
             crop = published.crop or self.training_crop
             stride = stride or published.stride
         return check_test_options(
-            mode, crop, stride, scales or published.scales, published.flip if flip is None else flip
+            mode, crop, stride, published.scales if scales is None else scales, published.flip if flip is None else flip
         )
 
     def predictor(
@@ -105,6 +105,7 @@ class Predicting:
         Raises:
             ImageError: a picture cannot be read.
             OptionError: an option is not allowed.
+            NumericalError: the logits are NaN or infinite, or too large for float16.
             OutOfMemoryError: one picture alone is too much for the device.
         """
         one = isinstance(images, (str, os.PathLike, Opens, Image.Image, np.ndarray, torch.Tensor))

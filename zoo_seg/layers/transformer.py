@@ -48,11 +48,11 @@ class Attention(nn.Module):
     def forward(self, query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None = None) -> Tensor:
         """`allowed`, (N, 1, Q, K), is False where a query must not look."""
         weights, biases = self.in_proj.weight.chunk(3), self.in_proj.bias.chunk(3)
-        parts = [
-            F.linear(x, weight, bias).unflatten(2, (self.heads, -1)).transpose(1, 2)
+        q, k, v = (
+            torch.unflatten(F.linear(x, weight, bias), 2, (self.heads, -1)).transpose(1, 2)
             for x, weight, bias in zip((query, key, value), weights, biases, strict=True)
-        ]
-        found = F.scaled_dot_product_attention(*parts, attn_mask=allowed)
+        )
+        found = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
         out: Tensor = self.out_proj(found.transpose(1, 2).flatten(2))
         return out
 

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from zoo_seg.checkpoints.convert import described
+from zoo_seg.config import LIBRARY
 from zoo_seg.families.registry import find_family
 from zoo_seg.info import ModelInfo
 from zoo_seg.manifest import Architecture, Metric, Recipe, TestOptions
-from zoo_seg.saving.folder import LIBRARY
 
 PICTURE = "overlay.jpg"
 """Beside the card, where a picture is shown."""

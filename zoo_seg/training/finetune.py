@@ -27,12 +27,12 @@ from zoo_seg.data.findings import DataReport
 from zoo_seg.data.layouts import FolderLayout, SegmentationData, open_data
 from zoo_seg.factory import from_pretrained
 from zoo_seg.inference.predictor import choose_device
+from zoo_seg.layers.losses import SegmentationLoss, balanced_class_weights
 from zoo_seg.manifest import Weights
 from zoo_seg.model import SegmentationModel
 from zoo_seg.training.figures import draw_curve, draw_sheet
 from zoo_seg.training.journal import Journal
 from zoo_seg.training.loop import Loop
-from zoo_seg.training.losses import SegmentationLoss, balanced_class_weights
 from zoo_seg.training.run import CURVE, LOG, SAMPLES, Run
 from zoo_seg.training.samples import EpochBatches, TrainingSamples
 from zoo_seg.training.settings import Settings

@@ -18,12 +18,12 @@ from zoo_seg.errors import OptionError, OutOfMemoryError, TrainingError, ZooSegE
 from zoo_seg.evaluation.measure import measure
 from zoo_seg.families.registry import find_family
 from zoo_seg.inference.memory import keep_large_blocks
+from zoo_seg.layers.losses import SegmentationLoss, pixel_losses
 from zoo_seg.layers.readout import HeadOutput
 from zoo_seg.manifest import Metric, TestOptions
 from zoo_seg.model import SegmentationModel
 from zoo_seg.network import SegmentationNetwork
 from zoo_seg.training.journal import Journal
-from zoo_seg.training.losses import SegmentationLoss, pixel_losses
 from zoo_seg.training.run import Run
 from zoo_seg.training.samples import EpochBatches, TrainingSamples, seed_of
 from zoo_seg.training.settings import Settings

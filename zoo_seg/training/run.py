@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
+from zoo_seg.config import CARD, CONFIG, WEIGHTS
 from zoo_seg.errors import CheckpointError, OptionError, TrainingError
 from zoo_seg.hub.files import replacing
-from zoo_seg.saving.folder import CARD, CONFIG, WEIGHTS
 from zoo_seg.training.settings import Settings
 
 STATE, LOG, CURVE, SAMPLES = "state.pt", "log.jsonl", "curve.png", "samples.png"

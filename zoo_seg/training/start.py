@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from zoo_seg.config import is_network
 from zoo_seg.data.layouts import SegmentationData
 from zoo_seg.errors import OptionError
 from zoo_seg.factory import build_model, create_model, from_pretrained
@@ -20,7 +21,6 @@ from zoo_seg.info import ModelInfo
 from zoo_seg.layers.readout import HeadOutput
 from zoo_seg.manifest import Recipe, Resize, Weights, get_architecture, get_weights
 from zoo_seg.model import SegmentationModel
-from zoo_seg.saving.folder import is_network
 from zoo_seg.training.settings import Settings
 
 

@@ -1,0 +1,24 @@
+"""What a backbone is to the library."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from zoo_seg.keymap import KeyMap
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """How a backbone is built, and what other projects call its tensors.
+
+    `create(output_stride=None, in_chans=3, levels=None, pretrained=False, **options)` returns a module that takes
+    (N, in_chans, H, W) and returns its last `levels` feature maps, finest first, with `channels` and `strides`: those
+    of the maps. `key_maps` name what stands behind the project's own prefix.
+    """
+
+    name: str
+    create: Callable[..., nn.Module]
+    key_maps: Mapping[str, KeyMap] = field(default_factory=dict)
