@@ -157,8 +157,8 @@ def _layout_option(*flags: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _test_options(augmentation: str) -> argparse.ArgumentParser:
-    """How an image is predicted; `augmentation`: what scales and flip are by default."""
+def _test_options() -> argparse.ArgumentParser:
+    """How an image is predicted."""
     parser = _device_option()
     parser.add_argument(
         "--mode", choices=["whole", "slide"], help="whole images, or a sliding window (default: as published)"
@@ -168,12 +168,12 @@ def _test_options(augmentation: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--stride", nargs=2, type=_whole, metavar=("H", "W"), help="default: two thirds of the window")
     parser.add_argument(
-        "--scales", nargs="+", type=float, metavar="S", help=f"average over these scales (default: {augmentation})"
+        "--scales", nargs="+", type=float, metavar="S", help="average over these scales (default: as published)"
     )
     parser.add_argument(
         "--flip",
         action=argparse.BooleanOptionalAction,
-        help=f"average with the mirrored image (default: {augmentation})",
+        help="average with the mirrored image (default: as published)",
     )
     parser.add_argument(
         "--resize",
@@ -456,7 +456,7 @@ def _add_predict(verbs: Any) -> None:
         "  zoo-seg predict images/ 'more/*.png' --weights fcn_resnet101_os8.cityscapes --out out/ --dtype bfloat16\n"
         "  zoo-seg predict clip.mp4 --out clip_overlay.mp4\n"
         "  zoo-seg predict s3://bucket/images --engine ray --address auto --out s3://bucket/masks",
-        parents=[_network_options(_PACKAGED), _test_options("none")],
+        parents=[_network_options(_PACKAGED), _test_options()],
     )
     parser.add_argument(
         "paths",
@@ -538,7 +538,7 @@ def _add_evaluate(verbs: Any) -> None:
         "      --scales 0.5 0.75 1 1.25 1.5 1.75 --flip --dtype bfloat16",
         parents=[
             _network_options("the model's first"),
-            _test_options("as published"),
+            _test_options(),
             _layout_option("--dataset", "--layout"),
         ],
     )
