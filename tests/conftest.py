@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from reliability import Reliability
+from helpers.reliability import Reliability
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -121,7 +121,7 @@ class Zoo:
 @pytest.fixture(scope="session")
 def _toy_files(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
     import torch
-    from reference import image_tensor, state_dict
+    from helpers.reference import image_tensor, state_dict
 
     from zoo_seg import build_model
 

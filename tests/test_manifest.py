@@ -15,7 +15,7 @@ from typing import Any, get_args, get_type_hints
 import pytest
 import torch
 from conftest import Zoo, toy_manifest
-from reference import FIXTURES, key_list, keys
+from helpers.reference import FIXTURES, key_list, keys
 
 import zoo_seg
 from zoo_seg import Weights, create_model, get_weights, list_models, list_weights

@@ -8,8 +8,8 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-import reference
 import torch
+from helpers import reference
 
 NAMES = sorted(path.stem for path in reference.REFERENCES.glob("*.npz"))
 RULE = Path(__file__).parents[1] / "benchmarks" / "reference_checkpoint.py"

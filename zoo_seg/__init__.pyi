@@ -178,18 +178,15 @@ def pidnet_small(
 ) -> SegmentationModel:
     """PIDNet-S."""
 
-
 def pidnet_medium(
     pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
 ) -> SegmentationModel:
     """PIDNet-M."""
 
-
 def pidnet_large(
     pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
 ) -> SegmentationModel:
     """PIDNet-L."""
-
 
 def mask2former_resnet50(
     pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True

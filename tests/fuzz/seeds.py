@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from conftest import toy_manifest
-from hostile import headers, legacy, pickles, tensor, zipped
+from helpers.hostile import headers, legacy, pickles, tensor, zipped
 from PIL import Image
 from safetensors.torch import save
 

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
-from hostile import legacy, safetensors, zipped
+from helpers.hostile import legacy, safetensors, zipped
 
 from zoo_seg.checkpoints.convert import convert
 from zoo_seg.checkpoints.opening import check_finite, open_checkpoint

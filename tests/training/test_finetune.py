@@ -1,0 +1,980 @@
+"""Fine-tuning: what a run leaves, how it goes on after a kill, what each setting does, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from accelerate import PartialState
+from conftest import Zoo
+from helpers.disk import largest_file
+from helpers.drawn import draw_folder
+from PIL import Image
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor, nn
+
+import zoo_seg
+import zoo_seg.training.finetune as finetune_module
+from zoo_seg import SegmentationModel, build_model, create_model, finetune, from_pretrained, get_weights
+from zoo_seg.cli import main
+from zoo_seg.data.layouts import open_data
+from zoo_seg.errors import CheckpointError, DataError, MissingExtraError, OptionError, TrainingError, UnknownNameError
+from zoo_seg.layers.losses import SegmentationLoss
+from zoo_seg.training.loop import Loop
+from zoo_seg.training.run import Run
+from zoo_seg.training.samples import EpochBatches
+from zoo_seg.training.settings import Settings
+from zoo_seg.training.start import freeze_unused
+
+BACKBONE = "mobilenetv3_small_050"
+NETWORK = {"model": "semanticfpn", "backbone": BACKBONE, "channels": 16}
+TINY = {"batch_size": 4, "crop_size": (48, 64), "workers": 0}
+Lines = list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve pictures to train on and three to measure, 48x64, of three classes."""
+    return draw_folder(tmp_path_factory.mktemp("data") / "shapes", train=12, val=3)
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four pictures to train on: one step an epoch."""
+    return draw_folder(tmp_path_factory.mktemp("data") / "few", train=4, val=1)
+
+
+def arguments(data: Path, out: Path, **options: Any) -> list[str]:
+    """The command line of `finetune(data, out=out, **options)`."""
+    words = ["finetune", "--data", str(data), "--out", str(out)]
+    for name, value in options.items():
+        flag = "--" + name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(flag if value else flag.replace("--", "--no-", 1))
+        else:
+            words += [flag, *map(str, value if isinstance(value, tuple) else (value,))]
+    return words
+
+
+def log_of(out: Path) -> Lines:
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def config_of(out: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((out / "config.json").read_text())
+    return config
+
+
+def assert_same_values(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], **tolerance: float) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        tolerance = tolerance or {"rtol": 1e-4, "atol": 1e-6}
+        torch.testing.assert_close(found[name], value, **tolerance, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def assert_same_run(found: Path, expected: Path, **tolerance: float) -> None:
+    """The same best and last network, and the same log."""
+    for part in ("", "last"):
+        assert_same_values(
+            load_file(found / part / "model.safetensors"), load_file(expected / part / "model.safetensors"), **tolerance
+        )
+        assert config_of(found / part)["metrics"][0] == {
+            **config_of(expected / part)["metrics"][0],
+            "value": pytest.approx(config_of(expected / part)["metrics"][0]["value"], abs=1e-3),
+        }
+    lines = log_of(expected)
+    assert log_of(found) == [{key: pytest.approx(value, 1e-4) for key, value in line.items()} for line in lines]
+
+
+# --- what a run leaves ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Trained:
+    out: Path
+    model: SegmentationModel
+    lines: Lines
+
+
+@pytest.fixture(scope="module")
+def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """A network that has learnt the shapes, from random values."""
+    out = tmp_path_factory.mktemp("runs") / "shapes"
+    model = finetune(data, out=out, epochs=6, lr=0.1, scale=(1.0, 1.0), photometric=False, **NETWORK, **TINY)
+    return Trained(out, model, log_of(out))
+
+
+def test_it_learns(trained: Trained) -> None:
+    scores = [line["mIoU"] for line in trained.lines if "mIoU" in line]
+    assert len(scores) == 6
+    assert max(scores) > 45, "all of the ground would be 22"
+    assert trained.lines[-1]["loss"] < trained.lines[0]["loss"] / 2
+
+
+def test_the_folder_holds_all_that_is_promised(trained: Trained) -> None:
+    names = {path.relative_to(trained.out).as_posix() for path in trained.out.rglob("*")}
+    network = {"model.safetensors", "config.json", "README.md"}
+    board = {name for name in names if name.startswith("tensorboard/events")}
+    others = {"last", "log.jsonl", "state.pt", "curve.png", "samples.png", "tensorboard"}
+    assert names == network | {f"last/{name}" for name in network} | board | others and len(board) == 1
+    for name in ("curve.png", "samples.png"):
+        with Image.open(trained.out / name) as image:
+            colours = image.convert("RGB").getcolors(1 << 24)
+            assert min(image.size) > 300 and colours is not None and len(colours) > 50
+
+
+def test_the_log_has_every_epoch(trained: Trained) -> None:
+    assert all({"epoch", "step", "loss", "lr"} <= line.keys() for line in trained.lines)
+    assert [line["epoch"] for line in trained.lines if "mIoU" in line] == [1, 2, 3, 4, 5, 6]
+    assert [line["step"] for line in trained.lines if "mIoU" in line] == [3, 6, 9, 12, 15, 18]
+    board = EventAccumulator(str(trained.out / "tensorboard")).Reload()
+    for name, wanted in {"mIoU": True, "loss": False, "lr": False}.items():
+        expected = [(line["step"], line[name]) for line in trained.lines if ("mIoU" in line) == wanted]
+        found = [(event.step, event.value) for event in board.Scalars(name)]
+        assert found == [(step, pytest.approx(value, 1e-5)) for step, value in expected]
+
+
+def test_the_learning_rate_falls_to_a_hundredth(trained: Trained) -> None:
+    found = [line["lr"] for line in trained.lines if "mIoU" not in line]
+    last_steps = [2, 5, 8, 11, 14, 17]
+    assert found == [pytest.approx(0.099 * (1 - step / 18) ** 0.9 + 0.001) for step in last_steps]
+
+
+def test_config_and_card_say_what_is_true(trained: Trained, data: Path) -> None:
+    config = config_of(trained.out)
+    best = max(line["mIoU"] for line in trained.lines if "mIoU" in line)
+    assert config["metrics"][0]["value"] == best
+    assert (config["metrics"][0]["split"], config["started_from"]) == ("val", None)
+    assert config_of(trained.out / "last")["metrics"][0]["value"] == trained.lines[-1]["mIoU"]
+    assert config["classes"] == list(open_data(data).classes) and config["ignore_index"] == 255
+    expected = {"epochs": 6, "iterations": 18, "batch_size": 4, "crop": [48, 64], "lr": 0.1, "optimizer": "SGD"}
+    assert expected.items() <= config["recipe"].items()
+    card = (trained.out / "README.md").read_text()
+    assert f"{best:.2f}" in card and "thing 1" in card and "random values" in card
+
+
+def test_the_returned_network_is_the_best_one(trained: Trained) -> None:
+    assert not trained.model.training
+    assert_same_values(trained.model.state_dict(), from_pretrained(trained.out).state_dict(), rtol=0, atol=0)
+    assert trained.model.classes == ("ground", "thing 1", "thing 2")
+    assert trained.model.metrics[0].value == max(line["mIoU"] for line in trained.lines if "mIoU" in line)
+
+
+def test_evaluate_finds_the_logged_number(
+    trained: Trained, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = main(["evaluate", "--weights", str(trained.out), "--data", str(data), "--out", str(tmp_path)])
+    assert code == 0, capsys.readouterr().err
+    measured = json.loads((tmp_path / "evaluation.json").read_text())["scores"]["mIoU"]
+    assert measured == pytest.approx(max(line["mIoU"] for line in trained.lines if "mIoU" in line), abs=1e-9)
+
+
+def test_predict_takes_the_folder(
+    trained: Trained, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = data / "images" / "val" / "000.jpg"
+    assert main(["predict", str(picture), "--weights", str(trained.out), "--out", str(tmp_path)]) == 0
+    (mask,) = tmp_path.rglob("*_mask.png")
+    with Image.open(mask) as image:
+        assert np.array_equal(np.asarray(image), trained.model.predict(picture).mask)
+
+
+# --- quick runs from here on ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the two pictures at the end, which take longer than such a run."""
+    monkeypatch.setattr(finetune_module, "draw_curve", lambda *_: None)
+    monkeypatch.setattr(finetune_module, "draw_sheet", lambda *_: None)
+
+
+@pytest.fixture
+def quick(tmp_path: Path, undrawn: None) -> Callable[..., Path]:
+    """Runs finetune with small settings; returns its folder."""
+
+    def run(data: Path, name: str = "out", **options: Any) -> Path:
+        chosen = {"epochs": 1, "progress": False, **TINY, **options}
+        if chosen.get("weights") is None and "model" not in chosen:
+            chosen = {**NETWORK, **chosen}
+        finetune(data, out=tmp_path / name, **chosen)
+        return tmp_path / name
+
+    return run
+
+
+def test_a_line_every_ten_steps(data: Path, quick: Callable[..., Path]) -> None:
+    lines = log_of(quick(data, batch_size=1, freeze="batchnorm"))
+    assert [line["step"] for line in lines] == [10, 12, 12]
+    assert lines[2]["loss"] == pytest.approx((10 * lines[0]["loss"] + 2 * lines[1]["loss"]) / 12)
+
+
+def test_progress_is_told_on_stderr(
+    few: Path, tmp_path: Path, undrawn: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments(few, tmp_path / "out", epochs=2, **NETWORK, **TINY)) == 0
+    told = capsys.readouterr()
+    assert "4 pictures of train, 1 of val, 3 classes" in told.err and "2 epochs of 1 step (cpu" in told.err
+    assert re.search(r"epoch 1/2  loss [\d.]+  mIoU [\d.]+  best [\d.]+  \d+ s left", told.err)
+    assert f"--weights {tmp_path / 'out'}" in told.out and "mIoU" in told.out
+
+
+def test_progress_false_is_silent(few: Path, quick: Callable[..., Path], capfd: pytest.CaptureFixture[str]) -> None:
+    quick(few)
+    assert capfd.readouterr() == ("", "")
+
+
+# --- killed and resumed ---------------------------------------------------------------------------
+
+LONG = {
+    **NETWORK,
+    **TINY,
+    "epochs": 3,
+    "optimizer": "adamw",
+    "lr": 0.01,
+    "ema": 0.8,
+    "dropout": 0.3,
+    "class_weights": "balanced",
+    "warmup": 3,
+}
+"""Everything on that has a memory or draws numbers; three steps an epoch."""
+
+
+@pytest.fixture(scope="module")
+def unbroken(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "unbroken"
+    finetune(data, out=out, progress=False, **LONG)
+    return out
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, calls: int, error: BaseException) -> None:
+    """Raise instead of the n-th call of a method from now on."""
+    original, left = getattr(owner, name), iter(range(calls - 1))
+
+    def method(*args: Any) -> Any:
+        if next(left, None) is None:
+            raise error
+        return original(*args)
+
+    monkeypatch.setattr(owner, name, method)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    ("owner", "name", "calls"),
+    [(Loop, "_step", 2), (Loop, "_step", 5), (Run, "save", 1), (Run, "save", 2)],
+    ids=["first epoch", "middle of an epoch", "first state", "best before state"],
+)
+def test_an_interrupted_run_ends_as_an_unbroken_one(
+    owner: type,
+    name: str,
+    calls: int,
+    workers: int,
+    data: Path,
+    unbroken: Path,
+    tmp_path: Path,
+    undrawn: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if workers and (owner, name, calls) != (Loop, "_step", 5):
+        pytest.skip("once is enough")
+    command = arguments(data, tmp_path, **{**LONG, "workers": workers})
+    with monkeypatch.context() as patch:
+        interrupt(patch, owner, name, calls, KeyboardInterrupt())
+        assert main(command) == 130
+    assert "--resume goes on" in capsys.readouterr().err
+    assert main([*command, "--resume"]) == 0
+    assert_same_run(tmp_path, unbroken)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
+def test_a_killed_run_ends_as_an_unbroken_one(data: Path, unbroken: Path, tmp_path: Path, undrawn: None) -> None:
+    command = arguments(data, tmp_path, **LONG)
+    process = subprocess.Popen([sys.executable, "-m", "zoo_seg", *command], stderr=subprocess.DEVNULL)
+    log, deadline = tmp_path / "log.jsonl", time.monotonic() + 300
+    while not (log.is_file() and "mIoU" in log.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    (tmp_path / "last" / "model.safetensors.0.part").write_bytes(b"what a kill may leave")
+    assert main([*command, "--resume"]) == 0
+    assert_same_run(tmp_path, unbroken)
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_a_finished_run_returns_its_network(
+    data: Path, unbroken: Path, undrawn: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (unbroken / "log.jsonl").read_bytes()
+    model = finetune(data, out=unbroken, resume=True, **LONG)
+    assert "finished already" in capsys.readouterr().err
+    assert (unbroken / "log.jsonl").read_bytes() == before
+    assert_same_values(model.state_dict(), load_file(unbroken / "model.safetensors"), rtol=0, atol=0)
+
+
+def test_an_order_depends_on_seed_and_epoch_alone() -> None:
+    def epoch(number: int, seed: int = 0, **share: int) -> list[list[tuple[int, int]]]:
+        batches = EpochBatches(22, 8, seed, **share)
+        batches.epoch = number
+        return list(batches)
+
+    assert epoch(3) == epoch(3)
+    assert len({str(epoch(1)), str(epoch(2)), str(epoch(1, seed=1))}) == 3
+    steps = epoch(1)
+    assert [len(step) for step in steps] == [8, 8] and len({index for step in steps for _, index in step}) == 16
+    for parts in (1, 2):
+        halves = [epoch(1, rank=rank, world_size=2, parts=parts) for rank in range(2)]
+        for whole, *both in zip(steps, *halves, strict=True):
+            size = 8 // parts  # of one part, of which each process has half
+            together = [half[p * size // 2 : (p + 1) * size // 2] for p in range(parts) for half in both]
+            assert [address for share in together for address in share] == whole
+
+
+# --- two processes --------------------------------------------------------------------------------
+
+
+def test_two_processes_train_as_one(data: Path, tmp_path: Path, quick: Callable[..., Path]) -> None:
+    options = {**NETWORK, **TINY, "epochs": 2, "freeze": "batchnorm", "accumulate": 2, "dropout": 0.0, "ema": 0.5}
+    options |= {"class_weights": "balanced", "device": "cpu"}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [*launch, "-m", "zoo_seg", *arguments(data, tmp_path / "two", **options)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500, check=False)
+    assert result.returncode == 0, result.stderr
+    one = quick(data, "one", **options)
+    assert_same_run(tmp_path / "two", one, rtol=1e-4, atol=1e-6)
+    assert len(result.stdout.splitlines()) == 2 and result.stdout.count("mIoU") == 1
+    assert [result.stderr.count(f"epoch {number}/2") for number in (1, 2)] == [1, 1]
+    assert "Warning" not in result.stderr and "zoo-seg" not in result.stderr
+
+
+# --- settings, against a step by hand -------------------------------------------------------------
+
+
+def hand_network() -> SegmentationModel:
+    """What a run with seed 0 begins with."""
+    torch.manual_seed(0)
+    model = build_model("fcn", BACKBONE, 3, channels=8)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout2d):
+            module.p = 0.0
+    return model
+
+
+STILL = {"scale": (1.0, 1.0), "flip": 0.0, "photometric": False, "dropout": 0.0}
+"""No draws: what is trained on are the pictures themselves."""
+FCN = {"model": "fcn", "backbone": BACKBONE, "channels": 8}
+
+
+def batch_of(data: Path) -> tuple[Tensor, Tensor]:
+    """The whole train split: normalised pictures and labels."""
+    source = open_data(data)
+    pictures = [np.asarray(Image.open(sample.picture)) for sample in source.samples("train")]
+    x = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float()
+    mean, std = (torch.tensor(v)[:, None, None] for v in ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)))
+    labels = [source.labels.read(sample.mask).astype(np.int64) for sample in source.samples("train")]
+    return (x - mean) / std, torch.from_numpy(np.stack(labels))
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(logits, labels, ignore_index=255)
+
+
+def balanced(logits: Tensor, labels: Tensor) -> Tensor:
+    counts = torch.bincount(labels[labels != 255], minlength=3).double()
+    weights = 1 / torch.log(1.02 + counts / counts.sum())
+    return F.cross_entropy(logits, labels, weight=weights.float(), ignore_index=255)
+
+
+def of_kind(kind: Any) -> Callable[[Tensor, Tensor], Tensor]:
+    def loss(logits: Tensor, labels: Tensor) -> Tensor:
+        sums = SegmentationLoss(kind, ignore_index=255)(logits, labels)
+        return sums.total / sums.weight
+
+    return loss
+
+
+def sgd(parameters: Iterator[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=0.05, momentum=0.9, weight_decay=5e-4)
+
+
+def adamw(parameters: Iterator[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr=0.05, weight_decay=0.1)
+
+
+@dataclass(frozen=True)
+class Hand:
+    """A step by hand."""
+
+    loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy
+    optimizer: Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer] = sgd
+    aux_weight: float = 0.4
+    prepare: Callable[[SegmentationModel], object] = lambda model: model.train()
+
+
+def frozen_norms(model: SegmentationModel) -> None:
+    model.train()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval().requires_grad_(False)
+
+
+def frozen_backbone(model: SegmentationModel) -> None:
+    model.train()
+    model.backbone.eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize(
+    ("options", "hand"),
+    [
+        ({}, Hand()),
+        ({"aux_weight": 0.0}, Hand(aux_weight=0.0)),
+        ({"class_weights": "balanced"}, Hand(balanced)),
+        ({"loss": "ohem"}, Hand(of_kind("ohem"))),
+        ({"loss": "dice"}, Hand(of_kind("dice"))),
+        ({"freeze": "batchnorm"}, Hand(prepare=frozen_norms)),
+        ({"freeze": "backbone"}, Hand(prepare=frozen_backbone)),
+        ({"freeze": "batchnorm", "accumulate": 4}, Hand(prepare=frozen_norms)),
+        (
+            {"freeze": "batchnorm", "optimizer": "adamw", "weight_decay": 0.1},
+            Hand(cross_entropy, adamw, 0.4, frozen_norms),
+        ),
+    ],
+    ids=lambda value: " ".join(map(str, value.values())) or "default" if isinstance(value, dict) else "",
+)
+def test_a_step_is_the_one_by_hand(options: dict[str, Any], hand: Hand, few: Path, quick: Callable[..., Path]) -> None:
+    out = quick(few, lr=0.05, **FCN, **STILL, **options)
+    model, (x, y) = hand_network(), batch_of(few)
+    hand.prepare(model)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert model.aux_head is not None
+    features = model.forward_features(x)
+    loss = hand.loss(F.interpolate(model.forward_head(features), y.shape[1:], mode="bilinear"), y)
+    if hand.aux_weight:
+        aux = F.interpolate(model.aux_head(features), y.shape[1:], mode="bilinear")
+        loss = loss + hand.aux_weight * hand.loss(aux, y)
+    loss.backward()
+    hand.optimizer(parameter for parameter in model.parameters() if parameter.grad is not None).step()
+    found = load_file(out / "last" / "model.safetensors")
+    assert_same_values(found, model.state_dict(), rtol=1e-3, atol=2e-4)
+    assert log_of(out)[0]["loss"] == pytest.approx(float(loss.detach()), rel=1e-4)
+    still = {name for name, value in before.items() if torch.equal(value, found[name])}
+    if options.get("freeze") == "backbone":
+        assert still == {name for name in before if name.startswith("backbone.")}
+    if options.get("freeze") == "batchnorm":
+        assert {name for name in before if "running" in name} <= still < set(before)
+
+
+def test_warmup_rises_to_the_learning_rate(few: Path, quick: Callable[..., Path]) -> None:
+    lines = log_of(quick(few, epochs=5, warmup=3, lr=0.04, freeze="batchnorm"))
+    plain = [0.0396 * (1 - step / 5) ** 0.9 + 0.0004 for step in range(5)]
+    expected = [lr * min(1, (step + 1) / 4) for step, lr in enumerate(plain)]
+    assert [line["lr"] for line in lines if "mIoU" not in line] == [pytest.approx(lr) for lr in expected]
+
+
+def test_ema_keeps_an_average_and_trains_the_same(
+    few: Path, quick: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states: list[dict[str, Any]] = []
+    original = Run.save
+
+    def save(self: Run, state: dict[str, Any]) -> None:
+        states.append({key: {k: v.clone() for k, v in state[key].items()} for key in ("model", "ema") if state[key]})
+        original(self, state)
+
+    monkeypatch.setattr(Run, "save", save)
+    plain, averaged = (quick(few, name, epochs=5, ema=ema) for name, ema in (("plain", None), ("averaged", 0.5)))
+    assert_same_values(states[9]["model"], states[4]["model"])
+    assert_same_values(load_file(plain / "last" / "model.safetensors"), states[4]["model"], rtol=0, atol=0)
+    assert_same_values(load_file(averaged / "last" / "model.safetensors"), states[9]["ema"], rtol=0, atol=0)
+    for name, value in states[9]["ema"].items():
+        if value.is_floating_point():
+            expected = states[8]["ema"][name].lerp(states[9]["model"][name], 0.5)
+            torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-6)
+    assert any(not torch.allclose(value, states[9]["model"][name]) for name, value in states[9]["ema"].items())
+
+
+def test_bfloat16_is_near_and_kept_in_float32(few: Path, quick: Callable[..., Path]) -> None:
+    exact, half = (quick(few, precision, precision=precision) for precision in ("float32", "bfloat16"))
+    losses = [log_of(out)[0]["loss"] for out in (exact, half)]
+    assert losses[0] != losses[1] and losses[1] == pytest.approx(losses[0], rel=0.05)
+    assert {value.dtype for value in load_file(half / "model.safetensors").values()} <= {torch.float32, torch.int64}
+
+
+def test_dropout_and_seed_decide_the_draws(few: Path, quick: Callable[..., Path]) -> None:
+    def loss(name: str, **options: Any) -> float:
+        return float(log_of(quick(few, name, **options))[0]["loss"])
+
+    losses = [loss("a"), loss("b"), loss("c", dropout=0.9), loss("d", seed=1), loss("e", photometric=False)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5) and len({round(each, 4) for each in losses[1:]}) == 4
+
+
+def test_resize_is_kept_for_prediction(few: Path, quick: Callable[..., Path]) -> None:
+    config = config_of(quick(few, resize=32, crop_size=(32, 32)))
+    assert config["preprocess"]["resize"] == {"short": 32, "long": 128}
+
+
+def test_another_run_in_this_process_may_use_another_device(
+    few: Path, quick: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    PartialState._reset_state()
+    monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", "meta")
+    assert PartialState().device.type == "meta"
+    monkeypatch.delenv("ACCELERATE_TORCH_DEVICE")
+    quick(few, device="cpu")
+    assert PartialState().device.type == "cpu"
+
+
+# --- what training starts from --------------------------------------------------------------------
+
+UNMOVED = {"lr": 1e-9, "freeze": "batchnorm"}
+"""Nothing is learnt, so that the values at the end are those at the beginning."""
+
+
+def values(model: SegmentationModel) -> dict[str, Tensor]:
+    return dict(model.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("data", torch.nn.Conv2d(3, 3, 1)), "model is a network; expected a name"),
+        (("data", 50), "model is of type int; expected a name"),
+        (("data", None, True), "weights is True without a model"),
+        (("data", "toy_r50", {"a": 1}), "the weights are of type dict"),
+        ((["a.png"], "toy_r50"), "data is of type list; expected the path of a folder"),
+    ],
+)
+def test_an_argument_of_another_type(
+    arguments: tuple[Any, ...], words: str, few: Path, zoo: Zoo, tmp_path: Path
+) -> None:
+    data, *more = arguments
+    with pytest.raises(OptionError, match=re.escape(words)):
+        finetune(few if data == "data" else data, *more, out=tmp_path / "out", **{**TINY, "epochs": 1})
+    assert not (tmp_path / "out").exists()
+
+
+def test_true_is_the_first_weights_and_false_none(few: Path, zoo: Zoo, quick: Callable[..., Path]) -> None:
+    assert config_of(quick(few, "a", model="toy_r50", weights=True))["started_from"] == "toy_r50.toys_me"
+    assert config_of(quick(few, "b", model="toy_r50", weights=False))["started_from"] is None
+
+
+def test_a_model_name_starts_from_random_values(few: Path, zoo: Zoo, quick: Callable[..., Path]) -> None:
+    out = quick(few, model="toy_r50", channels=8, **UNMOVED)
+    torch.manual_seed(0)
+    expected = build_model("fcn", BACKBONE, 3, output_stride=16, channels=8)
+    assert_same_values(load_file(out / "model.safetensors"), values(expected))
+    assert config_of(out)["started_from"] is None
+    assert config_of(out)["architecture"]["output_stride"] == 16
+
+
+@pytest.mark.parametrize("by", ["tag", "alias of a tag", "id", "record", "path", "link", "folder"])
+def test_weights_are_where_training_starts(
+    by: str, few: Path, zoo: Zoo, tmp_path: Path, quick: Callable[..., Path]
+) -> None:
+    expected, file = create_model("toy_r50", "toys"), zoo.mirror / "toys.pth"
+    expected.save_pretrained(tmp_path / "earlier")
+    record = {"started_from": "toy_r50.toys_me"}
+    options, facts = {
+        "tag": ({"model": "toy_r50", "weights": "toys"}, record),
+        "alias of a tag": ({"model": "toy_r50", "weights": "toys_me"}, record),
+        "id": ({"weights": "toy_r50.toys"}, record),
+        "record": ({"weights": get_weights("toy_r50.toys")}, record),
+        "path": ({"model": "toy_r50", "weights": file}, {"started_from": str(file)}),
+        "link": ({"model": "toy_r50", "weights": file.as_uri()}, {"started_from": file.as_uri()}),
+        "folder": ({"weights": tmp_path / "earlier"}, {"started_from": str(tmp_path / "earlier")}),
+    }[by]
+    out = quick(few, **options, **UNMOVED)
+    assert_same_values(load_file(out / "model.safetensors"), values(expected))
+    assert facts.items() <= config_of(out).items()
+    assert config_of(out)["classes"] == ["ground", "thing 1", "thing 2"]  # the data's, not the weights'
+
+
+@pytest.mark.parametrize("by", ["tag", "folder"])
+def test_other_classes_start_anew(by: str, zoo: Zoo, tmp_path: Path, quick: Callable[..., Path]) -> None:
+    data = draw_folder(tmp_path / "data", train=4, val=1, classes=5)
+    before = create_model("toy_r50", "toys")
+    before.save_pretrained(tmp_path / "earlier")
+    options = {"model": "toy_r50", "weights": "toys"} if by == "tag" else {"weights": tmp_path / "earlier"}
+    found = load_file(quick(data, **options, **UNMOVED) / "model.safetensors")
+    anew = {name for name, value in before.state_dict().items() if value.shape != found[name].shape}
+    assert anew == {f"{head}.classifier.{part}" for head in ("head", "aux_head") for part in ("weight", "bias")}
+    kept = {name: value for name, value in values(before).items() if name not in anew}
+    assert_same_values({name: found[name] for name in kept}, kept)
+
+
+def test_a_run_goes_on_with_another_data_set(
+    trained: Trained, few: Path, tmp_path: Path, undrawn: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = {**TINY, **UNMOVED, "epochs": 1, "weights": trained.out}
+    assert main(arguments(few, tmp_path / "next", **options)) == 0, capsys.readouterr().err
+    assert_same_values(load_file(tmp_path / "next" / "model.safetensors"), values(trained.model))
+
+
+def test_imagenet_values_on_request(few: Path, quick: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    original, asked = timm.create_model, []
+
+    def create(name: str, *, pretrained: bool, **options: Any) -> nn.Module:
+        asked.append(pretrained)  # there is no network here
+        model: nn.Module = original(name, **options)
+        return model
+
+    monkeypatch.setattr(timm, "create_model", create)
+    plain, fetched = quick(few, "plain"), quick(few, "fetched", backbone_pretrained=True)
+    assert asked.count(True) == 1 and asked[0] is False
+    assert config_of(plain)["started_from"] is None
+    assert config_of(fetched)["started_from"] == f"timm's ImageNet weights of {BACKBONE}"
+
+
+def test_unused_values_are_not_waited_for() -> None:
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.unused, self.frozen = (nn.Conv2d(3, 2, 1) for _ in range(3))
+            self.frozen.requires_grad_(False)
+
+        def forward(self, x: Tensor) -> list[Tensor]:
+            return [self.used(x), self.frozen(self.used(x).repeat(1, 2, 1, 1)[:, :3])]
+
+    heads = Heads()
+    freeze_unused(heads, heads.parameters())
+    trained = {name for name, parameter in heads.named_parameters() if parameter.requires_grad}
+    assert trained == {"used.weight", "used.bias"}
+    assert all(parameter.grad is None for parameter in heads.parameters())
+
+
+def test_a_backbone_stands_in_for_the_models_own(few: Path, zoo: Zoo, quick: Callable[..., Path]) -> None:
+    architecture = config_of(quick(few, model="toy_r50", backbone="lcnet_050", channels=8))["architecture"]
+    assert (architecture["family"], architecture["backbone"]) == ("fcn", "lcnet_050")
+
+
+# --- bad input ------------------------------------------------------------------------------------
+
+
+def change_mask(data: Path) -> None:
+    mask = np.zeros((48, 64), np.uint8)
+    mask[:3] = 7
+    Image.fromarray(mask).save(data / "masks" / "train" / "002.png")
+
+
+def remove_mask(data: Path) -> None:
+    (data / "masks" / "val" / "000.png").unlink()
+
+
+def empty(data: Path) -> None:
+    for kind in ("images", "masks"):
+        shutil.rmtree(data / kind / "train")
+        (data / kind / "train").mkdir()
+
+
+def remove_val(data: Path) -> None:
+    for kind in ("images", "masks"):
+        shutil.rmtree(data / kind / "val")
+
+
+def leave_one_class(data: Path) -> None:
+    description = json.loads((data / "dataset.json").read_text())
+    description.update(classes=["ground"], palette=[[0, 0, 0]])
+    (data / "dataset.json").write_text(json.dumps(description))
+
+
+def ignore_val(data: Path) -> None:
+    Image.new("L", (64, 48), 255).save(data / "masks" / "val" / "000.png")
+
+
+def turn_mask(data: Path) -> None:
+    with Image.open(data / "masks" / "train" / "001.png") as mask:
+        mask.transpose(Image.Transpose.ROTATE_90).save(data / "masks" / "train" / "001.png")
+
+
+def break_picture(data: Path) -> None:
+    path = data / "images" / "train" / "003.jpg"
+    path.write_bytes(path.read_bytes()[:200])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error", "words"),
+    [
+        (change_mask, DataError, ["002.png", "7"]),
+        (remove_mask, DataError, ["val", "000.jpg", "mask"]),
+        (empty, (DataError, OptionError), ["train"]),
+        (remove_val, OptionError, ["no split 'val'"]),
+        (leave_one_class, DataError, ["dataset.json:1", "at least 2"]),
+        (ignore_val, DataError, ["val", "ignored"]),
+        (turn_mask, DataError, ["001"]),
+        (break_picture, DataError, ["003.jpg"]),
+    ],
+    ids=lambda value: value.__name__ if callable(value) and not isinstance(value, type) else "",
+)
+def test_data_that_cannot_be_used(
+    spoil: Callable[[Path], None],
+    error: type[Exception],
+    words: list[str],
+    tmp_path: Path,
+    quick: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    data = draw_folder(tmp_path / "data", train=4, val=1)
+    spoil(data)
+    with pytest.raises(error) as raised:
+        quick(data)
+    assert all(word in str(raised.value) for word in words), raised.value
+    code = 2 if raised.type is OptionError else 1
+    assert main(arguments(data, tmp_path / "out", epochs=1, **NETWORK, **TINY)) == code
+    told = capsys.readouterr().err
+    assert str(raised.value) in told and "Traceback" not in told
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"crop_size": (0, 64)}, "height and width of at least 16"),
+        ({"scale": (2.0, 0.5)}, "two rising factors"),
+        ({"scale": (0.0, 1.0)}, "two rising factors"),
+        ({"scale": (1.0, 100.0)}, "two rising factors"),
+        ({"lr": 0.0}, "lr is 0.0; expected above 0"),
+        ({"lr": math.nan}, "lr is nan; expected a number"),
+        ({"lr": -1.0}, "lr is -1.0"),
+        ({"epochs": 0}, "epochs is 0; expected at least 1"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"batch_size": 5}, "batch_size 5 is more than the 4 pictures of train"),
+        ({"accumulate": 3}, "batch_size 4 cannot be worked on in 3 equal parts"),
+        ({"ema": 1.0}, "ema is 1.0"),
+        ({"flip": 1.5}, "flip is 1.5; expected from 0 to 1"),
+        ({"seed": -1}, "seed is -1"),
+        ({"workers": -1}, "workers is -1"),
+        ({"precision": "float16", "device": "cpu"}, "float16', which needs a GPU"),
+        ({"device": "gpu"}, "device 'gpu' cannot be used"),
+        ({"model": "semanticfpn_resnet51", "backbone": None}, "did you mean 'semanticfpn_resnet50'"),
+        ({"backbone": "mobilenetv3_smal_050"}, "did you mean 'mobilenetv3_small_050'"),
+        ({"backbone": None}, "'semanticfpn' is a family; add a backbone"),
+        ({"model": None, "backbone": None, "channels": None}, "there is no model"),
+        ({"weights": "toys"}, "weights bring their own backbone"),
+        (
+            {"weights": "toys", "backbone": None, "channels": None, "backbone_pretrained": True},
+            "weights bring their own",
+        ),
+        ({"model": None, "weights": "toys", "backbone": None, "channels": None}, "need a model name"),
+    ],
+    ids=lambda value: " ".join(map(str, value)) if isinstance(value, dict) else "",
+)
+def test_an_option_that_cannot_be_meant(
+    options: dict[str, Any], words: str, few: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = {**NETWORK, **TINY, "epochs": 1, **options}
+    with pytest.raises((OptionError, UnknownNameError), match=re.escape(words)):
+        finetune(few, out=tmp_path / "out", progress=False, **chosen)
+    assert not (tmp_path / "out").exists()
+    command = arguments(few, tmp_path / "out", **{name: value for name, value in chosen.items() if value is not None})
+    assert main(command) == 2
+    told = capsys.readouterr().err
+    assert words in told and told.startswith("zoo-seg: error: ") and len(told.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"epoch": 3}, "finetune has no option 'epoch'; did you mean 'epochs'?"),
+        ({"learning_rate": 0.1}, "finetune has no option 'learning_rate'; here it is 'lr'"),
+        ({"amp": True}, "finetune has no option 'amp'; here it is 'precision'"),
+        ({"num_workers": 2}, "finetune has no option 'num_workers'; here it is 'workers'"),
+        ({"logger": "wandb"}, "finetune has no option 'logger'; known are epochs, "),
+        ({"crop_size": 512}, "crop_size is 512; expected two of: a whole number"),
+        ({"batch_size": 2.5}, "batch_size is 2.5; expected a whole number"),
+        ({"optimizer": "adam"}, "optimizer is 'adam'; expected 'sgd' or 'adamw'"),
+        ({"photometric": "yes"}, "photometric is 'yes'; expected True or False"),
+    ],
+)
+def test_a_keyword_that_cannot_be_meant(options: dict[str, Any], words: str, few: Path, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=re.escape(words)):
+        finetune(few, out=tmp_path / "out", **NETWORK, **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_setting_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["finetune", "--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    assert stopped.value.code == 0
+    for name in Settings.__dataclass_fields__:
+        assert f"--{name.replace('_', '-')}" in told
+    assert "(default 512 512)" in told and "(default 0.01)" in told
+
+
+def test_one_picture_pooled_to_one_value(few: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = {**TINY, "model": "pspnet", "backbone": BACKBONE, "channels": 8, "epochs": 1}
+    assert main(arguments(few, tmp_path, **{**options, "batch_size": 1})) == 2
+    told = capsys.readouterr().err
+    assert "BatchNorm cannot train on one picture" in told and "freeze='batchnorm'" in told
+    with pytest.raises(OptionError, match="batch_size 4, accumulate 4"):  # and the folder is free for another try
+        finetune(few, out=tmp_path, accumulate=4, progress=False, **options)
+
+
+def test_a_run_that_fails_in_its_first_steps_leaves_no_folder(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="the loss is"):
+        finetune(data, out=tmp_path / "out", progress=False, **{**NETWORK, **TINY, "epochs": 9, "lr": 1e30})
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("lr", [1e30, 1e12])
+def test_a_loss_that_is_no_number(lr: float, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments(data, tmp_path, **{**NETWORK, **TINY, "epochs": 9, "lr": lr})) == 1
+    told = capsys.readouterr().err
+    named = re.search(r"the loss is (nan|inf) in epoch \d, step \d+ \(pictures: ([^)]*)\)", told)
+    assert named and len(set(named[2].split(", "))) == 4 and "lower lr" in told
+    assert all((data / "images" / "train" / f"{name}.jpg").is_file() for name in named[2].split(", "))
+
+
+def test_a_picture_that_vanishes(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = shutil.copytree(data, tmp_path / "data")
+    original = Loop.train
+
+    def train(self: Loop, journal: Any) -> None:
+        (copy / "images" / "train" / "005.jpg").unlink()
+        original(self, journal)
+
+    monkeypatch.setattr(Loop, "train", train)
+    for workers in (0, 1):
+        options = {**NETWORK, **TINY, "epochs": 1, "workers": workers}
+        shutil.copy(data / "images" / "train" / "005.jpg", copy / "images" / "train")
+        assert main(arguments(copy, tmp_path / "out", **options)) == 1
+        told = capsys.readouterr().err
+        assert "005.jpg" in told.splitlines()[-1] and "Traceback" not in told
+
+
+# --- folders that cannot be written, or gone on with ----------------------------------------------
+
+
+def test_a_folder_with_something_in_it_is_kept(
+    trained: Trained, few: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(out: Path, *more: str) -> str:
+        assert main([*arguments(few, out, **{**NETWORK, **TINY, "epochs": 1}), *more]) == 2
+        return capsys.readouterr().err
+
+    assert "holds a run; add --resume" in refused(trained.out)
+    (tmp_path / "file").write_text("mine")
+    assert "is a file; expected a folder" in refused(tmp_path / "file")
+    assert "is a file; expected a folder" in refused(tmp_path / "file", "--resume")
+    (tmp_path / "README.md").write_text("mine")
+    assert "holds README.md, which would be lost" in refused(tmp_path)
+    assert (tmp_path / "README.md").read_text() == "mine"
+    assert "cannot be written to" in refused(Path("/dev/null/out"))
+
+
+def test_resuming_needs_a_run(trained: Trained, few: Path, tmp_path: Path, quick: Callable[..., Path]) -> None:
+    with pytest.raises(OptionError, match=r"holds no run to resume; leave out --resume \(resume=True\)"):
+        quick(few, "nothing", resume=True)
+    copy = shutil.copytree(trained.out, tmp_path / "copy")
+    (copy / "state.pt").unlink()
+    with pytest.raises(OptionError, match=r"lost its state\.pt"):
+        quick(few, "copy", resume=True)
+    (copy / "state.pt").write_bytes((trained.out / "state.pt").read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match=r"state\.pt cannot be read"):
+        quick(few, "copy", resume=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"lr": 0.2}, "lr 0.1 (now 0.2)"),
+        ({"epochs": 12}, "epochs 6 (now 12)"),
+        ({"scale": (0.5, 1.0), "seed": 3}, "scale [1.0, 1.0] (now [0.5, 1.0]); seed 0 (now 3)"),
+        ({"channels": 8}, "channels 16 (now 8)"),
+        ({"backbone": "lcnet_050"}, f"backbone {BACKBONE!r} (now 'lcnet_050')"),
+    ],
+)
+def test_resuming_needs_the_same_settings(
+    options: dict[str, Any], words: str, trained: Trained, data: Path, undrawn: None
+) -> None:
+    same = {**NETWORK, **TINY, "epochs": 6, "lr": 0.1, "scale": (1.0, 1.0), "photometric": False}
+    with pytest.raises(OptionError, match=re.escape(words)):
+        finetune(data, out=trained.out, resume=True, progress=False, **{**same, **options})
+
+
+def test_resuming_needs_the_same_data(trained: Trained, data: Path, tmp_path: Path, undrawn: None) -> None:
+    same = {**NETWORK, **TINY, "epochs": 6, "lr": 0.1, "scale": (1.0, 1.0), "photometric": False}
+    other = shutil.copytree(data, tmp_path / "other")
+
+    def refusal() -> str:
+        with pytest.raises(OptionError) as raised:
+            finetune(other, out=trained.out, resume=True, progress=False, **same)
+        return str(raised.value)
+
+    for kind, suffix in (("images", "jpg"), ("masks", "png")):
+        (other / kind / "train" / f"011.{suffix}").rename(other / kind / "train" / f"012.{suffix}")
+    assert "'011' in train (now '012')" in refusal()
+    for kind, suffix in (("images", "jpg"), ("masks", "png")):
+        (other / kind / "train" / f"012.{suffix}").unlink()
+    assert "12 in train (now 11)" in refusal()
+    description = json.loads((other / "dataset.json").read_text())
+    description["classes"][1] = "cat"
+    (other / "dataset.json").write_text(json.dumps(description))
+    assert "'thing 1' in classes (now 'cat')" in refusal()
+
+
+@pytest.mark.parametrize(("share", "file"), [(0.5, "model.safetensors"), (0.9, "state.pt")])
+def test_a_full_disk_leaves_what_was_there(
+    share: float, file: str, data: Path, unbroken: Path, tmp_path: Path, undrawn: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is full from the third epoch on."""
+    limit = int(share * (unbroken / file).stat().st_size)
+    original, epochs = Loop._validate, iter(range(2))
+
+    with ExitStack() as stack, monkeypatch.context() as patch:
+
+        def validate(self: Loop) -> dict[str, float]:
+            if next(epochs, None) is None:
+                stack.enter_context(largest_file(limit))
+            return original(self)
+
+        patch.setattr(Loop, "_validate", validate)
+        with pytest.raises(TrainingError, match=r"cannot be written to .*File too large.*--resume"):
+            finetune(data, out=tmp_path, progress=False, **LONG)
+    assert torch.load(tmp_path / "state.pt", weights_only=True)["epoch"] == 2
+    scores = [line["mIoU"] for line in log_of(tmp_path) if "mIoU" in line]
+    kept = from_pretrained(tmp_path).metrics[0].value
+    assert kept == max(scores) and len(scores) == (2 if file == "model.safetensors" else 3)
+    assert not list(tmp_path.rglob("*.part"))
+    finetune(data, out=tmp_path, resume=True, progress=False, **LONG)
+    assert_same_run(tmp_path, unbroken)
+
+
+@pytest.mark.parametrize("package", ["accelerate", "tensorboard", "matplotlib"])
+def test_a_missing_extra_is_named(
+    package: str, few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hidden = (package, "zoo_seg.training", "zoo_seg.cli.finetune", "torch.utils.tensorboard")
+    for name in [name for name in sys.modules if name.startswith(hidden)]:
+        if name != Settings.__module__:
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    assert main(arguments(few, tmp_path / "out", **NETWORK)) == 1
+    told = capsys.readouterr()
+    assert (told.out, len(told.err.splitlines())) == ("", 1)
+    assert f"{package} is missing" in told.err and "pip install 'zoo_seg[train]'" in told.err
+    monkeypatch.delitem(zoo_seg.__dict__, "finetune", raising=False)
+    with pytest.raises(MissingExtraError, match="pip install"):
+        _ = zoo_seg.finetune
