@@ -460,7 +460,7 @@ CARELESS: list[tuple[str, int, str]] = [
     ("{toy} p --scales nan", 2, "expected positive numbers"),
     ("{toy} p --scales 0.5,1", 2, "invalid float value: '0.5,1'"),
     ("{toy} p --resize 0", 2, "'0' is not a whole number"),
-    ("{toy} p --resize 100000", 2, "100000 is more pixels than a picture's side may have, 32768"),
+    ("{toy} p --resize 100000", 2, "100000 is more pixels than an image's side may have, 32768"),
     ("{toy} p --resize 30000", 1, "p/a.png: a picture of 30x40 pixels would become one of 30000x40000"),
     ("{toy} p --overwite", 2, "unrecognized arguments: --overwite; did you mean --overwrite?"),
     ("finetune --data p --out o --learning-rate 1", 2, "did you mean --lr?"),

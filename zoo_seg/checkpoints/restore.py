@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from zoo_seg.errors import CheckpointError
 from zoo_seg.families.registry import Family, find_family
 from zoo_seg.manifest import Architecture
 from zoo_seg.network import SegmentationNetwork, build_network
+from zoo_seg.text import table
 
 _log = logging.getLogger("zoo_seg")
 
@@ -107,7 +109,7 @@ def _fill(
         if name in expected and _shape(tensor) != _shape(expected[name])
     ]
     if rows:
-        raise CheckpointError(_table(path, rows))
+        raise CheckpointError(_misfits(path, rows))
     network.load_state_dict(given, strict=False, assign=True)
 
 
@@ -149,11 +151,9 @@ def _shape(tensor: Tensor) -> str:
     return ("x".join(map(str, tensor.shape)) or "scalar") + kind
 
 
-def _table(path: Path, rows: list[tuple[str, str, str]], most: int = 20) -> str:
+def _misfits(path: Path, rows: list[tuple[str, str, str]], most: int = 20) -> str:
     """What does not fit, as text: one row a tensor, `-` where a side has none."""
-    shown = [("tensor", "in the file", "in the network"), *rows[:most]]
-    widths = [max(len(row[column]) for row in shown) for column in range(3)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in shown]
+    text = table(("tensor", "in the file", "in the network"), rows[:most])
     if len(rows) > most:
-        lines.append(f"... and {len(rows) - most} more")
-    return f"{path} does not fit the network in {len(rows)} tensors:\n  " + "\n  ".join(lines)
+        text += f"\n... and {len(rows) - most} more"
+    return f"{path} does not fit the network in {len(rows)} tensors:\n" + textwrap.indent(text, "  ")

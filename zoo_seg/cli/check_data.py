@@ -8,11 +8,11 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from zoo_seg.cli.text import table
 from zoo_seg.data import SegmentationData, open_data
 from zoo_seg.data.check import check_data
 from zoo_seg.data.findings import DataReport, Size, SplitReport, ValueCount
 from zoo_seg.data.wording import many
+from zoo_seg.text import table
 
 _MOST_ROWS = 20
 """Of unknown labels; the message above sums up the others."""

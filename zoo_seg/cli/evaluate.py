@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from zoo_seg.cli.network import check_test_arguments, device_of, load_network
-from zoo_seg.cli.text import table
 from zoo_seg.data.layouts import SegmentationData, open_data
 from zoo_seg.errors import OptionError
 from zoo_seg.evaluation.chart import draw_chart
@@ -16,6 +15,7 @@ from zoo_seg.evaluation.comparison import Comparison, as_json, compare, write_js
 from zoo_seg.evaluation.measure import Measurement, measure
 from zoo_seg.manifest import Metric, TestOptions
 from zoo_seg.model import SegmentationModel
+from zoo_seg.text import table
 
 JSON, CHART = "evaluation.json", "iou.png"
 

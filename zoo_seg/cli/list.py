@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 
-from zoo_seg.cli.text import print_json, table
+from zoo_seg.cli.text import print_json
 from zoo_seg.errors import OptionError
 from zoo_seg.manifest import list_weights
+from zoo_seg.text import table
 
 
 def run(arguments: argparse.Namespace) -> int:

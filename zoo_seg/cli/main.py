@@ -32,6 +32,9 @@ exit code: 0 done, 1 the work failed, 2 wrong usage
 """
 
 
+_PACKAGED = "the model's first; without --model the small network for street scenes that comes with the package"
+
+
 class _Parser(argparse.ArgumentParser):
     """Names the verb's own help in a usage error, and what an unknown option may have meant."""
 
@@ -103,14 +106,84 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _verb(verbs: Any, name: str, summary: str, description: str = "", examples: str = "") -> argparse.ArgumentParser:
+def _verb(
+    verbs: Any,
+    name: str,
+    summary: str,
+    description: str = "",
+    examples: str = "",
+    parents: Sequence[argparse.ArgumentParser] = (),
+) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = verbs.add_parser(
         name,
+        parents=parents,
         help=summary,
         description=textwrap.fill(description or summary[0].upper() + summary[1:] + ".", 100),
         epilog=f"examples:\n{examples}" if examples else None,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    return parser
+
+
+# --- options of several verbs: parents of their parsers ------------------------------------------
+
+
+def _network_options(default: str, use: str = "", model: str = "a model name") -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--model", metavar="NAME", help=f"{model}; not needed where --weights is an id or a folder")
+    parser.add_argument(
+        "--weights",
+        metavar="W",
+        help=f"{use}a tag (ade20k), an id (model.tag), a path, a folder that finetune wrote, or an https:// or hf:// "
+        f"link (default: {default})",
+    )
+    return parser
+
+
+def _device_option(default: str = "cuda where there is one") -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--device", metavar="NAME", help=f"cpu, cuda, cuda:1, mps (default: {default})")
+    return parser
+
+
+def _layout_option(*flags: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument(
+        *flags,
+        choices=["auto", "folder", "voc", "ade20k", "cityscapes"],
+        default="auto",
+        help="how the files lie in the folder of the data (default: found out)",
+    )
+    return parser
+
+
+def _test_options() -> argparse.ArgumentParser:
+    """How an image is predicted."""
+    parser = _device_option()
+    parser.add_argument(
+        "--mode", choices=["whole", "slide"], help="whole images, or a sliding window (default: as published)"
+    )
+    parser.add_argument(
+        "--crop", nargs=2, type=_whole, metavar=("H", "W"), help="the window (default: the training crop)"
+    )
+    parser.add_argument("--stride", nargs=2, type=_whole, metavar=("H", "W"), help="default: two thirds of the window")
+    parser.add_argument(
+        "--scales", nargs="+", type=float, metavar="S", help="average over these scales (default: as published)"
+    )
+    parser.add_argument(
+        "--flip",
+        action=argparse.BooleanOptionalAction,
+        help="average with the mirrored image (default: as published)",
+    )
+    parser.add_argument(
+        "--resize",
+        type=_resize,
+        default="published",
+        metavar="SIZE",
+        help="'published' (the weights' test size), 'none', or pixels for the shorter side",
+    )
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="to compute in")
+    parser.add_argument("--compile", action="store_true", help="torch.compile; pays with many images of one size")
     return parser
 
 
@@ -228,14 +301,9 @@ def _add_check_data(verbs: Any) -> None:
         "below val/, and dataset.json with the classes), or VOC, ADE20K and Cityscapes as distributed. Prints what the "
         "masks hold, and which files are missing, broken or do not fit. Exit code 1 when training would fail.",
         "  zoo-seg check-data my_data/\n  zoo-seg check-data VOCdevkit/VOC2012 --split train --split val",
+        parents=[_layout_option("--layout")],
     )
     parser.add_argument("data", type=_path, metavar="DIR", help="the folder of the data set")
-    parser.add_argument(
-        "--layout",
-        choices=["auto", "folder", "voc", "ade20k", "cityscapes"],
-        default="auto",
-        help="how the files lie in it (default: found out)",
-    )
     parser.add_argument("--split", action="append", metavar="NAME", help="check this part only; may be repeated")
     parser.add_argument("--workers", type=_whole, metavar="N", help="threads that read (default: two a processor)")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
@@ -252,34 +320,20 @@ def _add_finetune(verbs: Any) -> None:
         "  zoo-seg finetune --data my_data/ --model pspnet_resnet50_os8 --weights ade20k --out runs/mine\n"
         "  zoo-seg finetune --data my_data/ --model semanticfpn --backbone mobilenetv4_conv_small --out runs/small \\\n"
         "      --epochs 100 --optimizer adamw --lr 0.002 --crop-size 360 480",
+        parents=[
+            _network_options("random weights", "what to start from: ", "a model name, or a family with --backbone"),
+            _device_option("the fastest that is there"),
+            _layout_option("--layout"),
+        ],
     )
     parser.add_argument("--data", required=True, type=_path, metavar="DIR", help="see 'zoo-seg check-data --help'")
     parser.add_argument("--out", required=True, type=_path, metavar="DIR", help="a new folder to write to")
-    parser.add_argument(
-        "--model",
-        metavar="NAME",
-        help="a model name, or a family (fcn, pspnet, semanticfpn) with --backbone; not needed where --weights is an "
-        "id or a folder",
-    )
-    parser.add_argument(
-        "--weights",
-        metavar="W",
-        help="what to start from: a tag (ade20k), an id (model.tag), a path, a run's folder, or an https:// or hf:// "
-        "link (default: random values)",
-    )
     parser.add_argument("--backbone", metavar="NAME", help="a timm model in place of the model's own, not pretrained")
     parser.add_argument("--backbone-pretrained", action="store_true", help="fetch timm's ImageNet weights for it")
     parser.add_argument("--channels", type=_whole, metavar="N", help="width of the head of a network without weights")
-    parser.add_argument(
-        "--layout",
-        choices=["auto", "folder", "voc", "ade20k", "cityscapes"],
-        default="auto",
-        help="how the data lies in its folder",
-    )
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted run, to the very same end")
-    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: the fastest that is there)")
     parser.add_argument(
-        "--workers", type=int, default=2, metavar="N", help="processes that read pictures; 0: this one does (default 2)"
+        "--workers", type=int, default=2, metavar="N", help="processes that read images; 0: this one does (default 2)"
     )
     recipe = parser.add_argument_group("the recipe", "What decides the result; with --resume all must be as before.")
     hints = get_type_hints(Settings)
@@ -307,20 +361,24 @@ def _add_push(verbs: Any) -> None:
     parser.add_argument("--model", metavar="NAME", help="a model name, for a file or a link without description")
     parser.add_argument("--private", action="store_true", help="make the repository private")
     parser.add_argument("--revision", metavar="NAME", help="the branch to write to (default main)")
-    parser.add_argument(
-        "--example", type=_path, metavar="PICTURE", help="shown on the card under the network's colours"
-    )
+    parser.add_argument("--example", type=_path, metavar="IMAGE", help="shown on the card under the network's colours")
 
 
 def _add_demo(verbs: Any) -> None:
     parser = _verb(
         verbs,
         "demo",
-        "look at pictures through the networks, in a page of your browser",
-        "Serve a web page on this machine: drop a picture, choose weights, see the classes, compare two networks, and "
+        "look at images through the networks, in a page of your browser",
+        "Serve a web page on this machine: drop an image, choose weights, see the classes, compare two networks, and "
         "download the mask. It works without network, but for weights that are not there yet. It needs "
         "pip install 'zoo_seg[demo]'.",
         "  zoo-seg demo\n  zoo-seg demo --weights runs/mine --port 8000 --open",
+        parents=[
+            _network_options(
+                "the small network for street scenes that comes with the package", "what the page begins with: "
+            ),
+            _device_option(),
+        ],
     )
     parser.add_argument("--host", default="127.0.0.1", metavar="NAME", help="default 127.0.0.1: this machine alone")
     parser.add_argument("--port", type=_port, default=7860, metavar="N", help="default 7860")
@@ -331,14 +389,6 @@ def _add_demo(verbs: Any) -> None:
         metavar="NAME",
         help="answer to this name as well, such as that of a proxy in front; may be given several times",
     )
-    parser.add_argument("--model", metavar="NAME", help="a model name; not needed where --weights is an id or a folder")
-    parser.add_argument(
-        "--weights",
-        metavar="W",
-        help="what the page begins with: a tag (ade20k), an id (model.tag), a path, a folder that finetune wrote, or "
-        "an https:// or hf:// link (default: the small network for street scenes that comes with the package)",
-    )
-    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: cuda where there is one)")
     parser.add_argument("--open", action="store_true", help="open the page in the browser")
 
 
@@ -384,7 +434,7 @@ def _resize(text: str) -> int | str | None:
     if text in ("published", "none"):
         return None if text == "none" else text
     if _whole(text) > LARGEST_SIDE:
-        raise argparse.ArgumentTypeError(f"{text} is more pixels than a picture's side may have, {LARGEST_SIDE}")
+        raise argparse.ArgumentTypeError(f"{text} is more pixels than an image's side may have, {LARGEST_SIDE}")
     return int(text)
 
 
@@ -392,51 +442,31 @@ def _add_predict(verbs: Any) -> None:
     parser = _verb(
         verbs,
         "predict",
-        "write the class maps of pictures",
-        "Write <stem>_mask.png (a palette PNG of class ids) and <stem>_overlay.png for each picture, under the "
-        "picture's folder below --out. What is there already is kept while picture, weights and settings are the same; "
-        "a file of your own is never replaced. A broken or missing picture is named and passed over, and "
-        "the exit code is 1 then. Of a folder every picture is taken, links to pictures included; links to folders "
+        "write the class maps of images",
+        "Write <stem>_mask.png (a palette PNG of class ids) and <stem>_overlay.png for each image, under the "
+        "image's folder below --out. What is there already is kept while image, weights and settings are the same; "
+        "a file of your own is never replaced. A broken or missing image is named and passed over, and "
+        "the exit code is 1 then. Of a folder every image is taken, links to images included; links to folders "
         "and hidden files are passed over. Of a clip one overlay is written, without sound; it needs "
-        "pip install 'zoo_seg[video]'. With --engine ray the workers of a Ray cluster share the pictures; a PATH may "
+        "pip install 'zoo_seg[video]'. With --engine ray the workers of a Ray cluster share the images; a PATH may "
         "then be a URL that fsspec knows (s3://...), a list may hold URLs, and --out be a URL; it needs "
         "pip install 'zoo_seg[scale]'.",
         "  zoo-seg predict street.jpg\n"
         "  zoo-seg predict street.jpg --model pspnet_resnet50_os8 --weights ade20k --out out/\n"
-        "  zoo-seg predict pictures/ 'more/*.png' --weights fcn_resnet101_os8.cityscapes --out out/ --dtype bfloat16\n"
+        "  zoo-seg predict images/ 'more/*.png' --weights fcn_resnet101_os8.cityscapes --out out/ --dtype bfloat16\n"
         "  zoo-seg predict clip.mp4 --out clip_overlay.mp4\n"
-        "  zoo-seg predict s3://bucket/pictures --engine ray --address auto --out s3://bucket/masks",
+        "  zoo-seg predict s3://bucket/images --engine ray --address auto --out s3://bucket/masks",
+        parents=[_network_options(_PACKAGED), _test_options()],
     )
     parser.add_argument(
         "paths",
         nargs="+",
         type=_path,
         metavar="PATH",
-        help="pictures, folders, globs and lists (.txt, a path on each line); or one clip",
+        help="images, folders, globs and lists (.txt, a path on each line); or one clip",
     )
     parser.add_argument(
         "--out", default="out", type=_path, metavar="DIR", help="where to write (default out); or CLIP.mp4"
-    )
-    parser.add_argument("--model", metavar="NAME", help="a model name; not needed where --weights is an id or a folder")
-    parser.add_argument(
-        "--weights",
-        metavar="W",
-        help="a tag (ade20k), an id (model.tag), a path, a folder that finetune wrote, or an https:// or hf:// link "
-        "(default: the model's first; without --model the small network for street scenes that comes with the package)",
-    )
-    parser.add_argument("--mode", choices=["whole", "slide"], help="whole images, or windows (default: as published)")
-    parser.add_argument(
-        "--crop", nargs=2, type=_whole, metavar=("H", "W"), help="the window (default: the training crop)"
-    )
-    parser.add_argument("--stride", nargs=2, type=_whole, metavar=("H", "W"), help="default: two thirds of the window")
-    parser.add_argument("--scales", nargs="+", type=float, metavar="S", help="average over these scales (default: 1)")
-    parser.add_argument("--flip", action=argparse.BooleanOptionalAction, help="average with the mirrored image")
-    parser.add_argument(
-        "--resize",
-        type=_resize,
-        default="published",
-        metavar="SIZE",
-        help="'published' (the weights' test size), 'none', or pixels for the shorter side",
     )
     parser.add_argument(
         "--range",
@@ -446,11 +476,8 @@ def _add_predict(verbs: Any) -> None:
         help="the values that are black and white in images of more than 8 bits, such as 0 4095",
     )
     parser.add_argument(
-        "--batch-size", type=_whole, metavar="N", help="pictures of one size at a time (default 1; a clip on a GPU: 8)"
+        "--batch-size", type=_whole, metavar="N", help="images of one size at a time (default 1; a clip on a GPU: 8)"
     )
-    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: cuda where there is one)")
-    parser.add_argument("--compile", action="store_true", help="torch.compile; pays with many pictures of one size")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="to compute in")
     parser.add_argument("--alpha", type=float, default=0.5, help="how much of the colours in the overlay, 0 to 1")
     parser.add_argument("--legend", action="store_true", help="class names and areas beside the overlay")
     parser.add_argument("--no-overlay", action="store_true", help="write the masks only")
@@ -478,13 +505,7 @@ def _add_export(verbs: Any) -> None:
         "  zoo-seg export --weights pspnet_resnet50_os8.ade20k --out pspnet.onnx\n"
         "  zoo-seg export --weights runs/mine --out mine.xml --preprocess --argmax --dtype float16\n"
         "  zoo-seg predict street.jpg --weights pspnet.onnx",
-    )
-    parser.add_argument("--model", metavar="NAME", help="a model name; not needed where --weights is an id or a folder")
-    parser.add_argument(
-        "--weights",
-        metavar="W",
-        help="a tag (ade20k), an id (model.tag), a path, a folder that finetune wrote, or an https:// or hf:// link "
-        "(default: the model's first; without --model the small network that comes with the package)",
+        parents=[_network_options(_PACKAGED)],
     )
     parser.add_argument(
         "--out", required=True, type=_path, metavar="FILE", help="ends in .onnx, .xml (OpenVINO) or .pt2 (torch.export)"
@@ -493,7 +514,7 @@ def _add_export(verbs: Any) -> None:
         "--format", choices=["onnx", "openvino", "torch_export"], help="default: as the ending of --out says"
     )
     parser.add_argument(
-        "--preprocess", action="store_true", help="normalise in the graph: it takes uint8 RGB pictures (N, H, W, 3)"
+        "--preprocess", action="store_true", help="normalise in the graph: it takes uint8 RGB images (N, H, W, 3)"
     )
     parser.add_argument(
         "--argmax", action="store_true", help="choose the class in the graph: it gives class ids (N, H, W)"
@@ -515,46 +536,17 @@ def _add_evaluate(verbs: Any) -> None:
         "  zoo-seg evaluate --model pspnet_resnet50_os8 --weights voc --data VOCdevkit/VOC2012\n"
         "  zoo-seg evaluate --weights semanticfpn_resnet50.ade20k_mmseg --data ADEChallengeData2016 \\\n"
         "      --scales 0.5 0.75 1 1.25 1.5 1.75 --flip --dtype bfloat16",
+        parents=[
+            _network_options("the model's first"),
+            _test_options(),
+            _layout_option("--dataset", "--layout"),
+        ],
     )
     parser.add_argument("--data", required=True, type=_path, metavar="DIR", help="the data set's folder")
-    parser.add_argument(
-        "--dataset",
-        "--layout",
-        choices=["auto", "folder", "voc", "ade20k", "cityscapes"],
-        default="auto",
-        metavar="LAYOUT",
-        help="how the data lies in its folder: folder, voc, ade20k, cityscapes, or auto (default)",
-    )
     parser.add_argument("--split", default="val", metavar="NAME", help="the part to measure (default val)")
-    parser.add_argument("--model", metavar="NAME", help="a model name; not needed where --weights is an id or a folder")
-    parser.add_argument(
-        "--weights",
-        metavar="W",
-        help="a tag (ade20k), an id (model.tag), a path, a folder that finetune wrote, or an https:// or hf:// link "
-        "(default: the model's first)",
-    )
     parser.add_argument("--out", type=_path, metavar="DIR", help="where to write (default evaluation/<id>_<protocol>)")
     parser.add_argument(
         "--tolerance", type=float, default=0.1, metavar="T", help="percent points of mIoU (default 0.1)"
     )
-    parser.add_argument("--mode", choices=["whole", "slide"], help="mode, scales and flip: default as published")
-    parser.add_argument("--scales", nargs="+", type=float, metavar="S", help="average over these scales")
-    parser.add_argument("--flip", action=argparse.BooleanOptionalAction, help="average with the mirrored picture")
-    parser.add_argument(
-        "--crop", nargs=2, type=_whole, metavar=("H", "W"), help="the window (default: the training crop)"
-    )
-    parser.add_argument("--stride", nargs=2, type=_whole, metavar=("H", "W"), help="default: two thirds of the window")
-    parser.add_argument(
-        "--resize",
-        type=_resize,
-        default="published",
-        metavar="SIZE",
-        help="'published' (the weights' test size), 'none', or pixels for the shorter side",
-    )
-    parser.add_argument("--batch-size", type=_whole, default=1, metavar="N", help="pictures of one size at a time")
-    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: cuda where there is one)")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="to compute in")
-    parser.add_argument("--compile", action="store_true", help="torch.compile; pays with many pictures of one size")
-    parser.add_argument(
-        "--limit", type=_whole, metavar="N", help="measure the first N pictures only, without a verdict"
-    )
+    parser.add_argument("--batch-size", type=_whole, default=1, metavar="N", help="images of one size at a time")
+    parser.add_argument("--limit", type=_whole, metavar="N", help="measure the first N images only, without a verdict")

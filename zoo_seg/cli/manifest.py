@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from zoo_seg.checkpoints.pin import Pinned, file_tensors_sha256, measure, write
-from zoo_seg.cli.text import megabytes, table
+from zoo_seg.cli.text import megabytes
 from zoo_seg.decode import suggest
 from zoo_seg.errors import CheckpointError, DownloadError, OptionError, UnknownNameError
 from zoo_seg.hub.files import hash_file
 from zoo_seg.hub.links import Answer, ask_all
 from zoo_seg.manifest import File, Manifest, Weights, get_architecture, get_weights, published_manifest, read_manifest
+from zoo_seg.text import table
 from zoo_seg.zoo import stub
 
 _CLAIM = {

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 
 from zoo_seg import settings
-from zoo_seg.cli.text import table
 from zoo_seg.hub import cache
+from zoo_seg.text import table
 
 
 def run(arguments: argparse.Namespace) -> int:

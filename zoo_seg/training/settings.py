@@ -72,7 +72,7 @@ class Settings:
         "none", "what is not trained: every BatchNorm, or the backbone"
     )
     precision: Literal["float32", "bfloat16", "float16"] = _option(
-        "float32", "mixed precision in bfloat16 or float16 (on a GPU only), or none (float32)"
+        "float32", "mixed precision, unless float32; float16 on a GPU only"
     )
     seed: int = _option(0, "of random weights, the order of the images and their transforms")
 
