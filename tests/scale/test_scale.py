@@ -20,7 +20,6 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY, Zoo
 from helpers.drawn import draw_folder
-from helpers.servers import Server, send
 from PIL import Image
 
 from zoo_seg.cli import main
