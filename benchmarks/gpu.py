@@ -82,7 +82,7 @@ class Version:
 
 def versions(model: SegmentationNetwork, device: torch.device) -> list[Version]:
     """The plain network, and ours in steps."""
-    network = SegmentationNetwork(model.backbone, model.head, None).requires_grad_(False).to(device)
+    network = model.network.with_parts(model.backbone, model.head).requires_grad_(False).to(device)
     half = copy.deepcopy(network).bfloat16()
     ready = prepare(network, device, torch.bfloat16, compiled=True)
     compiled = torch.compile(ready.forward_logits)

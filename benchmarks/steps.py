@@ -60,7 +60,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.manual_seed(0)
     model = zoo_seg.pspnet_resnet50_os8(num_classes=150).eval()
-    network = SegmentationNetwork(model.backbone, model.head, None)
+    network = model.network.with_parts(model.backbone, model.head)
     x = F.interpolate(torch.randn(1, 3, 16, 22), size=SIZE, mode="bicubic")
 
     whole = undivided(network.head)

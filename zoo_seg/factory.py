@@ -8,7 +8,7 @@ from typing import Any
 
 from zoo_seg.data.labels import voc_palette
 from zoo_seg.errors import OptionError
-from zoo_seg.info import ModelInfo
+from zoo_seg.info import ModelInfo, as_palette
 from zoo_seg.manifest import Architecture, Weights, get_architecture
 from zoo_seg.model import SegmentationModel, check_positive, class_names
 from zoo_seg.network import build_network, with_all_options
@@ -119,11 +119,11 @@ def new_model(
     network = build_network(architecture, num_classes, in_chans=in_chans, backbone_pretrained=backbone_pretrained)
     names = tuple(classes or class_names(num_classes))
     if len(names) != num_classes:
-        raise OptionError(f"{len(names)} classes for num_classes={num_classes}; expected a name for each")
+        raise OptionError(f"{len(names)} classes for a network with {num_classes}; expected a name for each")
     try:
         info = ModelInfo(
             classes=names,
-            palette=tuple(palette or voc_palette(num_classes)),
+            palette=as_palette(voc_palette(num_classes) if palette is None else palette),
             in_chans=in_chans,
             architecture=with_all_options(architecture),
         )

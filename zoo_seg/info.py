@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
+from typing import Any
 
 from zoo_seg.manifest import (
     Architecture,
@@ -58,10 +61,8 @@ class ModelInfo:
 
     def __post_init__(self) -> None:
         if not self.classes or len(self.classes) != len(self.palette):
-            raise ValueError(f"{len(self.classes)} classes and {len(self.palette)} palette colours, expected as many")
-        for colour in self.palette:
-            if len(colour) != 3 or not all(isinstance(each, int) and 0 <= each <= 255 for each in colour):
-                raise ValueError(f"palette has {colour!r}; expected (red, green, blue) as integers from 0 to 255")
+            raise ValueError(f"{len(self.classes)} classes but {len(self.palette)} palette colours; expected as many")
+        as_palette(self.palette)
         if self.in_chans < 1:
             raise ValueError(f"in_chans is {self.in_chans}, expected at least 1")
 
@@ -74,6 +75,22 @@ class ModelInfo:
     def training_crop(self) -> tuple[int, int] | None:
         """(height, width) of the crops that the weights were trained on; None where nobody said."""
         return self.window or (self.recipe.crop if self.recipe else None)
+
+
+def as_palette(colours: Iterable[Sequence[int]]) -> tuple[tuple[int, int, int], ...]:
+    """RGB colours as a network knows them.
+
+    Raises:
+        ValueError: one is none; the message quotes it.
+    """
+    return tuple(_as_colour(colour) for colour in colours)
+
+
+def _as_colour(colour: Any) -> tuple[int, int, int]:
+    parts = list(colour) if isinstance(colour, Iterable) else []
+    if len(parts) != 3 or not all(isinstance(each, Integral) and 0 <= each <= 255 for each in parts):
+        raise ValueError(f"palette has {colour!r}; expected (red, green, blue) as integers from 0 to 255")
+    return int(parts[0]), int(parts[1]), int(parts[2])
 
 
 def info_of(record: Weights) -> ModelInfo:

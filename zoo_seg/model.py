@@ -22,7 +22,7 @@ from zoo_seg.hub import huggingface
 from zoo_seg.images.reading import Picture, drawn_street, read_picture
 from zoo_seg.inference.predicting import Predicting
 from zoo_seg.inference.predictor import Predictor, Predictors, choose_dtype
-from zoo_seg.info import ModelInfo
+from zoo_seg.info import ModelInfo, as_palette
 from zoo_seg.layers.readout import HeadOutput
 from zoo_seg.manifest import Architecture, Licence, Metric, Preprocess, Recipe, TestOptions, Weights, get_weights
 from zoo_seg.network import SegmentationNetwork, with_all_options
@@ -137,7 +137,11 @@ class SegmentationModel(nn.Module, Predicting):
 
     @palette.setter
     def palette(self, palette: Sequence[tuple[int, int, int]]) -> None:
-        self._know(palette=tuple((r, g, b) for r, g, b in palette))
+        try:
+            colours = as_palette(palette)
+        except ValueError as error:
+            raise OptionError(str(error)) from None
+        self._know(palette=colours)
 
     @property
     def preprocess(self) -> Preprocess:

@@ -19,7 +19,8 @@ from test_networks import load
 from zoo_seg.errors import OptionError
 from zoo_seg.inference import Predictor, predict_logits
 from zoo_seg.inference.augmented import windows
-from zoo_seg.manifest import Preprocess, Resize
+from zoo_seg.inference.protocol import check_test_options
+from zoo_seg.manifest import Architecture, Preprocess, Resize
 from zoo_seg.network import SegmentationNetwork, build_network
 
 CASES = sorted(FIXTURES.glob("protocol_*.npz"))
@@ -57,7 +58,7 @@ def test_equals_the_original_project(path: Path) -> None:
     else:
         width, height = meta["test_scale"]
         predictor = mmseg_predictor(model, meta["num_classes"], Resize(height, width))
-        mask = next(predictor.stream([stored["picture"]], **options)).mask
+        mask = next(predictor.stream([stored["picture"]], test=check_test_options(**options))).mask
         x = predictor.inputs(stored["picture"], scales=meta["scales"])
     logits = predict_logits(model, x, output_size=meta["output_size"], protocol=meta["source"], **options)
 
@@ -96,7 +97,7 @@ def test_windows_are_shifted_inward(size: int, crop: int, stride: int, expected:
 @pytest.fixture(scope="module")
 def small() -> SegmentationNetwork:
     torch.manual_seed(0)
-    return build_network("fcn", "resnet18", 4, channels=8).eval()
+    return build_network(Architecture("fcn", "resnet18", options={"channels": 8}), 4).eval()
 
 
 @pytest.mark.parametrize(
