@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -35,6 +35,10 @@ _log = logging.getLogger("zoo_seg")
 
 _NAMING = "3"
 """Version of this library's own names and forms of tensors, kept in the copies so that old ones are made anew."""
+
+
+Options = Literal["all", "stated", "none"]
+"""Which options of a network are known: all, in a saved folder; those that a record states; none for certain."""
 
 
 @dataclass(frozen=True)
@@ -109,10 +113,10 @@ def load_checkpoint(
     if "://" in name:
         linked = cache.fetch_link(name, progress=progress)
         if name.startswith("file://"):  # a file of the user's own is read where it is and gets no copy beside it
-            return _unmapped(_open(linked.path, architecture, read_options=True))
-        return _from_cache(linked, architecture, read_options=True)
+            return _unmapped(_open(linked.path, architecture, known="none"))
+        return _from_cache(linked, architecture, known="none")
     if Path(name).is_file():
-        return _unmapped(_open(Path(name), architecture, read_options=True))
+        return _unmapped(_open(Path(name), architecture, known="none"))
     if isinstance(pretrained, os.PathLike) or os.sep in name or Path(name).suffix in (".pth", ".pt", ".safetensors"):
         raise CheckpointError(
             f"there is no file {name!r}; expected a .pth or .safetensors file, a link such as hf://org/repo, or a tag"
@@ -156,7 +160,7 @@ def open_folder(folder: Path) -> Checkpoint:
     """
     info = read_config(folder)
     assert info.architecture is not None  # `read_config` sees to it
-    checkpoint = _open(folder / WEIGHTS, info.architecture, read_options=not options_are_whole(folder))
+    checkpoint = _open(folder / WEIGHTS, info.architecture, known="all" if options_are_whole(folder) else "none")
     if checkpoint.num_classes != len(info.classes):
         raise CheckpointError(
             f"{checkpoint.path} has {checkpoint.num_classes} classes, the config beside it {len(info.classes)}; "
@@ -169,7 +173,8 @@ def open_folder(folder: Path) -> Checkpoint:
 def _from_record(weights: Weights, progress: bool) -> Checkpoint:
     cached = cache.fetch(weights, progress=progress)
     proven = cached.sha256 in {file.sha256 for file in weights.files}
-    checkpoint = _from_cache(cached, weights.architecture, expected=None if proven else weights.tensors_sha256)
+    expected = None if proven else weights.tensors_sha256
+    checkpoint = _from_cache(cached, weights.architecture, expected=expected, known="stated")
     if checkpoint.num_classes != weights.num_classes:
         raise CheckpointError(
             f"{checkpoint.path} has {checkpoint.num_classes} classes, the record {weights.id} {weights.num_classes}; "
@@ -180,23 +185,23 @@ def _from_record(weights: Weights, progress: bool) -> Checkpoint:
 
 
 def _from_cache(
-    file: cache.CachedFile, architecture: Architecture, *, expected: str | None = None, read_options: bool = False
+    file: cache.CachedFile, architecture: Architecture, *, expected: str | None = None, known: Options = "all"
 ) -> Checkpoint:
     """Open a verified file by way of its safetensors copy, which is made on the first load.
 
     Args:
         expected: the digest that the tensors must have, where the hash of the file itself proves nothing.
-        read_options: see `_open`.
+        known: see `_open`.
     """
     if file.path.suffix == ".safetensors":
-        return _open(file.path, architecture, expected, read_options=read_options)
+        return _open(file.path, architecture, expected, known=known)
     copy = file.path.with_name(f"{file.path.name}.{file.sha256[:12]}.safetensors")
-    if checkpoint := _read_copy(copy, architecture, read_options):
+    if checkpoint := _read_copy(copy, architecture, known):
         return checkpoint
     with exclusive(copy.with_name(".lock")) as alone:  # of many processes one reads the pickle, the others its copy
-        if checkpoint := _read_copy(copy, architecture, read_options):
+        if checkpoint := _read_copy(copy, architecture, known):
             return checkpoint
-        checkpoint = _open(file.path, architecture, expected, read_options=read_options)
+        checkpoint = _open(file.path, architecture, expected, known=known)
         try:
             checkpoint = replace(checkpoint, tensors_sha256=tensors_sha256(checkpoint.tensors))
             _write_copy(checkpoint, copy, file.sha256)
@@ -204,21 +209,19 @@ def _from_cache(
                 sweep(copy.parent)
         except (OSError, SafetensorError) as error:  # a read-only or full cache: the tensors are here all the same
             _log.info("no safetensors copy of %s was kept: %s", file.path.name, error)
-    return _read_copy(copy, architecture, read_options) or checkpoint  # mapped, it is shared by all who use it
+    return _read_copy(copy, architecture, known) or checkpoint  # mapped, it is shared by all who use it
 
 
-def _open(
-    path: Path, architecture: Architecture, expected: str | None = None, *, read_options: bool = False
-) -> Checkpoint:
+def _open(path: Path, architecture: Architecture, expected: str | None = None, *, known: Options = "all") -> Checkpoint:
     """Open and convert a file.
 
     Args:
         expected: the digest that its tensors must have.
-        read_options: let shapes say what no record does, such as the widths of heads.
+        known: which of the family's options the architecture states; shapes tell the others, such as widths.
     """
     tensors, _ = open_checkpoint(path)
     check_finite(path, tensors)
-    return from_tensors(path, tensors, architecture, expected, read_options=read_options)
+    return from_tensors(path, tensors, architecture, expected, known=known)
 
 
 def from_tensors(
@@ -227,7 +230,7 @@ def from_tensors(
     architecture: Architecture,
     expected: str | None = None,
     *,
-    read_options: bool = True,
+    known: Options = "none",
 ) -> Checkpoint:
     """The checkpoint that a file's tensors are, whoever named them; the arguments are those of `_open`.
 
@@ -241,8 +244,7 @@ def from_tensors(
             "delete it and fetch it from another source"
         )
     full = {name: _full(tensor) for name, tensor in converted.tensors.items()}
-    if read_options:
-        architecture = _with_options(architecture, full)
+    architecture = _with_options(architecture, full, known)
     return Checkpoint(path, full, converted.naming, architecture, converted.original)
 
 
@@ -256,12 +258,13 @@ def _converted(path: Path, tensors: Mapping[str, Tensor], architecture: Architec
         raise CheckpointError(f"{path} does not fit {described(architecture)}: {error}{looks}") from None
 
 
-def _with_options(architecture: Architecture, tensors: Mapping[str, Tensor]) -> Architecture:
+def _with_options(architecture: Architecture, tensors: Mapping[str, Tensor], known: Options) -> Architecture:
     read = find_family(architecture.family).read_options
-    if read is None:
+    if read is None or known == "all":
         return architecture
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    return replace(architecture, options={**architecture.options, **read(shapes)})
+    found = read({name: tuple(tensor.shape) for name, tensor in tensors.items()})
+    stated = architecture.options
+    return replace(architecture, options={**found, **stated} if known == "stated" else {**stated, **found})
 
 
 def _unmapped(checkpoint: Checkpoint) -> Checkpoint:
@@ -294,15 +297,14 @@ def _key(architecture: Architecture) -> tuple[object, ...]:
 # --- the copy in the cache ------------------------------------------------------------------------
 
 
-def _read_copy(copy: Path, architecture: Architecture, read_options: bool) -> Checkpoint | None:
+def _read_copy(copy: Path, architecture: Architecture, known: Options) -> Checkpoint | None:
     """The copy, if it is undamaged, has today's names and was made for such a network."""
     if cache.check(copy) is None:
         return None
     tensors, metadata = open_checkpoint(copy)
     if metadata.get("naming") != _NAMING or metadata.get("network") != _identity(architecture):
         return None
-    if read_options:
-        architecture = _with_options(architecture, tensors)
+    architecture = _with_options(architecture, tensors, known)
     digest = metadata["tensors_sha256"]
     return Checkpoint(copy, tensors, cast(Naming, metadata["layout"]), architecture, tensors_sha256=digest)
 

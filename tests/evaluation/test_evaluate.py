@@ -105,7 +105,8 @@ def _bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     manifest = toy_manifest()
     toys = manifest["weights"].pop("toy_r50.toys_me")
     manifest["weights"] = {}
-    manifest["models"] = {"toy": {"family": "semanticfpn", "backbone": "mobilenetv3_small_050", "output_stride": 32}}
+    network = {"family": "semanticfpn", "backbone": "mobilenetv3_small_050", "output_stride": 32}
+    manifest["models"] = {"toy": {"title": "Toy", "architecture": network}}
     manifest["datasets"] = {"drawn": {**manifest["datasets"]["toys"], **DRAWN}}
     manifest["sources"]["mm"] = {**manifest["sources"]["me"], "protocol": "mmseg"}
     bench = Bench(folder, folder / "mirror", manifest, {}, {}, {})
@@ -128,7 +129,6 @@ def _bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
                 metrics.append({**toys["metrics"][0], "value": round(value, 2), "test": protocol})
             manifest["weights"][name] = {
                 **toys,
-                "model": "toy",
                 "dataset": kind.dataset,
                 "source": source,
                 "files": [{"url": f"https://zoo.invalid/{kind.dataset}.pth"}],

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.reference import FIXTURES, fill, image_tensor, key_lists, keys
+from helpers.reference import FIXTURES, fill, image_tensor, key_lists, keys, published_network
 
 import zoo_seg
 from zoo_seg.errors import OptionError, UnknownNameError
@@ -18,9 +18,7 @@ from zoo_seg.families.pspnet import POOL_SIZES, PSPHead
 from zoo_seg.families.registry import find_family, list_families
 from zoo_seg.layers.aspp import ASPP
 from zoo_seg.layers.resample import bilinear_matrix, pooling_matrix, resize
-from zoo_seg.manifest import get_architecture
-from zoo_seg.network import SegmentationNetwork, build_network
-from zoo_seg.pretrained import from_tensors
+from zoo_seg.network import build_network
 
 EXPECTED = sorted(FIXTURES.glob("expected_*.npz"))
 ANY = [family for family in list_families() if find_family(family).backbones is None]
@@ -33,11 +31,6 @@ def architecture_of(name: str) -> str:
     return name.removesuffix("_os32")
 
 
-def load(model: str, tensors: dict[str, torch.Tensor]) -> SegmentationNetwork:
-    """A network filled strictly with a published checkpoint's names."""
-    return from_tensors(Path("checkpoint.pth"), tensors, get_architecture(model)[1]).build()
-
-
 @pytest.mark.parametrize("path", EXPECTED, ids=lambda path: path.stem.removeprefix("expected_"))
 @torch.inference_mode()
 def test_logits_equal_the_original_code(path: Path) -> None:
@@ -47,7 +40,7 @@ def test_logits_equal_the_original_code(path: Path) -> None:
     group = "mmseg" if name.startswith("fpn_") else "ssseg"
     seed = meta["seed"]
     tensors = {key: torch.from_numpy(fill(key, shape, seed)) for key, shape in keys(group, name)}
-    network = load(architecture_of(name), tensors)
+    network = published_network(architecture_of(name), tensors)
     height, width = meta.get("input_size") or (meta["height"], meta["width"])
     x = torch.from_numpy(image_tensor(height, width, seed))
 
@@ -77,7 +70,7 @@ def test_every_published_name_and_shape_fits_strictly(group: str, name: str) -> 
         key: torch.empty(shape, device="meta", dtype=torch.int64 if key.endswith("num_batches_tracked") else None)
         for key, shape in keys(group, name)
     }
-    network = load(architecture_of(name), tensors)
+    network = published_network(architecture_of(name), tensors)
     parts = 4 if name.startswith("pspnet") else 0  # the bottleneck is kept in five parts instead of one
     assert len(network.state_dict()) == len(tensors) + parts
 

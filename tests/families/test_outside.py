@@ -122,10 +122,11 @@ def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
                 "palette": [[0, 0, 0], [200, 0, 0], [0, 0, 200]],
             }
         },
-        "models": {"linear_tiny": {"family": "linear", "backbone": "tiny", "title": "Linear on Tiny"}},
+        "models": {
+            "linear_tiny": {"title": "Linear on Tiny", "architecture": {"family": "linear", "backbone": "tiny"}}
+        },
         "weights": {
             ID: {
-                "model": "linear_tiny",
                 "dataset": "shapes",
                 "source": "ssseg",
                 "parameters": sum(each.numel() for each in made.parameters()),

@@ -15,12 +15,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 
 from zoo_seg import Weights
+
+if TYPE_CHECKING:
+    from zoo_seg.network import SegmentationNetwork
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 REFERENCES = Path(__file__).parent.parent / "references"
@@ -171,3 +174,11 @@ def checkpoint(
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(content, path, _use_new_zipfile_serialization=not legacy)
     return path
+
+
+def published_network(model: str, tensors: dict[str, torch.Tensor]) -> SegmentationNetwork:
+    """A model's network, filled strictly with a published checkpoint's names."""
+    from zoo_seg.manifest import get_architecture  # here: most tests load no network
+    from zoo_seg.pretrained import from_tensors
+
+    return from_tensors(Path("checkpoint.pth"), tensors, get_architecture(model)[1]).build()

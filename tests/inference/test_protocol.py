@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.reference import FIXTURES, fill, image_tensor
-from test_networks import load
+from helpers.reference import FIXTURES, fill, image_tensor, published_network
 
 from zoo_seg.errors import OptionError
 from zoo_seg.inference import Predictor, predict_logits
@@ -38,7 +37,7 @@ def network(path: Path) -> SegmentationNetwork:
         scale = meta["classifier_scale"] if name in meta.get("scaled_entries", []) else 1
         values = fill(name, tuple(shape), meta["seed"])
         tensors[name] = torch.from_numpy(values if scale == 1 else values * np.float32(scale))
-    return load(MODELS.get(meta["family"], meta["family"]), tensors)
+    return published_network(MODELS.get(meta["family"], meta["family"]), tensors)
 
 
 def first_of_its_kind(path: Path) -> Path:
@@ -113,7 +112,7 @@ def small() -> SegmentationNetwork:
         ({"scales": ()}, "scales"),
         ({"scales": (1.0, 0.0)}, "scales"),
         ({"scales": (float("nan"),)}, "scales"),
-        ({"protocol": "pascal"}, "'ssseg' or 'mmseg'"),
+        ({"protocol": "pascal"}, "known are ssseg, mmseg"),
     ],
 )
 def test_wrong_options(small: SegmentationNetwork, options: dict[str, Any], says: str) -> None:

@@ -186,7 +186,9 @@ def predict_logits(
     rules, test = find_protocol(protocol), check_test_options(mode, crop, stride, scales, flip)
     if isinstance(x, Tensor):
         if x.ndim != 4 or 0 in x.shape or not x.is_floating_point():
-            raise OptionError(f"x is {x.dtype} of shape {tuple(x.shape)}; expected a normalised float (N, C, H, W)")
+            raise OptionError(
+                f"x is {x.dtype} of shape {tuple(x.shape)}; expected a normalised float (N, {model.in_chans}, H, W)"
+            )
         if x.shape[1] != model.in_chans:
             raise OptionError(f"x has {x.shape[1]} channels; expected {model.in_chans}, as the network takes")
         if not x.isfinite().all():
