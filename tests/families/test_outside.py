@@ -84,7 +84,9 @@ def ssseg(options: LinearOptions) -> KeyMap:
 @pytest.fixture
 def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The family, the backbone and a record of weights under another project's names; yields the weight file."""
-    backbones.list_backbones(), families.list_families()
+    backbones.list_backbones()
+    for name in families.list_families():  # all are imported, so that the registry is whole again afterwards
+        families.find_family(name)
     for registry in (backbones, families):
         monkeypatch.setattr(registry, "_REGISTERED", dict(registry._REGISTERED))
     create = lambda *, pretrained=False, **options: TinyBackbone(**options)  # noqa: E731
@@ -160,9 +162,9 @@ IMAGE = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
 def test_it_is_listed_built_converted_and_predicts_as_its_record_says(
     outside: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["list", "linear*"]) == 0 and main(["info", ID]) == 0
+    assert main(["list"]) == 0 and main(["info", ID]) == 0
     told = capsys.readouterr().out
-    assert ID in told and "Linear" in told
+    assert ID in told and "linear on tiny" in told
     model = zoo_seg.linear_tiny("shapes")
     assert model.info.test.mode == "slide" and model.weights is not None
     mask = model.predict(IMAGE).mask
@@ -178,7 +180,7 @@ def test_what_does_not_belong_to_it_is_an_error(outside: Path, tmp_path: Path) -
     torch.save({"model": {**tensors, "decoder.9.weight": torch.zeros(1)}}, tmp_path / "more.pth")
     with pytest.raises(CheckpointError, match=r"belong to no linear on tiny, such as decoder\.9\.weight"):
         zoo_seg.create_model("linear_tiny", tmp_path / "more.pth")
-    torch.save({"model": {**tensors, "module.decoder.3.bias": tensors["decoder.3.bias"]}}, tmp_path / "two.pth")
+    torch.save({"model": {**tensors, "module.decoder.3.bias": torch.zeros(3)}}, tmp_path / "two.pth")
     with pytest.raises(CheckpointError, match=r"decoder\.3\.bias' .* are both"):
         zoo_seg.create_model("linear_tiny", tmp_path / "two.pth")
     del tensors["decoder.1.running_mean"]

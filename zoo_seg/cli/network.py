@@ -107,9 +107,9 @@ def check_test_arguments(arguments: argparse.Namespace) -> None:
     crop, stride, scales = arguments.crop, arguments.stride, arguments.scales or (1.0,)
     if arguments.mode == "slide":  # a crop that is not given follows from the weights, and fits
         crop = crop or stride or (1, 1)
-    mode: Mode = arguments.mode or ("slide" if crop else "whole")  # which the weights may say, and then it fits
-    check_test_options(mode, crop, stride if crop else None, scales, bool(arguments.flip))
     if max(scales) > _LARGEST_SCALE:
         raise OptionError(f"--scales are factors of the test size, such as 0.5 1 1.5; found {max(scales):g}")
+    mode: Mode = arguments.mode or ("slide" if crop else "whole")  # which the weights may say, and then it fits
+    check_test_options(mode, crop, stride if crop else None, scales, bool(arguments.flip))
     if arguments.device is not None:
         choose_device(arguments.device)
