@@ -15,6 +15,7 @@ from typing import Any
 from unittest.mock import patch
 
 from zoo_seg.cli.main import _parser
+from zoo_seg.families.registry import find_family
 from zoo_seg.manifest import File, Manifest, Metric, Weights, published_manifest, read_manifest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -127,3 +128,33 @@ def help_pages() -> Iterator[str]:
         (verbs,) = (action for action in parser._actions if action.dest == "verb")
         for name, verb in (verbs.choices or {}).items():
             yield f"## {name}\n\n```text\n{verb.format_help()}```\n"
+
+
+# --- the families ---------------------------------------------------------------------------------
+
+
+def family_table() -> str:
+    """A row for every family of the published weights: the best reported mIoU a data set, and what to type for it.
+
+    The README carries it; a test holds the two together.
+    """
+    manifest = read_manifest(published_manifest())
+    rows: dict[str, list[Weights]] = {}
+    for record in manifest.weights.values():
+        if record.files[0].packaged is None:
+            rows.setdefault(record.architecture.family, []).append(record)
+    datasets = ("ade20k", "cityscapes", "voc")
+    lines = [
+        f"| family | {' | '.join(manifest.datasets[name].title for name in datasets)} | parameters | type |",
+        "|---|---|---|---|---|---|",
+    ]
+    for records in rows.values():
+        title = find_family(records[0].architecture.family).title
+        best = [max((each.miou or 0 for each in records if each.dataset == name), default=0) for name in datasets]
+        sizes = [record.parameters / 1e6 for record in records]
+        first = max(records, key=lambda record: (record.dataset == "ade20k", record.miou or 0))
+        lines.append(
+            f"| {title} ({len(records)}) | {' | '.join(f'{value:.2f}' if value else '' for value in best)} "
+            f"| {min(sizes):.1f} to {max(sizes):.1f} M | `{first.model}`, `{first.tag}` |"
+        )
+    return "\n".join(lines)

@@ -194,3 +194,10 @@ def test_the_changelog_begins_with_this_version() -> None:
         line for line in (REPOSITORY / "CHANGELOG.md").read_text("utf-8").splitlines() if line.startswith("## ")
     )
     assert zoo_seg.__version__ in first
+
+
+def test_the_readme_s_families_are_the_manifest_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(REPOSITORY / "docs"))
+    import hooks
+
+    assert hooks.family_table() in (REPOSITORY / "README.md").read_text(encoding="utf-8")
