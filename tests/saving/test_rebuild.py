@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -84,9 +84,15 @@ def test_a_network_comes_back_bit_for_bit(backbone: str, tmp_path: Path) -> None
     saved_and_loaded("semanticfpn", backbone, tmp_path)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("family", ANY)
-@pytest.mark.parametrize("backbone", FEW + MORE)
+def matrix() -> Iterator[Any]:
+    """Every backbone with one family in turn; with all of them by `-m reference`."""
+    for number, backbone in enumerate(FEW + MORE):
+        for place, family in enumerate(ANY):
+            marks = [pytest.mark.slow] if place == number % len(ANY) else [pytest.mark.slow, pytest.mark.reference]
+            yield pytest.param(family, backbone, marks=marks, id=f"{family}-{backbone}")
+
+
+@pytest.mark.parametrize(("family", "backbone"), list(matrix()))
 def test_every_family_on_every_kind_of_backbone_comes_back(family: str, backbone: str, tmp_path: Path) -> None:
     saved_and_loaded(family, backbone, tmp_path)
 
