@@ -33,16 +33,23 @@ def _attend(block: Any, x: Tensor) -> Tensor:
     if shifted:
         x = x.roll((-down, -right), (1, 2))
     x = F.pad(x, (0, 0, 0, columns * wide - width, 0, rows * high - height))
-    windows = x.view(n, rows, high, columns, wide, channels).transpose(2, 3).reshape(-1, high * wide, channels)
+    x = _copied(x.view(n, rows, high, columns, wide, channels).transpose(2, 3))
+    windows = x.view(-1, high * wide, channels)
     mask = None
     if shifted:
         region = 3 * _part(rows, high, down)[:, None] + _part(columns, wide, right)
-        region = region.view(rows, high, columns, wide).transpose(1, 2).reshape(-1, high * wide)
+        region = _copied(region.view(rows, high, columns, wide).transpose(1, 2)).view(-1, high * wide)
         mask = -100.0 * (region[:, None] != region[:, :, None]).to(x.dtype)
     windows = block.attn(windows, mask=mask)
-    x = windows.view(n, rows, columns, high, wide, channels).transpose(2, 3)
-    x = x.reshape(n, rows * high, columns * wide, channels)[:, :height, :width]
+    x = _copied(windows.view(n, rows, columns, high, wide, channels).transpose(2, 3))
+    x = x.view(n, rows * high, columns * wide, channels)
+    x = x.narrow_copy(1, 0, height).narrow_copy(2, 0, width)
     return x.roll((down, right), (1, 2)) if shifted else x
+
+
+def _copied(x: Tensor) -> Tensor:
+    """Always: a view where one is possible would bind the graph to sizes of several windows, or of one."""
+    return x.clone(memory_format=torch.contiguous_format)
 
 
 def _part(windows: int, size: int, shift: int) -> Tensor:
