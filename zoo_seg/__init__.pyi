@@ -141,36 +141,30 @@ def segformer_mit_b0(
 ) -> SegmentationModel:
     """SegFormer on MiT-B0."""
 
-
 def segformer_mit_b1(
     pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
 ) -> SegmentationModel:
     """SegFormer on MiT-B1."""
-
 
 def segformer_mit_b2(
     pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
 ) -> SegmentationModel:
     """SegFormer on MiT-B2."""
 
-
 def segformer_mit_b3(
     pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
 ) -> SegmentationModel:
     """SegFormer on MiT-B3."""
-
 
 def segformer_mit_b4(
     pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
 ) -> SegmentationModel:
     """SegFormer on MiT-B4."""
 
-
 def segformer_mit_b5(
     pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
 ) -> SegmentationModel:
     """SegFormer on MiT-B5."""
-
 
 def semanticfpn_mobilenetv4_small(
     pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
@@ -184,18 +178,15 @@ def pidnet_small(
 ) -> SegmentationModel:
     """PIDNet-S."""
 
-
 def pidnet_medium(
     pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
 ) -> SegmentationModel:
     """PIDNet-M."""
 
-
 def pidnet_large(
     pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
 ) -> SegmentationModel:
     """PIDNet-L."""
-
 
 def mask2former_resnet50(
     pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True

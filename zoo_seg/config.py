@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from zoo_seg.decode import Mistake, decode, read_json
+from zoo_seg.decode import Mistake, decode, read_json, show
 from zoo_seg.errors import CheckpointError
 from zoo_seg.info import ModelInfo
 from zoo_seg.manifest import architecture_of_schema_1, metric_of_schema_1
@@ -42,7 +42,10 @@ def _decode(raw: object) -> ModelInfo:
         raise Mistake("expected an object")
     version = raw.get("schema_version")
     if version not in (1, SCHEMA_VERSION):
-        raise Mistake(f"schema_version is {version}, this library reads {SCHEMA_VERSION}; install a newer zoo_seg")
+        found = show(version)
+        raise Mistake(
+            f"found {found}, this library reads {SCHEMA_VERSION}; install a matching zoo_seg", "schema_version"
+        )
     known = {name: value for name, value in raw.items() if name not in ("schema_version", "library")}
     info: ModelInfo = decode(ModelInfo, _of_schema_1(known) if version == 1 else known, ())
     if info.architecture is None:

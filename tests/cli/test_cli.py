@@ -345,7 +345,7 @@ def test_other_settings_do_not_mix(predict: Run) -> None:
     before = mask.stat().st_mtime_ns
     result = predict("a.png", "--flip", "--legend")
     assert (result.code, result.out) == (2, "")
-    assert "flip False (now True)" in result.err and "legend False (now True)" in result.err
+    assert "flip as published (now True)" in result.err and "legend False (now True)" in result.err
     assert mask.stat().st_mtime_ns == before
     assert predict("a.png", "--flip", "--overwrite").out == "1 done; results in out\n"
     assert mask.stat().st_mtime_ns > before
@@ -386,7 +386,7 @@ def test_damaged_settings_do_not_stop_a_run(damage: str, predict: Run) -> None:
     result = predict("a.png")
     assert result.code == (2 if "flip" in damage else 0)
     assert predict("a.png", "--overwrite").code == 0
-    assert json.loads((Path("out") / SETTINGS).read_text())["flip"] is False
+    assert json.loads((Path("out") / SETTINGS).read_text())["flip"] is None
 
 
 @pytest.mark.parametrize(

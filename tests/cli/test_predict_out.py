@@ -204,7 +204,7 @@ def test_settings_are_not_written_through_a_link(predict: Predict) -> None:
     SETTINGS.symlink_to(Path("precious.json").absolute())
     assert predict(image).code == 0
     assert Path("precious.json").read_text() == "mine"
-    assert json.loads(SETTINGS.read_text())["flip"] is False and not SETTINGS.is_symlink()
+    assert json.loads(SETTINGS.read_text())["flip"] is None and not SETTINGS.is_symlink()
 
 
 def test_a_report_replaces_nothing_but_a_report(predict: Predict) -> None:

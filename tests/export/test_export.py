@@ -245,7 +245,7 @@ def test_the_network_stays_as_it_was(tmp_path: Path) -> None:
     model = build("fcn", "test_efficientnet").train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     zoo_seg.export(model, tmp_path / "new" / "folder" / "net.pt2", check=False)
-    assert all(module.training for module in model.modules()) and model.aux_head is not None
+    assert all(module.training for module in model.modules()) and len(model.aux_heads) == 1
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(parameter.requires_grad for parameter in model.parameters())
     assert [path.name for path in (tmp_path / "new" / "folder").iterdir()] == ["net.pt2"]
@@ -269,7 +269,7 @@ def test_onnx_logits_of_any_size(exported: Export) -> None:
 
 def colours_and_classes(metadata: dict[str, str]) -> None:
     assert set(metadata) >= set(NAMES)
-    assert json.loads(metadata["classes"]) == list(CLASSES)
+    assert json.loads(metadata["info"])["classes"] == list(CLASSES)
     assert json.loads(metadata["palette"]) == [list(colour) for colour in PALETTE]
 
 
@@ -524,13 +524,13 @@ def test_onnx_of_another_kind(edit: Callable[[Any], object], words: list[str], c
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
-        ("schema_version", "2", "schema_version is 2, this library reads 1"),
-        ("classes", '["road"]', "1 classes and 3 palette colours"),
-        ("classes", "road", "damaged"),
-        ("palette", "[[0, 0, 0], [0, 0], 7]", "palette"),
-        ("preprocess", "null", "preprocess"),
+        ("schema_version", "3", "schema_version is 3, this library reads 2"),
+        ("info", '{"classes": ["road"], "palette": []}', "1 classes but 0 palette colours"),
+        ("info", "road", "damaged"),
+        ("info", '{"classes": ["road"], "palette": [[0, 0]]}', "palette"),
+        ("info", "null", "info"),
         ("input", '"video"', "input"),
-        ("crop", "[" * 100_000, "damaged"),
+        ("info", "[" * 100_000, "damaged"),
     ],
 )
 def test_metadata_that_make_no_sense(name: str, value: str, words: str, copied: Callable[..., Path]) -> None:

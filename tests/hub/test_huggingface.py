@@ -32,6 +32,7 @@ from zoo_seg.errors import (
     ZooSegError,
 )
 from zoo_seg.hub import huggingface
+from zoo_seg.info import ModelInfo
 from zoo_seg.manifest import Metric, TestOptions
 from zoo_seg.saving import card as cards
 
@@ -339,7 +340,7 @@ def test_a_branch_is_made_and_a_pull_request_opened(hub: Hub, pushed: Repo, mode
 
 
 def test_a_network_put_together_by_hand_is_refused(hub: Hub, model: SegmentationModel) -> None:
-    by_hand = SegmentationModel(model, classes=CLASSES, palette=PALETTE, preprocess=model.preprocess)
+    by_hand = SegmentationModel(model.network, ModelInfo(classes=CLASSES, palette=PALETTE))
     with pytest.raises(OptionError, match="make it with build_model or create_model"):
         by_hand.push_to_hub("org/mine")
     assert hub.asked == []
@@ -453,7 +454,7 @@ def test_numbers_do_not_outlive_the_values(zoo: Zoo, tmp_path: Path, caplog: pyt
     model(X).sum().backward()
     torch.optim.SGD(model.parameters(), 0.1).step()
     model.save_pretrained(tmp_path / "trained")
-    assert "the values have changed" in caplog.text
+    assert "the weights have changed" in caplog.text
     trained = zoo_seg.from_pretrained(tmp_path / "trained")
     assert trained.metrics == () and trained.config and trained.config.started_from == "toy_r50.toys_me"
     text = (tmp_path / "trained" / "README.md").read_text(encoding="utf-8")

@@ -59,9 +59,9 @@ def saved_and_loaded(family: str, backbone: str, folder: Path, **options: Any) -
     if "channels" in {field.name for field in fields(find_family(family).options)}:
         options = {"channels": 8, **options}
     model = zoo_seg.build_model(family, backbone, num_classes=3, **options).eval()
-    for buffer in model.buffers():  # statistics that are not those of a new network
-        if buffer.is_floating_point() and buffer.ndim == 1:
-            buffer.uniform_(0.5, 1.5)
+    for name, tensor in model.state_dict().items():  # statistics that are not those of a new network
+        if name.endswith(("running_mean", "running_var")):
+            tensor.uniform_(0.5, 1.5)
     model.save_pretrained(folder)
     again = zoo_seg.from_pretrained(folder)
 
@@ -151,6 +151,14 @@ def test_a_changed_network_is_refused_before_anything_is_written(
     with pytest.raises(OptionError, match=r"head\.(convs\.0|classifier).*after loading"):
         model.save_pretrained(tmp_path / "net")
     assert not (tmp_path / "net").exists()
+
+
+def test_a_buffer_that_is_not_saved_must_be_as_it_was_built(tmp_path: Path) -> None:
+    model = zoo_seg.build_model("fcn", "swin_tiny_patch4_window7_224", num_classes=3, channels=8)
+    (name, buffer), *_ = ((n, b) for n, b in model.network.named_buffers() if n not in model.network.state_dict())
+    buffer.add_(1)
+    with pytest.raises(OptionError, match=rf"{name} is not saved"):
+        model.save_pretrained(tmp_path / "net")
 
 
 # --- what is claimed is true of what is saved -----------------------------------------------------

@@ -466,11 +466,11 @@ def test_a_step_is_the_one_by_hand(options: dict[str, Any], hand: Hand, few: Pat
     model, (x, y) = hand_network(), batch_of(few)
     hand.prepare(model)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    assert model.aux_head is not None
+    (aux_head,) = model.aux_heads
     features = model.forward_features(x)
     loss = hand.loss(F.interpolate(model.forward_head(features), y.shape[1:], mode="bilinear"), y)
     if hand.aux_weight:
-        aux = F.interpolate(model.aux_head(features), y.shape[1:], mode="bilinear")
+        aux = F.interpolate(aux_head(features), y.shape[1:], mode="bilinear")
         loss = loss + hand.aux_weight * hand.loss(aux, y)
     loss.backward()
     hand.optimizer(parameter for parameter in model.parameters() if parameter.grad is not None).step()
@@ -617,7 +617,7 @@ def test_other_classes_start_anew(by: str, zoo: Zoo, tmp_path: Path, quick: Call
     options = {"model": "toy_r50", "weights": "toys"} if by == "tag" else {"weights": tmp_path / "earlier"}
     found = load_file(quick(data, **options, **UNMOVED) / "model.safetensors")
     anew = {name for name, value in before.state_dict().items() if value.shape != found[name].shape}
-    assert anew == {f"{head}.classifier.{part}" for head in ("head", "aux_head") for part in ("weight", "bias")}
+    assert anew == {f"{head}.classifier.{part}" for head in ("head", "aux_heads.0") for part in ("weight", "bias")}
     kept = {name: value for name, value in values(before).items() if name not in anew}
     assert_same_values({name: found[name] for name in kept}, kept)
 

@@ -67,8 +67,12 @@ def refuse_other_settings(out: str, before: str | None, settings: Mapping[str, A
         return
     different = [name for name in settings if known.get(name) != settings[name]] if isinstance(known, dict) else []
     if different:
-        what = ", ".join(f"{name} {known.get(name)!r} (now {settings[name]!r})" for name in different)
+        what = ", ".join(f"{name} {_said(known.get(name))} (now {_said(settings[name])})" for name in different)
         raise OptionError(f"{out} holds results made with {what}; choose another --out, or add --overwrite")
+
+
+def _said(value: object) -> str:
+    return "as published" if value is None else repr(value)
 
 
 def earlier_marks(jobs: Sequence[Job], stats: Stats) -> list[str]:

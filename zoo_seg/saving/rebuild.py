@@ -21,7 +21,9 @@ def check_rebuilds(network: SegmentationNetwork, architecture: Architecture | No
     """
     if architecture is None:
         raise OptionError("this network has no architecture to save; make it with build_model or create_model")
-    with torch.device("meta"):
+    saved = network.state_dict().keys()
+    kept_out = [name for name, _ in network.named_buffers() if name not in saved]
+    with torch.device("cpu" if kept_out else "meta"), torch.random.fork_rng(devices=[]):
         rebuilt = build_network(architecture, num_classes, in_chans=network.in_chans)
     for (name, here), (_, there) in zip(_layers(network), _layers(rebuilt), strict=False):
         if here != there:
@@ -31,6 +33,10 @@ def check_rebuilds(network: SegmentationNetwork, architecture: Architecture | No
         here, there = (each.get(name, "nothing") for each in shapes)
         if here != there:
             raise OptionError(f"{name} is {here}, and would be {there} after loading; {_INSTEAD}")
+    fresh = dict(rebuilt.named_buffers())
+    for name, buffer in network.named_buffers():
+        if name in kept_out and not torch.equal(buffer.cpu(), fresh[name]):
+            raise OptionError(f"the buffer {name} is not saved, and would have other values after loading; {_INSTEAD}")
 
 
 _INSTEAD = "expected the network that build_model or create_model made: save a changed one with torch.save(model)"
