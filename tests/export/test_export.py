@@ -251,7 +251,7 @@ def test_the_network_stays_as_it_was(tmp_path: Path) -> None:
     model = build("fcn", "test_efficientnet").train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     zoo_seg.export(model, tmp_path / "new" / "folder" / "net.pt2", check=False)
-    assert all(module.training for module in model.modules()) and model.aux_head is not None
+    assert all(module.training for module in model.modules()) and len(model.aux_heads) == 1
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(parameter.requires_grad for parameter in model.parameters())
     assert [path.name for path in (tmp_path / "new" / "folder").iterdir()] == ["net.pt2"]
@@ -275,8 +275,8 @@ def test_onnx_logits_of_any_size(exported: Export) -> None:
 
 def colours_and_classes(metadata: dict[str, str]) -> None:
     assert set(metadata) >= set(NAMES)
-    assert json.loads(metadata["classes"]) == list(CLASSES)
-    assert json.loads(metadata["palette"]) == [list(colour) for colour in PALETTE]
+    info = json.loads(metadata["info"])
+    assert info["classes"] == list(CLASSES) and info["palette"] == [list(colour) for colour in PALETTE]
 
 
 def test_onnx_from_picture_to_class_map(exported: Export) -> None:
@@ -530,20 +530,26 @@ def test_onnx_of_another_kind(edit: Callable[[Any], object], words: list[str], c
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
-        ("schema_version", "2", "schema_version is 2, this library reads 1"),
-        ("classes", '["road"]', "1 classes and 3 palette colours"),
-        ("classes", "road", "damaged"),
-        ("palette", "[[0, 0, 0], [0, 0], 7]", "palette"),
-        ("preprocess", "null", "preprocess"),
+        ("schema_version", "3", "schema_version is 3, this library reads 2"),
+        ("info", lambda info: info.update(classes=["road"]), "1 classes but 3 palette colours"),
+        ("info", lambda info: info.update(palette=[[0, 0, 0], [0, 0], 7]), "palette"),
+        ("info", lambda info: info.update(preprocess=None), "preprocess"),
+        ("info", "road", "damaged"),
+        ("info", "[" * 100_000, "damaged"),
         ("input", '"video"', "input"),
-        ("crop", "[" * 100_000, "damaged"),
     ],
 )
-def test_metadata_that_make_no_sense(name: str, value: str, words: str, copied: Callable[..., Path]) -> None:
+def test_metadata_that_make_no_sense(name: str, value: Any, words: str, copied: Callable[..., Path]) -> None:
     path = copied("onnx")
 
     def edit(model: Any) -> None:
-        next(each for each in model.metadata_props if each.key == name).value = value
+        entry = next(each for each in model.metadata_props if each.key == name)
+        if isinstance(value, str):
+            entry.value = value
+        else:
+            content = json.loads(entry.value)
+            value(content)
+            entry.value = json.dumps(content)
 
     edit_onnx(path, edit)
     refused(path, words, "export the network again")
