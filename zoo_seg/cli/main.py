@@ -499,7 +499,7 @@ def _add_export(verbs: Any) -> None:
         verbs,
         "export",
         "write a network for ONNX Runtime, OpenVINO or torch.export",
-        "Write a network as a file for another runtime, for any batch, height and width, run it there at two sizes, "
+        "Write a network as a file for another runtime, for any batch, height and width, run it there at three sizes, "
         "and compare with the network; a file that computes something else is not left. 'zoo-seg predict' takes the "
         "file in place of a network.",
         "  zoo-seg export --weights pspnet_resnet50_os8.ade20k --out pspnet.onnx\n"

@@ -12,8 +12,9 @@ from torch import Tensor
 from zoo_seg.export.facts import Facts
 from zoo_seg.images.preprocess import normalise
 
-SIZES = ((2, 97, 131), (1, 160, 128))
-"""(batch, height, width) that a file is tried with: odd sides and a batch, and sides that every stride divides."""
+SIZES = ((2, 97, 131), (1, 160, 128), (1, 269, 307))
+"""(batch, height, width) that a file is tried with: odd sides and a batch, sides that every stride divides, and sides
+of several windows of a transformer."""
 
 TOLERANCES = {"float32": 1e-3, "float16": 5e-2}
 """How far a file's logits may be from the network's, in standard deviations of the network's."""

@@ -19,8 +19,9 @@ from zoo_seg.inference.labels import id_type
 from zoo_seg.layers.readout import Queries
 from zoo_seg.network import SegmentationNetwork
 
-_BATCH, _HEIGHT, _WIDTH = 3, 107, 141
-"""What the graph is traced with: numbers that no stride divides, so that no branch is taken for being even."""
+_BATCH, _HEIGHT, _WIDTH = 3, 397, 509
+"""What the graph is traced with: numbers that no stride divides, so that no branch is taken for being even, and of
+several windows of a transformer."""
 
 
 class Graph(nn.Module):
