@@ -16,6 +16,8 @@ from conftest import REPOSITORY
 from nbclient import NotebookClient
 from PIL import Image
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = REPOSITORY / "examples"
 SCRIPTS = ["predict.py", "finetune.py", "export_onnx.py", "batch_folder.py"]
 

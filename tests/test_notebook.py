@@ -16,6 +16,8 @@ import zoo_seg
 from zoo_seg.inference.segmentation import Segmentation
 from zoo_seg.manifest import Licence
 
+pytestmark = pytest.mark.slow
+
 EVIL = "<img src=x onerror=alert(1)>\"'&"
 
 

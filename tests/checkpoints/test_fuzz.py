@@ -30,6 +30,8 @@ from zoo_seg.errors import DownloadError
 from zoo_seg.hub import download
 from zoo_seg.hub.download import Source
 
+pytestmark = pytest.mark.slow
+
 CORPUS = sorted(path for path in (Path(__file__).parents[1] / "fuzz" / "corpus").rglob("*") if path.is_file())
 
 

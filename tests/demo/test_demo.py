@@ -42,6 +42,8 @@ from zoo_seg.demo.networks import Networks
 from zoo_seg.demo.page import show_html
 from zoo_seg.demo.view import View, agreement, results_html
 
+pytestmark = [pytest.mark.slow, pytest.mark.browser]
+
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 

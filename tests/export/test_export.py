@@ -33,6 +33,8 @@ from zoo_seg.export.write import Exported
 from zoo_seg.images.preprocess import normalise
 from zoo_seg.model import SegmentationModel
 
+pytestmark = pytest.mark.slow
+
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 openvino = pytest.importorskip("openvino")

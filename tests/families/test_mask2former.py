@@ -28,6 +28,8 @@ from zoo_seg.manifest import Architecture, get_architecture
 from zoo_seg.network import build_network, with_all_options
 from zoo_seg.pretrained import from_tensors
 
+pytestmark = pytest.mark.slow
+
 THIN = {
     "channels": 16,
     "queries": 8,

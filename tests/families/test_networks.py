@@ -17,6 +17,7 @@ from zoo_seg.errors import OptionError, UnknownNameError
 from zoo_seg.families.pspnet import POOL_SIZES, PSPHead
 from zoo_seg.families.registry import find_family, list_families
 from zoo_seg.layers.aspp import ASPP
+from zoo_seg.layers.readout import Queries
 from zoo_seg.layers.resample import bilinear_matrix, pooling_matrix, resize
 from zoo_seg.network import build_network
 
@@ -160,7 +161,9 @@ def test_output_stride(stride: int | None, expected: tuple[int, int]) -> None:
 def test_training_reaches_every_parameter() -> None:
     for family in ANY:
         model = zoo_seg.build_model(family, "resnet18", num_classes=3, channels=8)
-        torch.stack([each.sum() for each in model.network.forward_train(torch.randn(2, 3, 64, 64))]).sum().backward()
+        outputs = model.network.forward_train(torch.randn(2, 3, 64, 64))
+        parts = [part for each in outputs for part in (each if isinstance(each, Queries) else [each])]
+        torch.stack([(part * torch.randn_like(part)).sum() for part in parts]).sum().backward()
         assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
 
 
@@ -174,7 +177,7 @@ def test_training_reaches_every_parameter() -> None:
         (("fcn", "tresnet_m", 2), OptionError, r"'tresnet_m' takes images of some sizes only \(SpaceToDepth\)"),
         (("fcn", "lambda_resnet26t", 2), OptionError, r"of some sizes only \(LambdaLayer\)"),
         (("fcn", "halonet26t", 2), OptionError, r"of some sizes only \(HaloAttn\)"),
-        (("fcn", "resnet18", 2, 4), OptionError, "output stride 4"),
+        (("fcn", "resnet18", 2, 4), OptionError, "output stride is 4"),
         (("fcn", "resnet18", 0), OptionError, "num_classes is 0"),
     ],
 )
@@ -187,5 +190,5 @@ def test_wrong_arguments(arguments: tuple, error: type[Exception], says: str) ->
 def test_unknown_head_option() -> None:
     with pytest.raises(OptionError, match="neck"):
         zoo_seg.build_model("fcn", "resnet18", 2, neck="conv")
-    with pytest.raises(OptionError, match="conv_norm_act, conv"):
+    with pytest.raises(OptionError, match="conv_norm_act', 'conv'"):
         zoo_seg.build_model("semanticfpn", "resnet18", 2, neck="bn")

@@ -22,6 +22,8 @@ from zoo_seg.manifest import get_architecture
 from zoo_seg.network import build_network
 from zoo_seg.pretrained import from_tensors
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def model() -> SegmentationModel:

@@ -43,6 +43,8 @@ if sys.platform == "win32":
 import fcntl
 import resource
 
+pytestmark = pytest.mark.slow
+
 BODY, OTHER = zip_payload(300_000), zip_payload(300_000, seed=1)
 SHA256 = hashlib.sha256(BODY).hexdigest()
 PUBLISHED, UNPUBLISHED = record(File(LINK, size=len(BODY), sha256=SHA256)), record(File(LINK))

@@ -12,6 +12,8 @@ from helpers.servers import Server
 
 from zoo_seg import create_model
 
+pytestmark = pytest.mark.slow
+
 if sys.platform == "win32":
     pytest.skip("Windows has no fork", allow_module_level=True)
 

@@ -17,6 +17,8 @@ from zoo_seg.inference.prepare import prepare
 from zoo_seg.inference.snapshot import Snapshot
 from zoo_seg.model import SegmentationModel
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems are left alone")
 

@@ -22,6 +22,8 @@ from zoo_seg.inference.protocol import check_test_options
 from zoo_seg.manifest import Architecture, Preprocess, Resize
 from zoo_seg.network import SegmentationNetwork, build_network
 
+pytestmark = pytest.mark.slow
+
 CASES = sorted(FIXTURES.glob("protocol_*.npz"))
 MODELS = {"fpn_r50": "semanticfpn_resnet50", "pspnet_r50_d8": "pspnet_resnet50_os8"}
 OPTIONS = ("mode", "crop", "stride", "scales", "flip")

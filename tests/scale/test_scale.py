@@ -36,6 +36,8 @@ from zoo_seg.cli.cluster import Ray  # noqa: E402
 from zoo_seg.scale import cluster  # noqa: E402
 from zoo_seg.scale.jobs import Job, Work  # noqa: E402
 
+pytestmark = [pytest.mark.slow, pytest.mark.cluster]
+
 SETTINGS = "zoo_seg_predict.json"
 
 

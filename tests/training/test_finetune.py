@@ -44,6 +44,8 @@ from zoo_seg.training.samples import EpochBatches
 from zoo_seg.training.settings import Settings
 from zoo_seg.training.start import freeze_unused
 
+pytestmark = pytest.mark.slow
+
 BACKBONE = "mobilenetv3_small_050"
 NETWORK = {"model": "semanticfpn", "backbone": BACKBONE, "channels": 16}
 TINY = {"batch_size": 4, "crop_size": (48, 64), "workers": 0}

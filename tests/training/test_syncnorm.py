@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from zoo_seg.training.syncnorm import ProcessBatchNorm, synchronise
 
+pytestmark = pytest.mark.slow
+
 
 def network() -> nn.Sequential:
     """A BatchNorm of torch's and one of timm's, whose activation comes with it, in double precision."""

@@ -64,7 +64,8 @@ def convert(tensors: Mapping[str, Tensor], architecture: Architecture) -> Conver
             f"{', '.join(unknown[:3])}; {_advice(tensors, maps)}"
         )
     renamed = _renamed(tensors, chosen.rename)
-    return Converted(chosen.transform(renamed) if chosen.transform else renamed, naming, chosen.original)
+    original = chosen.original if naming != "zoo_seg" else lambda name: name
+    return Converted(chosen.transform(renamed) if chosen.transform else renamed, naming, original)
 
 
 def key_maps(architecture: Architecture) -> dict[Naming, KeyMap]:
