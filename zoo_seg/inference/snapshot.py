@@ -266,9 +266,10 @@ class _Memory:
                 end = start + (len(memory) - start) // _ROW * _ROW
                 table = memory[start:end].view(torch.int64).view(-1, _ROW // 8)
                 self._tables.append((table, tensor if drop_file_pages(tensor) else None))
-            self._rest.setdefault(tensor.device, []).extend((memory[:start], memory[end:]))
-        for pieces in self._rest.values():
-            pieces.append(pieces[0].new_zeros(-sum(map(len, pieces)) % _ROW))
+            pieces = self._rest.setdefault(tensor.device, [])
+            pieces += [piece for piece in (memory[:start], memory[end:]) if len(piece)]
+        for device, pieces in self._rest.items():
+            pieces.append(torch.zeros(-sum(map(len, pieces)) % _ROW, dtype=torch.uint8, device=device))
 
     @torch.no_grad()
     def sums(self) -> list[Tensor]:
