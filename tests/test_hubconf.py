@@ -103,6 +103,7 @@ def download(url, path, **options):  # what stands between torch.hub and GitHub
     print(url)
     shutil.copy({archive!r}, path)
 
+@pytest.mark.slow
 torch.hub.download_url_to_file = download
 options = dict(trust_repo=True, skip_validation=True, verbose=False)
 names = torch.hub.list("org/zoo_seg:main", **options)

@@ -268,6 +268,7 @@ def test_no_module_asks_which_family_it_has(path: Path) -> None:
 # --- the house's checks -------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -88,7 +88,7 @@ def as_palette(colours: Iterable[Sequence[int]]) -> tuple[tuple[int, int, int], 
 
 def _as_colour(colour: Any) -> tuple[int, int, int]:
     parts = list(colour) if isinstance(colour, Iterable) else []
-    if len(parts) != 3 or not all(isinstance(each, Integral) and 0 <= each <= 255 for each in parts):
+    if len(parts) != 3 or not all(isinstance(each, Integral) and 0 <= int(each) <= 255 for each in parts):
         raise ValueError(f"palette has {colour!r}; expected (red, green, blue) as integers from 0 to 255")
     return int(parts[0]), int(parts[1]), int(parts[2])
 

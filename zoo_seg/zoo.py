@@ -93,13 +93,13 @@ def stub() -> str:
     imports = [f"from {module} import {name} as {name}" for name, module in sources.items()]
     lines += sorted([*imports, "from zoo_seg.manifest import Pretrained"])
     for name, model in models.items():
+        others = [f"{alias} = {name}" for alias in aliases(name) if alias not in models]
         lines += [
             "",
             f"def {name}(",
             f"    pretrained: Pretrained = None, {options}",
             ") -> SegmentationModel:",
             f'    """{_title(model)}."""',
-            "",
-            *(f"{alias} = {name}" for alias in aliases(name) if alias not in models),
+            *(["", *others] if others else []),
         ]
     return "\n".join(lines).rstrip() + "\n"

@@ -383,7 +383,7 @@ def inside(key: str, **changes: Any) -> Callable[[dict[str, Any]], None]:
         (change(classes=["a", "b", "\x1b]0;title\x07"]), "text without control characters"),
         (inside("preprocess", resize={"short": 10**9, "long": 10**9}), "0 < short <= long <= 32768"),
         (inside("preprocess", std=[0, 1, 1]), "three positive numbers"),
-        (change(schema_version=99), "schema_version is 99"),
+        (change(schema_version=99), "schema_version: found 99"),
     ],
 )
 def test_a_config_that_asks_for_more_than_a_network(

@@ -350,6 +350,7 @@ def small_model() -> SegmentationModel:
     return build_model("semanticfpn", "mobilenetv3_small_050", 3, channels=8)
 
 
+@pytest.mark.slow
 def _share(rank: int, data: Path, folder: Path) -> None:
     meeting = f"file://{folder}/meeting"
     dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2, timeout=timedelta(minutes=2))

@@ -241,6 +241,7 @@ def test_without_torchmetrics_the_message_names_the_extra() -> None:
 # --- several processes ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def _share(rank: int, folder: str) -> None:
     """Of five pictures one process counts three, the other two; each then has the whole score."""
     meeting = f"file://{folder}/meeting"

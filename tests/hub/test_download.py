@@ -106,7 +106,7 @@ def test_the_error_lists_each_source_and_why(server: Server, tmp_path: Path) -> 
             "No such file",
             "names a host",
             "expected hf://",
-            "pretrained=",
+            "pass its path",
         ],
         strict=True,
     ):
