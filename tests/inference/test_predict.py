@@ -220,11 +220,13 @@ def test_slide_takes_the_training_crop_of_the_weights(model: SegmentationModel) 
     model.recipe = None
 
 
-@pytest.mark.slow
 def test_other_channels_are_refused() -> None:
     model = zoo_seg.build_model("fcn", "resnet18", 2, in_chans=4, channels=8)
     with pytest.raises(OptionError, match="takes 4 channels"):
         model.predict(noise(8, 8))
+
+
+@pytest.mark.slow
 def test_torch_compile_gives_the_same_class_map(model: SegmentationModel) -> None:
     picture = noise(48, 64)
     compiled = model.predict(picture, compile=True)
@@ -250,13 +252,15 @@ def test_too_little_memory_makes_smaller_batches(model: SegmentationModel, monke
             raise torch.OutOfMemoryError("CUDA out of memory")
         return predictor.network.forward_logits(x)
 
-@pytest.mark.slow
     monkeypatch.setattr(predictor, "_infer", infer)
     assert len(list(predictor.stream([noise(16, 16, i) for i in range(5)], batch_size=5))) == 5
     assert sizes == [5, 2, 3, 1, 2]
     most = 0
     with pytest.raises(OutOfMemoryError, match=r"input of 16x16 .*resize=.*slide.*bfloat16"):
         next(predictor.stream([noise(16, 16)]))
+
+
+@pytest.mark.slow
 def test_a_slide_holds_no_full_size_logits() -> None:
     """A tall picture of many classes: float32 logits at its size would be 920 MB."""
     model = build("fcn", num_classes=150)
