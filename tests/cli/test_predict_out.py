@@ -256,7 +256,7 @@ def test_a_list_of_pictures(predict: Predict, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "words"), [(b"\n# nothing\n", "names no pictures"), (bytes(range(256)), "is no text file")]
+    ("content", "words"), [(b"\n# nothing\n", "names no images"), (bytes(range(256)), "is no text file")]
 )
 def test_a_list_that_names_nothing(content: bytes, words: str, predict: Predict) -> None:
     Path("list.txt").write_bytes(content)

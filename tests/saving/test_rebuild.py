@@ -39,7 +39,6 @@ MORE = [
     "seresnext26d_32x4d",
     "ghostnet_050",
     "fastvit_t8",
-    "efficientformerv2_s0",
     "vgg11_bn",
     "resnetv2_50",
     "resnest14d",

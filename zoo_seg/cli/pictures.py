@@ -67,7 +67,7 @@ def entries(text: str) -> list[str]:
     lines = [line.strip() for line in text.lstrip("\ufeff").splitlines()]
     lines = [line for line in lines if line and not line.startswith("#")]
     if not lines:
-        raise ValueError("names no pictures; expected a path or URL on each line")
+        raise ValueError("names no images; expected a path or URL on each line")
     return lines
 
 

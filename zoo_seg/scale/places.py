@@ -117,10 +117,10 @@ def stats(folder: str) -> Stats:
         results = set()
 
     def stat(address: str) -> Stat:
-        if not is_url(address):
-            status = os.stat(address)  # noqa: PTH116  (keeps every byte of a name)
+        where, path = place(address) if is_url(address) else (None, address)
+        if where is None or "file" in where.protocol:
+            status = os.stat(path)  # noqa: PTH116  (keeps every byte of a name)
             return status.st_size, status.st_mtime_ns
-        where, path = place(address)
         if where is remote and path.startswith(f"{root}/") and path not in results:
             raise FileNotFoundError(address)
         size = where.info(path).get("size")
