@@ -332,7 +332,9 @@ def upload(page: Page, path: Path) -> None:
 
 
 def choose(page: Page, which: str, name: str) -> None:
-    page.fill(f"#zoo-{which} input", name)  # of a long list only what is typed is shown
+    page.click(f"#zoo-{which} input")
+    page.keyboard.press("Control+A")
+    page.keyboard.type(name)  # of a long list only what fits is shown
     page.get_by_role("option", name=name, exact=True).click()
 
 
