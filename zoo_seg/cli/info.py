@@ -79,7 +79,7 @@ def _print_record(record: Weights) -> None:
     _row("licence, code", record.licence.code or "not stated")
     _row("licence, weights", record.licence.weights or "not stated by the publisher")
     if record.licence.pretraining:
-        _row("licence, pretraining", record.licence.pretraining)
+        _row("pretraining", record.licence.pretraining)
     _row("terms of the data", record.licence.data or "not stated")
     revision = record.provenance.revision
     _row("project", record.provenance.project + (f" (facts as of {revision})" if revision else ""))
