@@ -103,7 +103,6 @@ def download(url, path, **options):  # what stands between torch.hub and GitHub
     print(url)
     shutil.copy({archive!r}, path)
 
-@pytest.mark.slow
 torch.hub.download_url_to_file = download
 options = dict(trust_repo=True, skip_validation=True, verbose=False)
 names = torch.hub.list("org/zoo_seg:main", **options)
@@ -116,6 +115,7 @@ print(model.weights.id, model.training, tuple(model.classes[:2]), model(torch.ze
 """
 
 
+@pytest.mark.slow
 def test_the_zip_from_github_is_enough(archive: Path, tmp_path: Path, home: Path) -> None:
     """Listed and loaded in a fresh process, with weights from a mirror; the checkout at hand is out of sight."""
     weights = zoo_seg.get_weights("semanticfpn_r50", "voc")

@@ -350,7 +350,6 @@ def small_model() -> SegmentationModel:
     return build_model("semanticfpn", "mobilenetv3_small_050", 3, channels=8)
 
 
-@pytest.mark.slow
 def _share(rank: int, data: Path, folder: Path) -> None:
     meeting = f"file://{folder}/meeting"
     dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2, timeout=timedelta(minutes=2))
@@ -361,6 +360,7 @@ def _share(rank: int, data: Path, folder: Path) -> None:
     (folder / f"{rank}.json").write_text(json.dumps([found.scores, found.per_class["IoU"].tolist(), found.pictures]))
 
 
+@pytest.mark.slow
 def test_two_processes_measure_as_one(_bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     data = _bench.data / "folder"  # three pictures: one process has more than the other

@@ -241,7 +241,6 @@ def test_without_torchmetrics_the_message_names_the_extra() -> None:
 # --- several processes ----------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def _share(rank: int, folder: str) -> None:
     """Of five pictures one process counts three, the other two; each then has the whole score."""
     meeting = f"file://{folder}/meeting"
@@ -253,6 +252,7 @@ def _share(rank: int, folder: str) -> None:
     (Path(folder) / f"{rank}.json").write_text(json.dumps(ious))
 
 
+@pytest.mark.slow
 def test_two_processes_count_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     other = mp.get_context("spawn").Process(target=_share, args=(1, str(tmp_path)))

@@ -65,7 +65,6 @@ def difference(ours: torch.Tensor, theirs: np.ndarray) -> float:
     return float(np.abs(ours.numpy() - theirs).max() / theirs.std())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("group", "name"), key_lists())
 def test_every_published_name_and_shape_fits_strictly(group: str, name: str) -> None:
     tensors = {
@@ -77,6 +76,7 @@ def test_every_published_name_and_shape_fits_strictly(group: str, name: str) -> 
     assert len(network.state_dict()) == len(tensors) + parts
 
 
+@pytest.mark.slow
 def test_parameters_in_the_manifest_are_the_networks() -> None:
     for record in zoo_seg.list_weights():
         with torch.device("meta"):

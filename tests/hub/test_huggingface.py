@@ -524,7 +524,6 @@ def test_a_card_written_by_hand_goes_along(hub: Hub, folder: Path) -> None:
     assert set(hub.repos["org/mine"].files()) == FILES
 
 
-@pytest.mark.slow
 def test_a_card_of_an_older_version_is_made_anew(hub: Hub, folder: Path) -> None:
     old = cards._seal("# Old\n")
     (folder / "README.md").write_text(f"# Old\n\n{old}\n", encoding="utf-8")
@@ -532,6 +531,7 @@ def test_a_card_of_an_older_version_is_made_anew(hub: Hub, folder: Path) -> None
     assert 'from_pretrained("org/mine")' in hub.repos["org/mine"].files()["README.md"].decode()
 
 
+@pytest.mark.slow
 def test_push_published_weights_and_use_them(
     hub: Hub, zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
