@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +63,3 @@ def _of_schema_1(raw: dict[str, Any]) -> dict[str, Any]:
         "licence": licences,
         "weights": raw.get("started_from") if published else None,
     }
-
-
-def options_are_whole(folder: Path) -> bool:
-    """Whether a folder's config holds all options of its network; older ones leave some to the tensors' shapes."""
-    found: object = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("schema_version")
-    return found != 1

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, cast
+from typing import cast
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -22,7 +22,7 @@ from zoo_seg.checkpoints.convert import Converted, Naming, convert, described, l
 from zoo_seg.checkpoints.digest import tensors_sha256
 from zoo_seg.checkpoints.opening import check_finite, open_checkpoint
 from zoo_seg.checkpoints.restore import count_classes, restore
-from zoo_seg.config import WEIGHTS, is_network, options_are_whole, read_config
+from zoo_seg.config import WEIGHTS, is_network, read_config
 from zoo_seg.errors import CheckpointError, OptionError, UnknownNameError
 from zoo_seg.families.registry import find_family
 from zoo_seg.hub import cache, huggingface
@@ -35,10 +35,6 @@ _log = logging.getLogger("zoo_seg")
 
 _NAMING = "3"
 """Version of this library's own names and forms of tensors, kept in the copies so that old ones are made anew."""
-
-
-Options = Literal["all", "stated", "none"]
-"""Which options of a network are known: all, in a saved folder; those that a record states; none for certain."""
 
 
 @dataclass(frozen=True)
@@ -113,10 +109,10 @@ def load_checkpoint(
     if "://" in name:
         linked = cache.fetch_link(name, progress=progress)
         if name.startswith("file://"):  # a file of the user's own is read where it is and gets no copy beside it
-            return _unmapped(_open(linked.path, architecture, known="none"))
-        return _from_cache(linked, architecture, known="none")
+            return _unmapped(_open(linked.path, architecture))
+        return _from_cache(linked, architecture)
     if Path(name).is_file():
-        return _unmapped(_open(Path(name), architecture, known="none"))
+        return _unmapped(_open(Path(name), architecture))
     if isinstance(pretrained, os.PathLike) or os.sep in name or Path(name).suffix in (".pth", ".pt", ".safetensors"):
         raise CheckpointError(
             f"there is no file {name!r}; expected a .pth or .safetensors file, a link such as hf://org/repo, or a tag"
@@ -160,7 +156,7 @@ def open_folder(folder: Path) -> Checkpoint:
     """
     info = read_config(folder)
     assert info.architecture is not None  # `read_config` sees to it
-    checkpoint = _open(folder / WEIGHTS, info.architecture, known="all" if options_are_whole(folder) else "none")
+    checkpoint = _open(folder / WEIGHTS, info.architecture, stated=True)
     if checkpoint.num_classes != len(info.classes):
         raise CheckpointError(
             f"{checkpoint.path} has {checkpoint.num_classes} classes, the config beside it {len(info.classes)}; "
@@ -174,7 +170,7 @@ def _from_record(weights: Weights, progress: bool) -> Checkpoint:
     cached = cache.fetch(weights, progress=progress)
     proven = cached.sha256 in {file.sha256 for file in weights.files}
     expected = None if proven else weights.tensors_sha256
-    checkpoint = _from_cache(cached, weights.architecture, expected=expected, known="stated")
+    checkpoint = _from_cache(cached, weights.architecture, expected=expected, stated=True)
     if checkpoint.num_classes != weights.num_classes:
         raise CheckpointError(
             f"{checkpoint.path} has {checkpoint.num_classes} classes, the record {weights.id} {weights.num_classes}; "
@@ -185,23 +181,23 @@ def _from_record(weights: Weights, progress: bool) -> Checkpoint:
 
 
 def _from_cache(
-    file: cache.CachedFile, architecture: Architecture, *, expected: str | None = None, known: Options = "all"
+    file: cache.CachedFile, architecture: Architecture, *, expected: str | None = None, stated: bool = False
 ) -> Checkpoint:
     """Open a verified file by way of its safetensors copy, which is made on the first load.
 
     Args:
         expected: the digest that the tensors must have, where the hash of the file itself proves nothing.
-        known: see `_open`.
+        stated: see `_open`.
     """
     if file.path.suffix == ".safetensors":
-        return _open(file.path, architecture, expected, known=known)
+        return _open(file.path, architecture, expected, stated=stated)
     copy = file.path.with_name(f"{file.path.name}.{file.sha256[:12]}.safetensors")
-    if checkpoint := _read_copy(copy, architecture, known):
+    if checkpoint := _read_copy(copy, architecture, stated):
         return checkpoint
     with exclusive(copy.with_name(".lock")) as alone:  # of many processes one reads the pickle, the others its copy
-        if checkpoint := _read_copy(copy, architecture, known):
+        if checkpoint := _read_copy(copy, architecture, stated):
             return checkpoint
-        checkpoint = _open(file.path, architecture, expected, known=known)
+        checkpoint = _open(file.path, architecture, expected, stated=stated)
         try:
             checkpoint = replace(checkpoint, tensors_sha256=tensors_sha256(checkpoint.tensors))
             _write_copy(checkpoint, copy, file.sha256)
@@ -209,19 +205,20 @@ def _from_cache(
                 sweep(copy.parent)
         except (OSError, SafetensorError) as error:  # a read-only or full cache: the tensors are here all the same
             _log.info("no safetensors copy of %s was kept: %s", file.path.name, error)
-    return _read_copy(copy, architecture, known) or checkpoint  # mapped, it is shared by all who use it
+    return _read_copy(copy, architecture, stated) or checkpoint  # mapped, it is shared by all who use it
 
 
-def _open(path: Path, architecture: Architecture, expected: str | None = None, *, known: Options = "all") -> Checkpoint:
+def _open(path: Path, architecture: Architecture, expected: str | None = None, *, stated: bool = False) -> Checkpoint:
     """Open and convert a file.
 
     Args:
         expected: the digest that its tensors must have.
-        known: which of the family's options the architecture states; shapes tell the others, such as widths.
+        stated: a record or a config states the architecture, and shapes tell only the options that it leaves out; else
+            shapes tell what they can, such as widths.
     """
     tensors, _ = open_checkpoint(path)
     check_finite(path, tensors)
-    return from_tensors(path, tensors, architecture, expected, known=known)
+    return from_tensors(path, tensors, architecture, expected, stated=stated)
 
 
 def from_tensors(
@@ -230,7 +227,7 @@ def from_tensors(
     architecture: Architecture,
     expected: str | None = None,
     *,
-    known: Options = "none",
+    stated: bool = False,
 ) -> Checkpoint:
     """The checkpoint that a file's tensors are, whoever named them; the arguments are those of `_open`.
 
@@ -244,7 +241,7 @@ def from_tensors(
             "delete it and fetch it from another source"
         )
     full = {name: _full(tensor) for name, tensor in converted.tensors.items()}
-    architecture = _with_options(architecture, full, known)
+    architecture = _with_options(architecture, full, stated)
     return Checkpoint(path, full, converted.naming, architecture, converted.original)
 
 
@@ -258,13 +255,12 @@ def _converted(path: Path, tensors: Mapping[str, Tensor], architecture: Architec
         raise CheckpointError(f"{path} does not fit {described(architecture)}: {error}{looks}") from None
 
 
-def _with_options(architecture: Architecture, tensors: Mapping[str, Tensor], known: Options) -> Architecture:
+def _with_options(architecture: Architecture, tensors: Mapping[str, Tensor], stated: bool) -> Architecture:
     read = find_family(architecture.family).read_options
-    if read is None or known == "all":
+    if read is None:
         return architecture
-    found = read({name: tuple(tensor.shape) for name, tensor in tensors.items()})
-    stated = architecture.options
-    return replace(architecture, options={**found, **stated} if known == "stated" else {**stated, **found})
+    known, found = architecture.options, read({name: tuple(tensor.shape) for name, tensor in tensors.items()})
+    return replace(architecture, options={**found, **known} if stated else {**known, **found})
 
 
 def _unmapped(checkpoint: Checkpoint) -> Checkpoint:
@@ -280,9 +276,7 @@ def _full(tensor: Tensor) -> Tensor:
 def _fitting(checkpoint: Checkpoint, architecture: Architecture | None) -> Checkpoint:
     """Two strides of one network have the same tensors and different results, so what is said is compared as well."""
     found = checkpoint.architecture
-    if architecture and any(
-        getattr(found, name) != getattr(architecture, name) for name in ("family", "backbone", "output_stride")
-    ):
+    if architecture is not None and _key(found) != _key(architecture):
         raise CheckpointError(
             f"{checkpoint.path.parent} holds {described(found)}, expected {described(architecture)}; "
             "zoo_seg.from_pretrained loads it as what it is"
@@ -297,14 +291,14 @@ def _key(architecture: Architecture) -> tuple[object, ...]:
 # --- the copy in the cache ------------------------------------------------------------------------
 
 
-def _read_copy(copy: Path, architecture: Architecture, known: Options) -> Checkpoint | None:
+def _read_copy(copy: Path, architecture: Architecture, stated: bool) -> Checkpoint | None:
     """The copy, if it is undamaged, has today's names and was made for such a network."""
     if cache.check(copy) is None:
         return None
     tensors, metadata = open_checkpoint(copy)
     if metadata.get("naming") != _NAMING or metadata.get("network") != _identity(architecture):
         return None
-    architecture = _with_options(architecture, tensors, known)
+    architecture = _with_options(architecture, tensors, stated)
     digest = metadata["tensors_sha256"]
     return Checkpoint(copy, tensors, cast(Naming, metadata["layout"]), architecture, tensors_sha256=digest)
 

@@ -28,23 +28,23 @@ def cases() -> Iterator[Any]:
         seen.add(kind)
 
 
-def architecture_of(published: PublishedReference) -> tuple[Architecture, Any]:
+def architecture_of(published: PublishedReference) -> tuple[Architecture, bool]:
     """That of a record of the project, else the model's, which the shapes have to complete."""
     meta = published.meta
     for record in list_weights(meta["model"], source=meta["project"]):
         same = record.architecture.align_corners, record.architecture.size_divisor, record.num_classes
         if same == (meta["align_corners"], meta["size_divisor"], meta["num_classes"]):
-            return record.architecture, "stated"
+            return record.architecture, True
     model = get_architecture(meta["model"])[1]
-    return replace(model, align_corners=meta["align_corners"], size_divisor=meta["size_divisor"]), "none"
+    return replace(model, align_corners=meta["align_corners"], size_divisor=meta["size_divisor"]), False
 
 
 @pytest.mark.parametrize("name", list(cases()))
 @torch.inference_mode()
 def test_logits_equal_the_original_s(name: str) -> None:
     published = published_reference(name)
-    architecture, known = architecture_of(published)
-    file = from_tensors(Path(name), published.state_dict(), architecture, known=known)
+    architecture, stated = architecture_of(published)
+    file = from_tensors(Path(name), published.state_dict(), architecture, stated=stated)
     network = file.build()
     assert file.naming == published.meta["project"]
     assert sum(each.numel() for each in network.parameters()) == published.meta["parameters"]

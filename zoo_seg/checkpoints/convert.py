@@ -59,9 +59,10 @@ def convert(tensors: Mapping[str, Tensor], architecture: Architecture) -> Conver
     chosen = maps[naming]
     unknown = [name for name in tensors if not chosen.has(name)]
     if unknown:
+        projects = " or ".join(f"{title} ({prefix}*)" for title, prefix in _PROJECTS.values())
         raise CheckpointError(
             f"{len(unknown)} of its {len(tensors)} tensors belong to no {described(architecture)}, such as "
-            f"{', '.join(unknown[:3])}; {_advice(tensors, maps)}"
+            f"{', '.join(unknown[:3])}; expected the names of {projects}, or zoo_seg (backbone.*, head.*)"
         )
     renamed = _renamed(tensors, chosen.rename)
     original = chosen.original if naming != "zoo_seg" else lambda name: name
@@ -101,11 +102,6 @@ def looks_like(names: Iterable[str], architectures: Iterable[Architecture]) -> s
 
 def _title(naming: Naming) -> str:
     return _PROJECTS[naming][0] if naming in _PROJECTS else "zoo_seg"
-
-
-def _advice(tensors: Mapping[str, Tensor], maps: Mapping[Naming, KeyMap]) -> str:
-    projects = " or ".join(f"{title} ({prefix}*)" for title, prefix in _PROJECTS.values())
-    return f"expected the names of {projects}, or zoo_seg (backbone.*, head.*)"
 
 
 def _both(body: Transform | None, heads: Transform | None) -> Transform | None:

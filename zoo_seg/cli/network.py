@@ -67,7 +67,8 @@ def weights_sha256(arguments: argparse.Namespace) -> str:
     checkpoint = load_checkpoint(None if name is None else get_architecture(name)[0], weights)
     info = checkpoint.info
     rules = info and [info.classes, info.palette, asdict(info.preprocess), info.protocol, asdict(info.test)]
-    facts = [asdict(checkpoint.architecture), checkpoint.naming, rules, tensors_sha256(checkpoint.tensors)]
+    tensors = checkpoint.tensors_sha256 or tensors_sha256(checkpoint.tensors)
+    facts = [asdict(checkpoint.architecture), checkpoint.naming, rules, tensors]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
@@ -105,11 +106,11 @@ def device_of(arguments: argparse.Namespace) -> str:
 def check_test_arguments(arguments: argparse.Namespace) -> None:
     """Refuse `--mode` to `--flip` or `--device` that cannot be had before anything is fetched or loaded."""
     crop, stride, scales = arguments.crop, arguments.stride, arguments.scales or (1.0,)
-    if arguments.mode == "slide":  # a crop that is not given follows from the weights, and fits
-        crop = crop or stride or (1, 1)
     if max(scales) > _LARGEST_SCALE:
         raise OptionError(f"--scales are factors of the test size, such as 0.5 1 1.5; found {max(scales):g}")
-    mode: Mode = arguments.mode or ("slide" if crop else "whole")  # which the weights may say, and then it fits
-    check_test_options(mode, crop, stride if crop else None, scales, bool(arguments.flip))
+    mode: Mode = arguments.mode or ("slide" if crop or stride else "whole")  # the weights may say so
+    if mode == "slide":  # a crop that is not given follows from the weights, and fits
+        crop = crop or stride or (1, 1)
+    check_test_options(mode, crop, stride, scales, bool(arguments.flip))
     if arguments.device is not None:
         choose_device(arguments.device)

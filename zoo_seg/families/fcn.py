@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoo_seg.families.registry import Family, Heads, Shapes, register_family
+from zoo_seg.families.registry import Family, Heads, Shapes, read_width, register_family
 from zoo_seg.keymap import KeyMap
 from zoo_seg.layers.blocks import ConvNormAct
 
@@ -133,8 +133,8 @@ def _mmseg(options: FCNOptions) -> KeyMap:
 
 def read_widths(shapes: Shapes) -> dict[str, Any]:
     """The widths of a head and its auxiliary head."""
-    found = {"channels": "head.classifier.weight", "aux_channels": "aux_heads.0.classifier.weight"}
-    return {option: shapes[name][1] for option, name in found.items() if len(shapes.get(name, ())) == 4}
+    aux = shapes.get("aux_heads.0.classifier.weight", ())
+    return {**read_width(shapes), **({"aux_channels": aux[1]} if len(aux) == 4 else {})}
 
 
 def _read_options(shapes: Shapes) -> dict[str, Any]:

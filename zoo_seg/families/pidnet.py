@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from zoo_seg.backbones.registry import register_backbone
 from zoo_seg.errors import OptionError
-from zoo_seg.families.registry import Family, Heads, register_family
+from zoo_seg.families.registry import Family, Heads, read_width, register_family
 from zoo_seg.keymap import KeyMap
 from zoo_seg.layers.losses import LossSum, SegmentationLoss, pixel_losses
 from zoo_seg.layers.readout import HeadOutput
@@ -349,11 +349,7 @@ FAMILY = register_family(
         levels=3,
         key_maps={"mmseg": _mmseg},
         classifiers=("head.classifier.", "aux_heads.0.classifier."),
-        read_options=lambda shapes: (
-            {"channels": shapes["head.classifier.weight"][1]}
-            if len(shapes.get("head.classifier.weight", ())) == 4
-            else {}
-        ),
+        read_options=read_width,
         loss=_loss,
         backbones=tuple(_SIZES),
     )

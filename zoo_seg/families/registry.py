@@ -21,6 +21,12 @@ Shapes = Mapping[str, tuple[int, ...]]
 """Of tensors by their names."""
 
 
+def read_width(shapes: Shapes) -> dict[str, Any]:
+    """`read_options` of a family whose classifier, a convolution, tells the `channels` of its head."""
+    shape = shapes.get("head.classifier.weight", ())
+    return {"channels": shape[1]} if len(shape) == 4 else {}
+
+
 @dataclass(frozen=True)
 class Heads:
     """What stands on a backbone: the head that `predict` uses, and those that only training uses."""

@@ -6,12 +6,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from zoo_seg.families.registry import Family, Heads, Shapes, register_family
+from zoo_seg.families.registry import Family, Heads, read_width, register_family
 from zoo_seg.keymap import KeyMap
 from zoo_seg.layers.blocks import ConvNormAct
 from zoo_seg.layers.resample import resize
@@ -101,11 +100,6 @@ def _mmseg(options: SegFormerOptions) -> KeyMap:
     )
 
 
-def _read_options(shapes: Shapes) -> dict[str, Any]:
-    width = shapes.get("head.classifier.weight", ())
-    return {"channels": width[1]} if len(width) == 4 else {}
-
-
 FAMILY = register_family(
     Family(
         name="segformer",
@@ -115,6 +109,6 @@ FAMILY = register_family(
         build=_build,
         levels=4,
         key_maps={"ssseg": _ssseg, "mmseg": _mmseg},
-        read_options=_read_options,
+        read_options=read_width,
     )
 )

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo_seg.families.registry import Family, Heads, Shapes, register_family
+from zoo_seg.families.registry import Family, Heads, Shapes, read_width, register_family
 from zoo_seg.keymap import KeyMap
 from zoo_seg.layers.blocks import ConvNormAct
 from zoo_seg.layers.resample import resize
@@ -144,9 +144,7 @@ def _mmseg(options: SemanticFPNOptions) -> KeyMap:
 
 
 def _read_options(shapes: Shapes) -> dict[str, Any]:
-    width = shapes.get("head.classifier.weight", ())
-    found: dict[str, Any] = {"channels": width[1]} if len(width) == 4 else {}
-    return {**found, "neck": "conv" if "head.neck.lateral.0.bias" in shapes else "conv_norm_act"}
+    return {**read_width(shapes), "neck": "conv" if "head.neck.lateral.0.bias" in shapes else "conv_norm_act"}
 
 
 FAMILY = register_family(
