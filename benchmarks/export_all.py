@@ -1,6 +1,6 @@
-"""Every architecture in every format: does the exported file compute what the network does?
+r"""Every architecture in every format: does the exported file compute what the network does?
 
-    python benchmarks/export_all.py [PATTERN ...] [--formats onnx openvino torch_export] [--graphs plain image] \\
+    python benchmarks/export_all.py [PATTERN ...] [--formats onnx openvino torch_export] [--graphs plain image] \
         [--dtype float16] [--out DIR]
 
 The published architectures and two networks on ConvNeXt, with random values and 21 classes, go through

@@ -119,7 +119,7 @@ class Zoo:
 
 
 @pytest.fixture(scope="session")
-def _toy_files(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
+def toy_files(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
     import torch
     from helpers.reference import image_tensor, state_dict
 
@@ -139,8 +139,8 @@ def _toy_files(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
 
 
 @pytest.fixture
-def zoo(_toy_files: Zoo, monkeypatch: pytest.MonkeyPatch) -> Zoo:
+def zoo(toy_files: Zoo, monkeypatch: pytest.MonkeyPatch) -> Zoo:
     """Two small weights beside the published ones: `toy_r50.toys_me` and `toy_r50.games_me`."""
-    monkeypatch.setenv("ZOO_SEG_MANIFEST", str(_toy_files.manifest))
-    monkeypatch.setenv("ZOO_SEG_MIRROR", str(_toy_files.mirror))
-    return _toy_files
+    monkeypatch.setenv("ZOO_SEG_MANIFEST", str(toy_files.manifest))
+    monkeypatch.setenv("ZOO_SEG_MIRROR", str(toy_files.mirror))
+    return toy_files

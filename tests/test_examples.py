@@ -49,19 +49,23 @@ def test_predict(tmp_path: Path) -> None:
     printed = run("predict.py", tmp_path)
     assert "road" in printed
     with Image.open(tmp_path / "out/street_mask.png") as mask, Image.open(EXAMPLES / "street.jpg") as street:
-        assert mask.mode == "P" and mask.size == street.size and np.asarray(mask).max() < 11
+        assert mask.mode == "P"
+        assert mask.size == street.size
+        assert np.asarray(mask).max() < 11
     assert (tmp_path / "out/street_overlay.png").is_file()
 
 
 def test_finetune(tmp_path: Path) -> None:
     printed = run("finetune.py", tmp_path, "--epochs", "2")
-    assert "<Segmentation 96x96 pixels" in printed and "% on val" in printed
+    assert "<Segmentation 96x96 pixels" in printed
+    assert "% on val" in printed
     assert (tmp_path / "out/run/model.safetensors").is_file()
 
 
 def test_export_onnx(tmp_path: Path) -> None:
     printed = run("export_onnx.py", tmp_path)
-    assert "onnxruntime: class map (1, 540, 960), uint8" in printed and "100.00% of the pixels" in printed
+    assert "onnxruntime: class map (1, 540, 960), uint8" in printed
+    assert "100.00% of the pixels" in printed
     assert (tmp_path / "out/street.onnx").is_file()
 
 
@@ -73,7 +77,8 @@ def test_batch_folder(tmp_path: Path) -> None:
         street.resize((90, 160)).save(folder / "deeper" / "tall.png")
     (folder / "broken.jpg").write_bytes(b"not a picture")
     printed = run("batch_folder.py", tmp_path, folder, "--out", "results")
-    assert "2 of 3 pictures" in printed and "broken.jpg" in printed
+    assert "2 of 3 pictures" in printed
+    assert "broken.jpg" in printed
     with (tmp_path / "results/areas.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row.pop("picture") for row in rows] == ["deeper/tall.png", "small.jpg"]

@@ -63,7 +63,8 @@ def test_help_says_what_the_record_says(github: dict[str, Any]) -> None:
         record = get_model(model)
         for name in names:
             text = torch.hub.help(model=name, **github)
-            assert text.startswith(record.title) and "num_classes: " in text
+            assert text.startswith(record.title)
+            assert "num_classes: " in text
             stride = record.architecture.output_stride
             assert (f"output stride {stride}." in text) == bool(stride)
             assert all(each.tag in text for each in zoo_seg.list_weights(model))
@@ -81,7 +82,9 @@ def test_load_without_weights(name: str, canonical: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # the checkout's zoo_seg is the imported one
         model = torch.hub.load(str(REPOSITORY), name, source="local", num_classes=4)
-    assert isinstance(model, zoo_seg.SegmentationModel) and model.training and model.weights is None
+    assert isinstance(model, zoo_seg.SegmentationModel)
+    assert model.training
+    assert model.weights is None
     expected = zoo_seg.create_model(canonical, num_classes=4).state_dict()
     assert {key: value.shape for key, value in model.state_dict().items()} == {
         key: value.shape for key, value in expected.items()
@@ -91,7 +94,9 @@ def test_load_without_weights(name: str, canonical: str) -> None:
 def test_load_from_a_path(tmp_path: Path) -> None:
     path = checkpoint(tmp_path / "mine.pth", keys("mmseg", "fpn_r50_cityscapes"), layout="mmseg")
     model = torch.hub.load(str(REPOSITORY), "semantic_fpn_r50", source="local", pretrained=str(path))
-    assert not model.training and model.num_classes == 19 and model.protocol == "mmseg"
+    assert not model.training
+    assert model.num_classes == 19
+    assert model.protocol == "mmseg"
     stored = torch.load(path, weights_only=True)["state_dict"]["decode_head.conv_seg.weight"]
     assert torch.equal(model.state_dict()["head.classifier.weight"], stored)
 

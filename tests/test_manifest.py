@@ -48,7 +48,8 @@ def test_every_record_of_the_manifest_is_whole() -> None:
     manifest = read_manifest(published_manifest())
     manifest.check()
     assert list_weights() == EVERY == list(manifest.weights.values())
-    assert list_models() == list(manifest.models) and {record.model for record in EVERY} == set(manifest.models)
+    assert list_models() == list(manifest.models)
+    assert {record.model for record in EVERY} == set(manifest.models)
     assert {key.id: key for key in manifest.keys.values()} == {
         record.id: (record.id, record.model, record.tag, record.dataset, record.source) for record in EVERY
     }
@@ -64,14 +65,20 @@ def test_the_protocols_are_those_that_the_code_knows() -> None:
 @pytest.mark.parametrize("record", OWN, ids=lambda record: record.id)
 def test_our_own_weights_come_with_the_package_and_say_everything(record: Weights) -> None:
     (file,) = record.files
-    assert file.packaged and file.packaged.stat().st_size == file.size and file.size <= 6_000_000
+    assert file.packaged
+    assert file.packaged.stat().st_size == file.size
+    assert file.size <= 6_000_000
     assert hashlib.sha256(file.packaged.read_bytes()).hexdigest() == file.sha256
     assert [(metric.split, metric.status) for metric in record.metrics] == [("val", "reproduced")]
-    assert record.licence.data and "research" in record.licence.data and "research" in (record.licence.weights or "")
-    assert record.recipe.epochs and record.recipe.iterations
+    assert record.licence.data
+    assert "research" in record.licence.data
+    assert "research" in (record.licence.weights or "")
+    assert record.recipe.epochs
+    assert record.recipe.iterations
     model = create_model(record.model, record)
     assert sum(parameter.numel() for parameter in model.parameters()) == record.parameters
-    assert model.classes == record.classes and not model.training
+    assert model.classes == record.classes
+    assert not model.training
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
     assert next(iter(getattr(zoo_seg, record.model)(pretrained=record.dataset).parameters())).equal(
         next(iter(model.parameters()))
@@ -141,7 +148,8 @@ def test_each_name_of_a_file_is_tried_on_each_host_and_the_published_first(recor
 def test_the_first_published_files_of_ssseg_have_both_names() -> None:
     for facts, record in zip(PUBLISHED, RECORDS, strict=True):
         if record.source == "ssseg":
-            assert facts["url"].endswith("_train.pth") and record.files[0].url == facts["url"]
+            assert facts["url"].endswith("_train.pth")
+            assert record.files[0].url == facts["url"]
             assert facts["url"].replace("_train.pth", ".pth") in record.files[0].mirrors
 
 
@@ -188,12 +196,14 @@ def test_preprocessing_protocol_and_licences(record: Weights) -> None:
     assert record.preprocess.mean == (123.675, 116.28, 103.53)
     assert record.preprocess.std == (58.395, 57.12, 57.375)
     resize = record.preprocess.resize
-    assert resize and (resize.short, resize.long) == (1024 if record.dataset == "cityscapes" else 512, 2048)
+    assert resize
+    assert (resize.short, resize.long) == (1024 if record.dataset == "cityscapes" else 512, 2048)
     assert record.protocol == record.source
     assert record.licence.code == "Apache-2.0"
     assert record.licence.weights == {"ssseg": None, "mmseg": "Apache-2.0"}[record.source]
     terms = {"voc": "Flickr", "ade20k": "non-commercial", "cityscapes": "non-commercial"}[record.dataset]
-    assert record.licence.data and terms in record.licence.data
+    assert record.licence.data
+    assert terms in record.licence.data
     assert "SegmentationBLWX" in record.provenance.project or "open-mmlab" in record.provenance.project
 
 
@@ -202,7 +212,8 @@ def test_bare_data_set_is_the_default_tag_and_every_alias_works(model: str) -> N
     records = [record for record in EVERY if record.model == model]
     first = {record.dataset: record for record in reversed(records)}
     for name in (model, *aliases(model)):
-        assert callable(getattr(zoo_seg, name)) and canonical_name(name) == model
+        assert callable(getattr(zoo_seg, name))
+        assert canonical_name(name) == model
         assert list_weights(model=name) == records
         for dataset, record in first.items():
             assert get_weights(name, dataset) == get_weights(f"{name}.{dataset}") == record
@@ -287,12 +298,14 @@ def test_own_weights_stand_beside_the_published(zoo: Zoo) -> None:
     assert records[: len(EVERY)] == EVERY
     assert [record.id for record in records[len(EVERY) :]] == ["toy_r50.toys_me", "toy_r50.games_me"]
     record = get_weights("toy_r50", "toys")
-    assert record.classes == ("ground", "wall", "sky") and record.licence.code == "MIT"
+    assert record.classes == ("ground", "wall", "sky")
+    assert record.licence.code == "MIT"
     assert list_models("toy*") == ["toy_r50"]
     assert list_weights(model="toy_r50", dataset="toys", source="me", min_miou=12.5) == [record]
 
     model = zoo_seg.create_model("toy_r50", "toys")
-    assert model.weights == record and model.num_classes == 3
+    assert model.weights == record
+    assert model.num_classes == 3
     assert sum(parameter.numel() for parameter in model.parameters()) == record.parameters
 
 
@@ -308,7 +321,8 @@ def test_own_weights_may_refer_to_published_names(zoo: Zoo, tmp_path: Path, monk
     path.write_text(json.dumps({"schema_version": 2, "weights": {"fcn_resnet50_os8.voc_me": weights}}))
     monkeypatch.setenv("ZOO_SEG_MANIFEST", f"{zoo.manifest}{os.pathsep}{path}")
     own, published = get_weights("fcn_r50_os8", "voc_me"), get_weights("fcn_r50_os8", "voc")
-    assert own.num_classes == 21 and published.source == "ssseg"
+    assert own.num_classes == 21
+    assert published.source == "ssseg"
     assert (own.recipe, own.preprocess, own.test) == (published.recipe, published.preprocess, published.test)
 
 
@@ -578,7 +592,8 @@ def test_a_path_stands_for_a_link_on_each_host(tmp_path: Path, monkeypatch: pyte
         "https://two.invalid/files/v1/old.pth",
         "hf://o/r@main/x.pth",
     ]
-    assert found.size == 5 and found.names == ("toys.pth", "old.pth", "x.pth")
+    assert found.size == 5
+    assert found.names == ("toys.pth", "old.pth", "x.pth")
 
 
 def test_variants_of_a_tag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -591,7 +606,9 @@ def test_variants_of_a_tag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("ZOO_SEG_MANIFEST", str(tmp_path / "mine.json"))
     assert get_weights("toy_r50", "toys").tag == get_weights("toy_r50.toys_me_64_1k").tag == "toys_me_64_1k"
     record = get_weights("toy_r50", "toys_me")
-    assert record.tag == "toys_me" and record.notes == ("small",) and record.licence.pretraining == "CC-BY-NC-4.0"
+    assert record.tag == "toys_me"
+    assert record.notes == ("small",)
+    assert record.licence.pretraining == "CC-BY-NC-4.0"
     assert (record.test.mode, record.test.crop, record.test.stride) == ("slide", (32, 32), (16, 16))
     assert record.architecture == replace(
         get_model("toy_r50").architecture, align_corners=True, options={"channels": 16}
@@ -660,7 +677,8 @@ def test_a_record_is_decoded_when_it_is_asked_for(tmp_path: Path, monkeypatch: p
     raw["weights"][bad] = {**raw["weights"][bad], "parameters": "many"}
     (tmp_path / "big.json").write_text(json.dumps(raw))
     manifest = read_manifest(tmp_path / "big.json")
-    assert manifest.weights[good].parameters > 0 and len(manifest.weights) >= 1100
+    assert manifest.weights[good].parameters > 0
+    assert len(manifest.weights) >= 1100
     with pytest.raises(ManifestError, match=f"{re.escape(bad)}.*parameters"):
         manifest.weights[bad]
     with pytest.raises(ManifestError, match=f"{re.escape(bad)}.*parameters"):
@@ -681,4 +699,5 @@ def test_1100_records_cost_little(tmp_path: Path) -> None:
         records = list(read_manifest(tmp_path / "big.json").weights.values())
     finally:
         sys.setprofile(None)
-    assert len(records) >= 1100 and calls < 150 * len(records)
+    assert len(records) >= 1100
+    assert calls < 150 * len(records)

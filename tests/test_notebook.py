@@ -57,16 +57,20 @@ def result(height: int, width: int, classes: int = 4, picture: bool = True) -> S
 def test_a_result_is_an_overlay_with_its_legend(picture: bool) -> None:
     shown = result(60, 80, picture=picture)
     with Image.open(io.BytesIO(shown._repr_png_())) as image:
-        assert image.format == "PNG" and image.width > 80 and image.height >= 60
+        assert image.format == "PNG"
+        assert image.width > 80
+        assert image.height >= 60
         left = image.convert("RGB").crop((0, 0, 80, 60))
         expected = shown.overlay() if picture else shown.colorize()
         np.testing.assert_array_equal(np.asarray(left), np.asarray(expected))
 
     page = Page(shown._repr_html_())
-    assert EVIL in "".join(page.texts) and "25.0 %" in page.texts
+    assert EVIL in "".join(page.texts)
+    assert "25.0 %" in page.texts
     ((_, attributes),) = [each for each in page.tags if each[0] == "img"]
     head, _, data = str(attributes["src"]).partition(",")
-    assert head == "data:image/jpeg;base64" and attributes.keys() == {"alt", "src", "style"}
+    assert head == "data:image/jpeg;base64"
+    assert attributes.keys() == {"alt", "src", "style"}
     with Image.open(io.BytesIO(base64.b64decode(data))) as image:
         assert image.size == (80, 60)
     assert all(tag != "script" and not any(name.startswith("on") for name in found) for tag, found in page.tags)
@@ -77,18 +81,24 @@ def test_a_large_result_is_shown_small() -> None:
     shown = result(600, 2500, classes=40)
     assert len(shown._repr_html_()) < 1_000_000
     with Image.open(io.BytesIO(shown._repr_png_())) as image:
-        assert image.height < 800 and image.width < 2000
+        assert image.height < 800
+        assert image.width < 2000
     texts = Page(shown._repr_html_()).texts
-    assert "and 16 more" in texts and shown.mask.shape == (600, 2500)
+    assert "and 16 more" in texts
+    assert shown.mask.shape == (600, 2500)
 
 
 def test_a_record_is_a_small_table() -> None:
     record = zoo_seg.get_weights("pspnet_r50_os8", "ade20k")
     page = Page(record._repr_html_())
     text = "|".join(page.texts)
-    assert page.texts[0] == record.id and f"{record.miou} % on val (reported" in text and "150 classes" in text
-    assert ("a", {"href": record.files[0].url}) in page.tags and record.files[0].name in page.texts
-    assert str(record.licence.data) in text and "None" not in text
+    assert page.texts[0] == record.id
+    assert f"{record.miou} % on val (reported" in text
+    assert "150 classes" in text
+    assert ("a", {"href": record.files[0].url}) in page.tags
+    assert record.files[0].name in page.texts
+    assert str(record.licence.data) in text
+    assert "None" not in text
     assert len(record._repr_html_()) < 4000
 
 
@@ -108,4 +118,5 @@ def test_a_record_s_words_stay_words() -> None:
     assert "".join(page.texts).count(EVIL) == 8
     assert {tag for tag, _ in page.tags} == {"table", "caption", "b", "tbody", "tr", "th", "td", "a"}
     ((_, link),) = [each for each in page.tags if each[0] == "a"]  # none to a file of this machine
-    assert link == {"href": f"https://zoo.invalid/{EVIL}/x.pth"} and "2.5 MB" in "".join(page.texts)
+    assert link == {"href": f"https://zoo.invalid/{EVIL}/x.pth"}
+    assert "2.5 MB" in "".join(page.texts)

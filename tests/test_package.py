@@ -101,26 +101,30 @@ def test_manifest_stands_in_the_repository_once() -> None:
 
 def test_every_public_name_is_there() -> None:
     factories = {name for model in zoo_seg.list_models() for name in (model, *aliases(model))}
-    assert {*EXPORTS, *factories} <= set(dir(zoo_seg)) and set(zoo_seg.__all__) == {*EXPORTS, *factories}
+    assert {*EXPORTS, *factories} <= set(dir(zoo_seg))
+    assert set(zoo_seg.__all__) == {*EXPORTS, *factories}
     for name in zoo_seg.__all__:
         assert getattr(zoo_seg, name) is not None
     everything: dict[str, object] = {}
     exec("from zoo_seg import *", everything)
     assert set(zoo_seg.__all__) <= set(everything)
-    assert not hasattr(zoo_seg, "unet_resnet50") and not hasattr(zoo_seg, "_hidden")
+    assert not hasattr(zoo_seg, "unet_resnet50")
+    assert not hasattr(zoo_seg, "_hidden")
 
 
 @pytest.mark.parametrize("model", zoo_seg.list_models())
 def test_a_factory_is_a_function_like_others(model: str) -> None:
     factory = getattr(zoo_seg, model)
-    assert isinstance(factory, FunctionType) and factory.__name__ == factory.__qualname__ == model
+    assert isinstance(factory, FunctionType)
+    assert factory.__name__ == factory.__qualname__ == model
     assert all(getattr(zoo_seg, alias) is factory for alias in aliases(model))
     assert pickle.loads(pickle.dumps(factory)) is factory
     signature = inspect.signature(factory)
     defaults = {name: parameter.default for name, parameter in signature.parameters.items()}
     assert defaults == {"pretrained": None, "num_classes": None, "in_chans": 3, "progress": True}
     assert signature.parameters["num_classes"].kind is inspect.Parameter.KEYWORD_ONLY
-    assert factory.__doc__ and factory.__doc__.startswith(get_model(model).title)
+    assert factory.__doc__
+    assert factory.__doc__.startswith(get_model(model).title)
 
 
 def test_the_stub_has_the_manifest_s_names() -> None:

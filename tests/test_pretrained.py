@@ -51,8 +51,10 @@ def test_a_tag_becomes_a_network(
 
     model = zoo_seg.create_model(MODEL, record.tag)
     assert not model.training
-    assert model.weights == record and model.protocol == record.source
-    assert model.classes == record.classes and model.palette == record.palette
+    assert model.weights == record
+    assert model.protocol == record.source
+    assert model.classes == record.classes
+    assert model.palette == record.palette
     assert model.num_classes == record.num_classes
     first = logits(model)
 
@@ -62,7 +64,8 @@ def test_a_tag_becomes_a_network(
     again = zoo_seg.create_model(MODEL, record.tag)
     assert torch.equal(logits(again), first)
     copies = list((home / "weights" / name).glob("*.safetensors"))
-    assert len(copies) == 1 and copies[0].stat().st_mode & 0o044 == 0o044 & ~_umask()
+    assert len(copies) == 1
+    assert copies[0].stat().st_mode & 0o044 == 0o044 & ~_umask()
 
 
 def _umask() -> int:
@@ -125,12 +128,14 @@ def test_both_namings_of_pspnet_give_the_same_network(group: Any, tmp_path: Path
     tensors = state_dict(keys("ssseg", name))
     if group != "ssseg":
         older = [key for key, _ in keys(group, name)]
-        assert len(older) == len(tensors) and set(older) != set(tensors)
+        assert len(older) == len(tensors)
+        assert set(older) != set(tensors)
         tensors = OrderedDict(zip(older, tensors.values(), strict=True))
     architecture = zoo_seg.get_weights("pspnet_resnet50_os16.voc").architecture
     converted = convert({f"module.{key}": tensor for key, tensor in tensors.items()}, architecture)
     renamed = converted.tensors
-    assert converted.naming == "ssseg" and "head.norm.weight" in renamed
+    assert converted.naming == "ssseg"
+    assert "head.norm.weight" in renamed
     source = "bottleneck" if group == "ssseg" else "fuse_layer"
     whole = tensors[f"ppm_net.{source}.0.weight"]
     assert torch.equal(renamed["head.bottleneck.weight"], whole[:, :2048])
@@ -141,13 +146,17 @@ def test_both_namings_of_pspnet_give_the_same_network(group: Any, tmp_path: Path
 
 def test_a_bare_path_tells_classes_and_source(folder: Path, tmp_path: Path) -> None:
     mmseg = zoo_seg.create_model(MODEL, site_file(folder, f"{MODEL}.cityscapes_mmseg"))
-    assert mmseg.protocol == "mmseg" and mmseg.weights is None and mmseg.preprocess.resize is None
-    assert mmseg.classes == tuple(f"class_{i}" for i in range(19)) and len(set(mmseg.palette)) == 19
+    assert mmseg.protocol == "mmseg"
+    assert mmseg.weights is None
+    assert mmseg.preprocess.resize is None
+    assert mmseg.classes == tuple(f"class_{i}" for i in range(19))
+    assert len(set(mmseg.palette)) == 19
 
     ours = tmp_path / "ours.safetensors"
     save_file(mmseg.state_dict(), ours)
     again = zoo_seg.create_model("semantic_fpn_r50", str(ours))
-    assert again.protocol == "ssseg" and torch.equal(logits(again), logits(mmseg))
+    assert again.protocol == "ssseg"
+    assert torch.equal(logits(again), logits(mmseg))
     linked = zoo_seg.create_model(MODEL, ours.as_uri())
     assert torch.equal(logits(linked), logits(mmseg))
     assert sorted(tmp_path.iterdir()) == [ours]  # nothing is left beside a user's file
@@ -166,7 +175,9 @@ def test_num_classes_starts_the_classifiers_anew(
         "num_classes=7 instead of 21: aux_heads.0.classifier.bias, aux_heads.0.classifier.weight, "
         "head.classifier.bias, head.classifier.weight start from random values"
     ]
-    assert model.num_classes == 7 and model.classes[6] == "class_6" and logits(model).shape[1] == 7
+    assert model.num_classes == 7
+    assert model.classes[6] == "class_6"
+    assert logits(model).shape[1] == 7
     assert torch.equal(model.head.convs[0].conv.weight, whole.head.convs[0].conv.weight)
     assert model.aux_heads[0].classifier.weight.std() > 0
     assert zoo_seg.fcn_resnet50_os16("voc", num_classes=21).classes == whole.classes
@@ -247,7 +258,8 @@ def test_what_does_not_fit_is_a_table(folder: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         zoo_seg.create_model("semanticfpn_resnet101", path)
     message = str(caught.value)
-    assert "does not fit the network in" in message and "more" in message.splitlines()[-1]
+    assert "does not fit the network in" in message
+    assert "more" in message.splitlines()[-1]
     rows = [line.split() for line in message.splitlines()[1:]]
     assert rows[0] == ["tensor", "in", "the", "file", "in", "the", "network"]
     assert ["backbone_net.layer3.6.conv1.weight", "-", "256x1024x1x1"] in rows  # in the file's own words
@@ -314,5 +326,7 @@ def test_names_and_colours_that_do_not_fit(options: dict[str, Any], says: str) -
 def test_without_weights_every_model_trains(name: str) -> None:
     with torch.device("meta"):
         model = zoo_seg.create_model(name, num_classes=4, in_chans=5)
-    assert model.training and model.weights is None and model.num_classes == 4
+    assert model.training
+    assert model.weights is None
+    assert model.num_classes == 4
     assert model(torch.empty(2, 5, 64, 96, device="meta")).shape == (2, 4, 64, 96)

@@ -18,7 +18,8 @@ RULE = Path(__file__).parents[1] / "benchmarks" / "reference_checkpoint.py"
 @pytest.fixture(scope="module")
 def rule() -> ModuleType:
     spec = importlib.util.spec_from_file_location("reference_checkpoint", RULE)
-    assert spec and spec.loader
+    assert spec
+    assert spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -48,8 +49,10 @@ def test_relative_position_index_is_swins_table() -> None:
     side = 3
     index = reference.relative_position_index((side * side, side * side))
     assert index[0, 0] == index[4, 4] == (2 * side - 1) * (side - 1) + side - 1  # no offset: the middle of the table
-    assert index[8, 0] == (2 * side - 1) ** 2 - 1 and index[0, 8] == 0  # the farthest pairs: its ends
-    assert index[1, 0] - index[0, 0] == 1 and index[3, 0] - index[0, 0] == 2 * side - 1  # one right, one down
+    assert index[8, 0] == (2 * side - 1) ** 2 - 1
+    assert index[0, 8] == 0
+    assert index[1, 0] - index[0, 0] == 1
+    assert index[3, 0] - index[0, 0] == 2 * side - 1
 
 
 @pytest.mark.parametrize("name", NAMES)

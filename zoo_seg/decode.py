@@ -314,6 +314,7 @@ def show(value: Any) -> str:
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the near ones there are, or all of them."""
     import difflib  # for a mistake only
 
     known = list(known)

@@ -99,7 +99,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, i
         check=False,
     )
     assert result.returncode == 0, result.stderr
-    assert sorted(files.iterdir()) == before and not list(work.iterdir()), "something was written"
+    assert (sorted(files.iterdir()), list(work.iterdir())) == (before, []), "something was written"
     found: dict[str, tuple[str, int, float]] = json.loads(result.stdout)
     return found
 
@@ -111,9 +111,11 @@ def test_a_hostile_file_is_refused_in_little_memory(
 ) -> None:
     content, says = HOSTILE[name]
     said, memory, seconds = outcomes[name]
-    assert said.startswith("CheckpointError: ") and name in said
+    assert said.startswith("CheckpointError: ")
+    assert name in said
     assert re.search(says, said), said
-    assert memory <= len(content) + ALLOWANCE and seconds < SECONDS
+    assert memory <= len(content) + ALLOWANCE
+    assert seconds < SECONDS
     assert len(said) < 1000
     said = re.sub(r"^CheckpointError: \S*/|: it should.*", "", said)
     reliability.row("hostile", name, "refused", figures=(f"{len(content):,}", f"{memory >> 20}", said))
@@ -163,7 +165,8 @@ def test_what_lies_beside_the_weights_takes_no_memory(value: bytes, zip_: bool, 
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert tensors[NAME].shape == (4, 4) and not tensors[NAME].any()
+    assert tensors[NAME].shape == (4, 4)
+    assert not tensors[NAME].any()
     assert peak < 64 << 20
 
 
@@ -179,7 +182,8 @@ def test_one_dictionary_is_not_copied_without_end(tmp_path: Path) -> None:
 def test_a_file_of_mmengine(numpy: str) -> None:
     """Its runner's own, with logs (`HistoryBuffer`) and a score of numpy's: `make_mmengine_checkpoint.py`."""
     path = REPOSITORY / "tests" / "fixtures" / f"mmengine_{numpy}.pth"
-    assert b"HistoryBuffer" in path.read_bytes() and b"multiarray\nscalar" in path.read_bytes()
+    assert b"HistoryBuffer" in path.read_bytes()
+    assert b"multiarray\nscalar" in path.read_bytes()
     tensors, _ = open_checkpoint(path)
     assert list(tensors) == ["conv.weight", "conv.bias"]
     assert torch.equal(tensors["conv.weight"], torch.arange(6.0).reshape(3, 2, 1, 1))
@@ -227,7 +231,8 @@ def test_every_view_is_what_torch_reads(zip_: bool, tmp_path: Path) -> None:
     expected = torch.load(tmp_path / "a.pth", weights_only=True)
     assert list(tensors) == list(expected)
     for name, found in tensors.items():
-        assert found.dtype == expected[name].dtype and found.stride() == expected[name].stride()
+        assert found.dtype == expected[name].dtype
+        assert found.stride() == expected[name].stride()
         assert torch.equal(found, expected[name])
 
 
@@ -396,7 +401,8 @@ def test_a_config_that_asks_for_more_than_a_network(
     monkeypatch.setattr("socket.socket.connect", lambda *arguments: pytest.fail("the network was asked"))
     with pytest.raises(ZooSegError) as caught:
         zoo_seg.from_pretrained(tmp_path)
-    assert says in str(caught.value) and len(str(caught.value)) < 1000
+    assert says in str(caught.value)
+    assert len(str(caught.value)) < 1000
 
 
 # --- manifests ----------------------------------------------------------------------------------
@@ -458,8 +464,11 @@ def test_a_manifest_that_wants_to_do_harm(content: bytes, says: str, tmp_path: P
     with pytest.raises(ManifestError) as caught:
         read_manifest(path, read_manifest(published_manifest())).check()
     message = str(caught.value)
-    assert says in message and message.startswith(str(path))
-    assert len(message) < 1200 and message.isprintable() and "secret" not in message
+    assert says in message
+    assert message.startswith(str(path))
+    assert len(message) < 1200
+    assert message.isprintable()
+    assert "secret" not in message
     assert time.process_time() - began < SECONDS
 
 

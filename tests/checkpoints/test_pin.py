@@ -69,7 +69,8 @@ def test_one_digest_for_every_container(tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["manifest", "digest", "--model", MODEL, *map(str, files)]) == 0
     printed = capsys.readouterr().out
     (digest,) = set(re.findall(r"tensors  ([0-9a-f]{64})", printed))
-    assert digest == file_tensors_sha256(zip_, get_architecture(MODEL)[1]) and printed.endswith("\nthe same tensors\n")
+    assert digest == file_tensors_sha256(zip_, get_architecture(MODEL)[1])
+    assert printed.endswith("\nthe same tensors\n")
     assert [hashlib.sha256(file.read_bytes()).hexdigest() for file in files] == re.findall(r"sha256   (\w+)", printed)
 
 
@@ -131,8 +132,11 @@ def test_pin_writes_what_it_found_and_nothing_else(own: Path, capsys: pytest.Cap
     own.chmod(0o640)
     assert pin(own) == 0
     printed = capsys.readouterr().out
-    assert f"size     {file.stat().st_size} (new)" in printed and f"sha256   {sha256} (new)" in printed
-    assert f"tensors  {digest} (new)" in printed and "3 values written" in printed and file.as_uri() in printed
+    assert f"size     {file.stat().st_size} (new)" in printed
+    assert f"sha256   {sha256} (new)" in printed
+    assert f"tensors  {digest} (new)" in printed
+    assert "3 values written" in printed
+    assert file.as_uri() in printed
     indent = " " * 15
     edited = [
         (f'{indent}"size": null,', f'{indent}"size": {file.stat().st_size},'),
@@ -142,7 +146,8 @@ def test_pin_writes_what_it_found_and_nothing_else(own: Path, capsys: pytest.Cap
     for old, new in edited:
         expected = expected.replace(old, new, 1)
     assert own.read_bytes().decode() == expected
-    assert own.stat().st_mode & 0o777 == 0o640 and sorted(each.name for each in own.parent.iterdir()) == [
+    assert own.stat().st_mode & 0o777 == 0o640
+    assert sorted(each.name for each in own.parent.iterdir()) == [
         "mine.json",
         "site",
     ]
@@ -156,9 +161,12 @@ def test_pin_writes_what_it_found_and_nothing_else(own: Path, capsys: pytest.Cap
     again = own.read_bytes()
     assert pin(own) == 0
     printed = capsys.readouterr().out
-    assert "(new)" not in printed and printed.count("(as recorded)") == 3 and "nothing to write" in printed
+    assert "(new)" not in printed
+    assert printed.count("(as recorded)") == 3
+    assert "nothing to write" in printed
     assert own.read_bytes() == again
-    assert pin(own, ID, "toy_r50.games_me") == 0 and own.read_bytes().count(b"tensors_sha256") == 2
+    assert pin(own, ID, "toy_r50.games_me") == 0
+    assert own.read_bytes().count(b"tensors_sha256") == 2
 
 
 @pytest.mark.parametrize(
@@ -228,7 +236,8 @@ def test_what_is_recorded_is_never_replaced(
     edit(own, **fields)
     before = own.read_bytes()
     assert pin(own) == 1
-    assert says in capsys.readouterr().err and own.read_bytes() == before
+    assert says in capsys.readouterr().err
+    assert own.read_bytes() == before
 
 
 @pytest.mark.parametrize("holds", [True, False])
@@ -249,7 +258,8 @@ def test_a_file_from_elsewhere_is_not_pinned(
     monkeypatch.setenv("ZOO_SEG_MIRROR", str(own.parent / "mirror"))
     before = own.read_bytes()
     assert pin(own) == 1
-    assert "mirror/toys.pth, not from a published link" in capsys.readouterr().err and own.read_bytes() == before
+    assert "mirror/toys.pth, not from a published link" in capsys.readouterr().err
+    assert own.read_bytes() == before
 
 
 def test_a_broken_network_is_not_pinned(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -259,7 +269,8 @@ def test_a_broken_network_is_not_pinned(own: Path, capsys: pytest.CaptureFixture
     torch.save(tensors, path)
     before = own.read_bytes()
     assert pin(own) == 1
-    assert "'head.classifier.bias' are NaN" in capsys.readouterr().err and own.read_bytes() == before
+    assert "'head.classifier.bias' are NaN" in capsys.readouterr().err
+    assert own.read_bytes() == before
 
 
 def test_an_unknown_id(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -387,7 +398,9 @@ def test_what_a_link_says(name: str, site: Site) -> None:
     answer, ok, status, size = ANSWERS[name]
     site.answers = {"/fine": (200, {"Content-Length": "1000"}), "/" + name.replace(" ", "_"): answer}
     found = links.ask(f"https://zoo.test/{name.replace(' ', '_')}", timeout=0.5)
-    assert (found.ok, found.size) == (ok, size) and status in found.status and "s3cret" not in found.status
+    assert (found.ok, found.size) == (ok, size)
+    assert status in found.status
+    assert "s3cret" not in found.status
     assert {method for method, _ in site.asked} == {"HEAD"}
 
 
@@ -395,7 +408,8 @@ def test_a_server_without_head_is_asked_for_its_first_bytes_only(site: Site) -> 
     for code in (403, 405, 501):
         site.heads["/x"], site.answers["/x"] = (code, {}), (200, {"Content-Length": "77"})
         found = links.ask("https://zoo.test/x")
-        assert found.ok and found.size == 77
+        assert found.ok
+        assert found.size == 77
     site.answers["/x"] = 403, {}
     assert links.ask("https://zoo.test/x").status == "HTTP 403"
 
@@ -413,7 +427,8 @@ def test_a_server_without_head_is_asked_for_its_first_bytes_only(site: Site) -> 
 )
 def test_a_link_without_answer(url: str, status: str) -> None:
     answer = links.ask(url, timeout=2)
-    assert not answer.ok and status in answer.status
+    assert not answer.ok
+    assert status in answer.status
 
 
 def check(manifest: Path, *arguments: str) -> int:
@@ -479,7 +494,8 @@ def test_check_uses_no_network_when_it_is_switched_off(
 ) -> None:
     monkeypatch.setenv("ZOO_SEG_OFFLINE", "1")
     assert check(linked) == 1
-    assert "not asked: offline" in capsys.readouterr().out and not site.asked
+    assert "not asked: offline" in capsys.readouterr().out
+    assert not site.asked
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,8 @@ def run(capfd: pytest.CaptureFixture[str]) -> Run:
         except SystemExit as stop:  # argparse's way to end
             code = stop.code if isinstance(stop.code, int) else -1
         out, err = capfd.readouterr()
-        assert "Traceback" not in out + err and "unexpected" not in err
+        assert "Traceback" not in out + err
+        assert "unexpected" not in err
         return Result(code, out, err)
 
     return run
@@ -70,10 +71,10 @@ def test_list_prints_a_table(run: Run) -> None:
     result = run("list")
     assert (result.code, result.err) == (0, "")
     head, rule, *rows = result.out.splitlines()
-    assert head.split()[:3] == ["id", "data", "set"] and set(rule) == {"-", " "}
-    assert "pspnet_resnet50_os8.ade20k_ssseg" in result.out and rows[-1].startswith(
-        f"{len(zoo_seg.list_weights())} weights"
-    )
+    assert head.split()[:3] == ["id", "data", "set"]
+    assert set(rule) == {"-", " "}
+    assert "pspnet_resnet50_os8.ade20k_ssseg" in result.out
+    assert rows[-1].startswith(f"{len(zoo_seg.list_weights())} weights")
     row = next(row for row in rows if row.startswith("semanticfpn_resnet50.cityscapes_mmseg"))
     assert row.split() == ["semanticfpn_resnet50.cityscapes_mmseg", "cityscapes", "mmseg", "19", "28.5", "M", "74.52"]
 
@@ -101,8 +102,10 @@ def test_list_filters_and_sorts(arguments: list[str], expected: Callable[[], lis
 def test_json_holds_everything(run: Run) -> None:
     (record,) = json.loads(run("list", "--model", "pspnet_r101_os8", "--dataset", "voc", "--json").out)
     assert record == json.loads(run("info", "pspnet_r101_os8.voc", "--json").out)
-    assert record["miou"] == 79.04 and len(record["classes"]) == 21
-    assert record["test"]["mode"] == "whole" and record["rules"]["average"] == "logits"
+    assert record["miou"] == 79.04
+    assert len(record["classes"]) == 21
+    assert record["test"]["mode"] == "whole"
+    assert record["rules"]["average"] == "logits"
 
 
 def test_info_tells_what_matters(run: Run) -> None:
@@ -126,7 +129,8 @@ def test_info_tells_what_matters(run: Run) -> None:
 
 def test_info_of_a_model_lists_its_weights(run: Run) -> None:
     out = run("info", "semanticfpn_r101").out
-    assert out.startswith("semanticfpn_resnet101\n") and "resnet101c" in out
+    assert out.startswith("semanticfpn_resnet101\n")
+    assert "resnet101c" in out
     assert re.findall(r"semanticfpn_resnet101\.(\w+)", out) == [
         record.tag for record in zoo_seg.list_weights(model="semanticfpn_resnet101")
     ]
@@ -136,7 +140,8 @@ def test_info_of_a_model_lists_its_weights(run: Run) -> None:
 
 def test_info_of_little_known_weights(run: Run, zoo: Zoo) -> None:
     for line in (run("info", "toy_r50.toys"), run("info", "toy_r50"), run("list")):
-        assert line.code == 0 and "None" not in line.out
+        assert line.code == 0
+        assert "None" not in line.out
 
 
 @pytest.mark.parametrize("verb", [None, *VERBS])
@@ -155,7 +160,8 @@ def test_download_into_the_cache(run: Run, zoo: Zoo, home: Path, monkeypatch: py
     (toys, path, sha256), (games, *_) = (line.split("  ") for line in first.out.splitlines())
     assert (toys, games) == ("toy_r50.toys_me", "toy_r50.games_me")
     assert sha256 == f"sha256 {hashlib.sha256(Path(path).read_bytes()).hexdigest()}"
-    assert home in Path(path).parents and Path(path).read_bytes() == (zoo.mirror / "toys.pth").read_bytes()
+    assert home in Path(path).parents
+    assert Path(path).read_bytes() == (zoo.mirror / "toys.pth").read_bytes()
     monkeypatch.delenv("ZOO_SEG_MIRROR")  # and now there is no source
     assert run("download", "toy_r50.toys", "toy_r50.games_me") == first
 
@@ -165,7 +171,8 @@ def test_download_for_a_machine_without_network(
 ) -> None:
     stick = tmp_path / "USB stick"
     result = run("download", "toy_r50.toys_me", "--to", stick)
-    assert result.code == 0 and f"ZOO_SEG_MIRROR={stick}" in result.out
+    assert result.code == 0
+    assert f"ZOO_SEG_MIRROR={stick}" in result.out
     assert not list(home.rglob("*.pth"))
     assert "toys.pth" in (stick / "SHA256SUMS").read_text()
     monkeypatch.setenv("ZOO_SEG_OFFLINE", "1")
@@ -184,10 +191,13 @@ def test_download_goes_on_past_a_failure(
     result = run("download", "toy_r50.games", "toy_r50.toys")
     assert result.code == 1
     assert result.out.startswith("toy_r50.toys_me  ")
-    assert "toy_r50.games_me" in result.err and "a web page" in result.err and "1 of 2" in result.err
+    assert "toy_r50.games_me" in result.err
+    assert "a web page" in result.err
+    assert "1 of 2" in result.err
     everything = run("download", "--all")
     count = len(zoo_seg.list_weights())  # all but the toy and the packaged one are out of reach
-    assert everything.code == 1 and f"{count - 2} of {count}" in everything.err
+    assert everything.code == 1
+    assert f"{count - 2} of {count}" in everything.err
     assert [path.name for path in home.rglob("*.pth")] == ["toys.pth"]
 
 
@@ -206,8 +216,10 @@ def test_verify_sets_a_damaged_file_aside(run: Run, zoo: Zoo, home: Path) -> Non
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # as a failing disk would leave it
     bad = run("verify")
     assert bad.code == 1
-    assert re.search(r"^damaged +toy_r50.toys_me", bad.out, re.M) and re.search(r"^ok +toy_r50.games_me", bad.out, re.M)
-    assert not path.exists() and path.with_name("toys.pth.damaged").exists()
+    assert re.search(r"^damaged +toy_r50.toys_me", bad.out, re.M)
+    assert re.search(r"^ok +toy_r50.games_me", bad.out, re.M)
+    assert not path.exists()
+    assert path.with_name("toys.pth.damaged").exists()
     assert run("verify").code == 0
     assert run("download", "toy_r50.toys").code == 0
     assert path.read_bytes() == content
@@ -235,8 +247,10 @@ def test_predict_writes_class_ids_and_an_overlay(predict: Run, tmp_path: Path) -
     assert tree(tmp_path / "out") == ["street_mask.png", "street_overlay.png"]
     expected = zoo_seg.create_model("toy_r50", "toys").predict(path)
     with Image.open("out/street_mask.png") as mask, Image.open("out/street_overlay.png") as overlay:
-        assert mask.mode == "P" and mask.getpalette()[:9] == [10, 20, 30, 200, 0, 0, 0, 0, 200]  # type: ignore[index]
-        assert np.array_equal(np.asarray(mask), expected.mask) and len(np.unique(expected.mask)) > 1
+        assert mask.mode == "P"
+        assert mask.getpalette()[:9] == [10, 20, 30, 200, 0, 0, 0, 0, 200]
+        assert np.array_equal(np.asarray(mask), expected.mask)
+        assert len(np.unique(expected.mask)) > 1
         assert np.array_equal(np.asarray(overlay), np.asarray(expected.overlay()))
 
 
@@ -268,7 +282,8 @@ def test_legend_stands_beside_the_overlay(predict: Run) -> None:
     picture(Path("street.png"), 75, 50)
     assert predict("street.png", "--legend", "--alpha", "0").code == 0
     with Image.open("out/street_overlay.png") as overlay, Image.open("street.png") as street:
-        assert overlay.width > 75 and overlay.height >= 50
+        assert overlay.width > 75
+        assert overlay.height >= 50
         assert np.array_equal(np.asarray(overlay)[:50, :75], np.asarray(street))
 
 
@@ -345,7 +360,8 @@ def test_other_settings_do_not_mix(predict: Run) -> None:
     before = mask.stat().st_mtime_ns
     result = predict("a.png", "--flip", "--legend")
     assert (result.code, result.out) == (2, "")
-    assert "flip as published (now True)" in result.err and "legend False (now True)" in result.err
+    assert "flip as published (now True)" in result.err
+    assert "legend False (now True)" in result.err
     assert mask.stat().st_mtime_ns == before
     assert predict("a.png", "--flip", "--overwrite").out == "1 done; results in out\n"
     assert mask.stat().st_mtime_ns > before
@@ -361,7 +377,8 @@ def test_results_among_the_pictures_are_not_predicted(out: str, predict: Run, tm
         assert (tmp_path / out / name).is_file()
     before = tree(tmp_path)
     again = predict("p", "--out", out)
-    assert again.code == 0 and "done" not in again.out
+    assert again.code == 0
+    assert "done" not in again.out
     assert predict("p/**/*.png", "--out", out).code == 0
     assert tree(tmp_path) == before
 
@@ -374,8 +391,10 @@ def test_a_file_of_the_user_s_is_never_overwritten(predict: Run) -> None:
     assert predict("p/b.jpg", "--out", "p").code == 0  # the folder holds results as well
     for more in ([], ["--overwrite"], ["--no-overlay", "--overwrite"]):
         result = predict("p/a.jpg", "--out", "p", *more)
-        assert result.code == 2 and "a_mask.png was not written by zoo-seg" in result.err
-        assert label.read_bytes() == before and not Path("p/a_overlay.png").exists()
+        assert result.code == 2
+        assert "a_mask.png was not written by zoo-seg" in result.err
+        assert label.read_bytes() == before
+        assert not Path("p/a_overlay.png").exists()
 
 
 @pytest.mark.parametrize("damage", ["", "[]", "{", '{"flip": true}'])
@@ -495,7 +514,8 @@ def test_a_mistake_gets_one_message(
     result = run(*words)
     assert result.code == code, result
     assert message in result.err
-    assert len(re.findall("^zoo-seg", result.err, re.M)) == 1 and result.err.startswith("zoo-seg")
+    assert len(re.findall("^zoo-seg", result.err, re.M)) == 1
+    assert result.err.startswith("zoo-seg")
     assert len(result.err) < 2500
     assert not list(Path().rglob("*_mask.png"))
 
@@ -529,14 +549,16 @@ print(codes, heavy, file=sys.stderr)
 def test_module_ends_with_the_exit_code(tmp_path: Path) -> None:
     assert python("-m", "zoo_seg", "--version", cwd=tmp_path).stdout == f"zoo_seg {zoo_seg.__version__}\n"
     result = python("-m", "zoo_seg", "info", "nothing", cwd=tmp_path)
-    assert (result.returncode, result.stdout) == (2, "") and result.stderr.startswith("zoo-seg: error: there is no mod")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("zoo-seg: error: there is no mod")
 
 
 def test_a_reader_that_goes_away_is_no_error() -> None:
     """`zoo-seg list --json | head -1`"""
     command = [sys.executable, "-m", "zoo_seg", "list", "--json"]
     with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.stdout and process.stderr
+        assert process.stdout
+        assert process.stderr
         process.stdout.readline()
         process.stdout.close()
         assert process.stderr.read() == b""

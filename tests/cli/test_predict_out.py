@@ -42,7 +42,8 @@ def predict(zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: py
         weights = [] if "--weights" in arguments else ["--weights", "toy_r50.toys"]
         code = main(["predict", *map(str, arguments), *weights])
         out, err = capfd.readouterr()
-        assert "Traceback" not in out + err and "unexpected" not in err
+        assert "Traceback" not in out + err
+        assert "unexpected" not in err
         return Result(code, out, err)
 
     return predict
@@ -183,7 +184,8 @@ def test_a_mask_that_was_mended_by_hand_is_kept(predict: Predict) -> None:
     before = MASK.read_bytes()
     for more in ([], ["--overwrite"]):
         result = predict(image, *more)
-        assert result.code == 2 and result.err.count("\n") == 1
+        assert result.code == 2
+        assert result.err.count("\n") == 1
         assert f"{MASK} was not written by zoo-seg predict; move it away, or choose another --out" in result.err
         assert MASK.read_bytes() == before
 
@@ -204,7 +206,8 @@ def test_settings_are_not_written_through_a_link(predict: Predict) -> None:
     SETTINGS.symlink_to(Path("precious.json").absolute())
     assert predict(image).code == 0
     assert Path("precious.json").read_text() == "mine"
-    assert json.loads(SETTINGS.read_text())["flip"] is None and not SETTINGS.is_symlink()
+    assert json.loads(SETTINGS.read_text())["flip"] is None
+    assert not SETTINGS.is_symlink()
 
 
 def test_a_report_replaces_nothing_but_a_report(predict: Predict) -> None:
@@ -212,10 +215,13 @@ def test_a_report_replaces_nothing_but_a_report(predict: Predict) -> None:
     trained("mine", 0)
     config = Path("mine/config.json").read_bytes()
     result = predict(image, "--weights", "mine", "--json", "mine/config.json")
-    assert result.code == 2 and result.err.count("\n") == 1
+    assert result.code == 2
+    assert result.err.count("\n") == 1
     assert "--json mine/config.json is there and no report of zoo-seg predict; choose another name" in result.err
-    assert Path("mine/config.json").read_bytes() == config and not SETTINGS.exists()
-    assert predict(image, "--json", SETTINGS).code == 2 and not SETTINGS.exists()
+    assert Path("mine/config.json").read_bytes() == config
+    assert not SETTINGS.exists()
+    assert predict(image, "--json", SETTINGS).code == 2
+    assert not SETTINGS.exists()
     assert predict(image, "--json", "mine").code == 2
     Path("r.json").touch()
     for kind in ("done", "kept"):
@@ -232,7 +238,8 @@ def test_what_is_missing_does_not_stop_the_others(missing: str, predict: Predict
     picture("p/a.png")
     result = predict(missing, "p", "--no-overlay")
     assert (result.code, result.out) == (1, "1 done, 1 failed; results in out\n")
-    assert result.err.startswith(f"zoo-seg: {Path(missing)}: ") and result.err.count("\n") == 1
+    assert result.err.startswith(f"zoo-seg: {Path(missing)}: ")
+    assert result.err.count("\n") == 1
     assert MASK.is_file()
 
 
@@ -261,5 +268,6 @@ def test_a_list_of_pictures(predict: Predict, tmp_path: Path) -> None:
 def test_a_list_that_names_nothing(content: bytes, words: str, predict: Predict) -> None:
     Path("list.txt").write_bytes(content)
     result = predict("list.txt", picture("a.png"))
-    assert result.code == 1 and result.out.startswith("1 done, 1 failed")
+    assert result.code == 1
+    assert result.out.startswith("1 done, 1 failed")
     assert f"list.txt: {words}" in result.err

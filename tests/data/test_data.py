@@ -168,7 +168,8 @@ def test_labels_go_to_worker_processes(tmp_path: Path) -> None:
 
 def test_voc_palette_is_vocs() -> None:
     assert voc_palette(21) == load_manifest().datasets["voc"].palette
-    assert voc_palette(256)[255] == (224, 224, 192) and len(set(voc_palette(1000))) == 1000
+    assert voc_palette(256)[255] == (224, 224, 192)
+    assert len(set(voc_palette(1000))) == 1000
 
 
 GREY = palette_picture(mask([0, 1, 2, 3])).convert("L")
@@ -300,7 +301,9 @@ def test_each_layout_is_recognised_and_read(layout: str, given: str, tmp_path: P
             ids = data.labels.read(sample.mask)
             with Image.open(sample.picture) as picture:
                 assert ids.shape == (picture.height, picture.width)
-            assert set(np.unique(ids)) <= {*range(data.num_classes), 255} and 255 in ids and 0 in ids
+            assert set(np.unique(ids)) <= {*range(data.num_classes), 255}
+            assert 255 in ids
+            assert 0 in ids
     assert not check_data(data, progress=False).errors
 
 
@@ -340,7 +343,8 @@ def test_a_palette_and_a_title_are_optional(tmp_path: Path) -> None:
     root = draw_folder(tmp_path)
     (root / "dataset.json").write_text(json.dumps({"classes": ["a", "b", "c"], "title": "Mine", "licence": "CC0"}))
     data = open_data(root)
-    assert data.palette == voc_palette(3) and data.ignore_index == 255
+    assert data.palette == voc_palette(3)
+    assert data.ignore_index == 255
 
 
 def test_colours_mean_nothing_without_a_palette(tmp_path: Path) -> None:
@@ -353,7 +357,8 @@ def test_colours_mean_nothing_without_a_palette(tmp_path: Path) -> None:
     assert len(report.errors) == 2  # train and val
     message = report.errors[0]
     pasted = json.loads("{" + re.search(r'"palette": \[\[.*?\]\]', message)[0] + "}")["palette"]  # type: ignore[index]
-    assert sorted(pasted) == sorted([*palette, [255, 255, 255]]) and "'ignore_color'" in message
+    assert sorted(pasted) == sorted([*palette, [255, 255, 255]])
+    assert "'ignore_color'" in message
     (root / "dataset.json").write_text(json.dumps({**description, "palette": palette}))
     assert not check_data(open_data(root), progress=False).errors
 
@@ -368,7 +373,8 @@ def test_images_of_12_bits_have_their_range_in_the_description(tmp_path: Path) -
     description = json.loads((root / "dataset.json").read_text())
     (root / "dataset.json").write_text(json.dumps({**description, "range": [0, 4095]}))
     data = open_data(root)
-    assert data.range == (0, 4095) and not check_data(data, progress=False).errors
+    assert data.range == (0, 4095)
+    assert not check_data(data, progress=False).errors
     (root / "dataset.json").write_text(json.dumps({**description, "range": [4095, 0]}))
     with pytest.raises(DataError, match=r"range: range is \(4095.0, 0.0\); expected the values"):
         open_data(root)
@@ -385,14 +391,16 @@ def test_the_augmented_list_of_voc(tmp_path: Path) -> None:
 
 def test_ade20k_takes_the_names_of_its_folders(tmp_path: Path) -> None:
     data = open_data(draw_ade20k(tmp_path))
-    assert data.samples("training") == data.samples("train") and data.samples("validation") == data.samples("val")
+    assert data.samples("training") == data.samples("train")
+    assert data.samples("validation") == data.samples("val")
 
 
 def test_cityscapes_prefers_what_is_distributed(tmp_path: Path) -> None:
     draw_cityscapes(tmp_path, train_ids=True)
     data = open_data(draw_cityscapes(tmp_path))
     (first, *_) = data.samples("train")
-    assert first.name == "aachen/aachen_000000_000019" and first.mask.name.endswith("_labelIds.png")
+    assert first.name == "aachen/aachen_000000_000019"
+    assert first.mask.name.endswith("_labelIds.png")
     ids = data.labels.read(first.mask)
     np.testing.assert_array_equal(ids, data.labels.read(Path(str(first.mask).replace("labelIds", "labelTrainIds"))))
 
@@ -594,7 +602,8 @@ def blank_one(root: Path) -> None:
 def test_oddities_are_no_hindrance(change: Callable[[Path], Any], message: str, tmp_path: Path) -> None:
     change(draw_folder(tmp_path))
     report = check_data(open_data(tmp_path), progress=False)
-    assert message in report.warnings and report.errors == ()
+    assert message in report.warnings
+    assert report.errors == ()
     report.raise_if_bad()
 
 
@@ -700,4 +709,5 @@ def test_a_bad_report_and_a_damaged_one_are_not_remembered(tmp_path: Path, home:
     (path,) = (home / "checked").iterdir()
     path.write_text("{")
     reads.clear()
-    assert not check_data(open_data(root), cache=True, progress=False).errors and len(reads) == 6
+    assert not check_data(open_data(root), cache=True, progress=False).errors
+    assert len(reads) == 6

@@ -86,7 +86,8 @@ def test_what_needs_no_download_comes_first(zoo: Zoo) -> None:
     assert networks.default == PACKAGED == networks.names()[0]
     assert set(networks.names()) == {each.id for each in zoo_seg.list_weights()}
     own = Networks({"runs/mine": zoo_seg.create_model("toy_r50", "toys")})
-    assert own.names()[:2] == ["runs/mine", PACKAGED] and own.default == "runs/mine"
+    assert own.names()[:2] == ["runs/mine", PACKAGED]
+    assert own.default == "runs/mine"
     assert "3 classes of toys · mIoU 12.5 %" in networks.facts("toy_r50.toys_me")
 
 
@@ -114,7 +115,8 @@ def test_a_network_is_loaded_once_and_few_are_held(zoo: Zoo, tmp_path: Path, mon
 def test_a_view_holds_the_picture_its_ids_and_the_mask(classes: int) -> None:
     shown = result(40, 60, classes)
     text = results_html([View(EVIL, "", shown)], EVIL)
-    assert EVIL not in text and "<img src=x" not in text
+    assert EVIL not in text
+    assert "<img src=x" not in text
     (ids,), (itemsize,) = re.findall(r'data-ids="([^"]*)"', text), re.findall(r'data-bytes="(\d)"', text)
     assert itemsize == ("1" if classes == 4 else "2")
     values = np.frombuffer(zlib.decompress(base64.b64decode(ids)), shown.mask.dtype).reshape(40, 60)
@@ -126,7 +128,8 @@ def test_a_large_picture_is_shown_smaller_and_its_mask_is_whole() -> None:
     shown = result(900, 2000)
     text = results_html([View("a", "", shown)], "street")
     assert 'data-width="1280" data-height="576"' in text
-    assert 'download="street_mask.png"' in text and from_link(text).size == (2000, 900)
+    assert 'download="street_mask.png"' in text
+    assert from_link(text).size == (2000, 900)
 
 
 def test_legend_has_shares_in_percent_largest_first() -> None:
@@ -144,7 +147,8 @@ def test_agreement_is_of_networks_with_the_same_classes() -> None:
     mask = first.mask.copy()
     mask[:3] = (mask[:3] + 1) % 4
     second = Segmentation(mask, first.classes, first.palette, first.picture)
-    assert agreement(first, second) == 0.7 and agreement(first, result(10, 10, 5)) is None
+    assert agreement(first, second) == 0.7
+    assert agreement(first, result(10, 10, 5)) is None
     views = [View("a", "", first), View("runs/b", "", second)]
     text = results_html(views, "street")
     assert "<strong>70.0 %</strong>" in text
@@ -162,7 +166,10 @@ def test_a_broken_picture_is_one_message(content: bytes | None, message: str, tm
     if content is not None:
         path.write_bytes(content)
     text = show_html(Networks(), Upload(str(path), tmp_path), PACKAGED, "toy_r50.toys_me")
-    assert text.count('role="alert"') == 1 and "broken.jpg: " in text and message in text and str(tmp_path) not in text
+    assert text.count('role="alert"') == 1
+    assert "broken.jpg: " in text
+    assert message in text
+    assert str(tmp_path) not in text
 
 
 def test_a_picture_of_too_many_pixels_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,10 +184,12 @@ def test_what_goes_wrong_with_one_network_leaves_the_other(
     missing = "fcn_resnet50_os8.voc_ssseg"
     picture = uploaded(tmp_path / "a.png")
     text = show_html(Networks(), picture, missing, "toy_r50.toys_me")
-    assert text.count('role="alert"') == text.count("zoo-download") == 1 and "ZOO_SEG_OFFLINE" in text
+    assert text.count('role="alert"') == text.count("zoo-download") == 1
+    assert "ZOO_SEG_OFFLINE" in text
     monkeypatch.setattr(networks_module, "create_model", lambda *_: 1 // 0)
     text = show_html(Networks(), picture, "toy_r50.toys_me")
-    assert "Unexpected ZeroDivisionError" in text and "Traceback" not in text
+    assert "Unexpected ZeroDivisionError" in text
+    assert "Traceback" not in text
 
 
 def test_without_a_picture_the_page_says_what_to_do() -> None:
@@ -197,7 +206,8 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
     except SystemExit as stop:
         code = int(stop.code or 0)
     out, err = capsys.readouterr()
-    assert out == "" and "Traceback" not in err
+    assert out == ""
+    assert "Traceback" not in err
     return code, err
 
 
@@ -226,7 +236,9 @@ def test_a_port_in_use(capsys: pytest.CaptureFixture[str]) -> None:
 )
 def test_careless_command_lines(line: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     code, err = run(capsys, *line.split())
-    assert code == 2 and message in err and err.count("\n") <= 2
+    assert code == 2
+    assert message in err
+    assert err.count("\n") <= 2
 
 
 def test_without_the_extra_the_command_is_named(
@@ -237,7 +249,9 @@ def test_without_the_extra_the_command_is_named(
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, "gradio", None)
     code, err = run(capsys)
-    assert code == 1 and "pip install 'zoo_seg[demo]'" in err and err.count("\n") == 1
+    assert code == 1
+    assert "pip install 'zoo_seg[demo]'" in err
+    assert err.count("\n") == 1
 
 
 # --- in a browser -------------------------------------------------------------------------------
@@ -277,7 +291,7 @@ def serving(command: list[str | Path], port: int, **environment: str) -> Iterato
 
 
 @pytest.fixture(scope="module")
-def address(_toy_files: Zoo, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def address(toy_files: Zoo, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Where `zoo-seg demo` serves, with the toys beside the published weights and no network."""
     port, temporary = free_port(), tmp_path_factory.mktemp("temporary")
     with serving(
@@ -286,8 +300,8 @@ def address(_toy_files: Zoo, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         ZOO_SEG_HOME=str(tmp_path_factory.mktemp("home")),
         ZOO_SEG_OFFLINE="1",
         http_proxy="http://127.0.0.1:9",  # whatever stands there is not asked for this machine
-        ZOO_SEG_MANIFEST=str(_toy_files.manifest),
-        ZOO_SEG_MIRROR=str(_toy_files.mirror),
+        ZOO_SEG_MANIFEST=str(toy_files.manifest),
+        ZOO_SEG_MIRROR=str(toy_files.mirror),
         TMPDIR=str(temporary),
     ) as process:
         yield f"http://127.0.0.1:{port}/"
@@ -323,7 +337,8 @@ def page(browser: Browser, address: str) -> Iterator[Page]:
     page.wait_for_selector(".zoo-picture")
     yield page
     context.close()
-    assert requests and not [url for url in requests if not url.startswith((address, "data:", "blob:"))]
+    assert requests
+    assert not [url for url in requests if not url.startswith((address, "data:", "blob:"))]
     assert not errors
 
 
@@ -380,7 +395,8 @@ def test_a_picture_is_uploaded_looked_at_and_its_mask_downloaded(page: Page, tmp
     path = downloaded(page, tmp_path)
     assert path.name == "my street_mask.png"
     with Image.open(path) as mask:
-        assert mask.mode == "P" and np.array_equal(np.asarray(mask), expected.mask)
+        assert mask.mode == "P"
+        assert np.array_equal(np.asarray(mask), expected.mask)
 
     height, width = expected.mask.shape
     for y, x in ((5, 5), (height // 2, width // 2), (height - 5, width // 3)):
@@ -513,7 +529,9 @@ def test_an_upload_is_all_that_a_visitor_sees(visitor: Visitor, tmp_path: Path) 
     os.mkfifo(tmp_path / "pipe.png")
     status, text = visitor.upload("../../mine.png", blocks(tmp_path / "mine.png").read_bytes())
     (mine,) = json.loads(text)
-    assert status == 200 and Path(mine).parent.parent.parent == Path(mine).parents[2] and Path(mine).is_file()
+    assert status == 200
+    assert Path(mine).parent.parent.parent == Path(mine).parents[2]
+    assert Path(mine).is_file()
     assert "data:image" in visitor.show({"path": mine, **REAL}, PACKAGED, "")
 
     folder = Path(mine).parent
@@ -569,7 +587,8 @@ def test_own_hosts_and_origins_are_served(name: str, visitor: Visitor) -> None:
 def test_foreign_hosts_and_origins_are_refused(name: str, visitor: Visitor) -> None:
     for path in ("/", "/config", "/gradio_api/queue/data?session_hash=a"):
         status, text = visitor.ask("GET", path, Host=name)
-        assert status == 403 and "is not allowed; start the page with: zoo-seg demo --allow-host" in text
+        assert status == 403
+        assert "is not allowed; start the page with: zoo-seg demo --allow-host" in text
         assert visitor.ask("GET", path, Origin=name if name == "null" else f"http://{name}")[0] == 403
     assert visitor.upload("a.png", b"", Origin=f"http://{name}")[0] == 403
     other_page = f"http://localhost:{visitor.port + 1}"
@@ -599,7 +618,8 @@ def test_hosts_follow_the_address_that_is_bound(bound: str, host: str, known: bo
 
 def test_large_requests_are_refused(visitor: Visitor, tmp_path: Path) -> None:
     status, text = visitor.ask("POST", "/gradio_api/queue/join", b"", **{"Content-Length": str(1 << 21)})
-    assert status == 413 and "2097152 bytes are too many" in text
+    assert status == 413
+    assert "2097152 bytes are too many" in text
     assert visitor.ask("POST", "/gradio_api/upload", b"", **{"Content-Length": str(1 << 30)})[0] == 413
     assert visitor.ask("POST", "/gradio_api/upload", b"", **{"Transfer-Encoding": "chunked"})[0] == 411
     Image.new("1", (9000, 9000)).save(tmp_path / "bomb.png")
@@ -627,29 +647,31 @@ def test_many_visitors_at_once_are_all_answered(visitor: Visitor, tmp_path: Path
 # --- as a Space ---------------------------------------------------------------------------------
 
 
-def test_the_space_serves_the_same_page_and_waits_for_no_download(_toy_files: Zoo, tmp_path: Path) -> None:
+def test_the_space_serves_the_same_page_and_waits_for_no_download(toy_files: Zoo, tmp_path: Path) -> None:
     folder = REPOSITORY / "examples" / "space"
     header = (folder / "README.md").read_text(encoding="utf-8").split("---")[1]
     facts = dict(line.split(": ", 1) for line in header.strip().splitlines())
-    assert facts["sdk"] == "gradio" and (folder / facts["app_file"]).is_file()
-    port, games = free_port(), (_toy_files.mirror / "games.pth").read_bytes()
+    assert facts["sdk"] == "gradio"
+    assert (folder / facts["app_file"]).is_file()
+    port, games = free_port(), (toy_files.mirror / "games.pth").read_bytes()
     with Server() as server:
         server.plan["games.pth"] = [silence(games[:9]), send(games)]
-        server.files["toys.pth"] = (_toy_files.mirror / "toys.pth").read_bytes()
+        server.files["toys.pth"] = (toy_files.mirror / "toys.pth").read_bytes()
         environment = {
             "GRADIO_SERVER_PORT": str(port),
             "GRADIO_TEMP_DIR": str(tmp_path),
             "SPACE_ID": "me/zoo",
             "SYSTEM": "spaces",
         }
-        environment |= {"ZOO_SEG_MANIFEST": str(_toy_files.manifest), "ZOO_SEG_MIRROR": server.base}
+        environment |= {"ZOO_SEG_MANIFEST": str(toy_files.manifest), "ZOO_SEG_MIRROR": server.base}
         environment |= {"ZOO_SEG_HOME": str(tmp_path / "home")}
         with serving([folder / "app.py"], port, **environment):
             visitor, street, said = Visitor(port), {"path": str(STREET)}, []
             status, text = visitor.ask("GET", "/config", Host="me-zoo.hf.space", Origin="https://huggingface.co")
             assert status == 200, text
             config = json.loads(text)
-            assert config["title"] == "zoo_seg" and not config["analytics_enabled"]
+            assert config["title"] == "zoo_seg"
+            assert not config["analytics_enabled"]
 
             first = threading.Thread(target=lambda: said.append(visitor.show(street, "toy_r50.games_me", "")))
             first.start()

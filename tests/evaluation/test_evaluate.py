@@ -173,7 +173,8 @@ def evaluate(
         except SystemExit as stop:
             code = int(stop.code or 0)
         out, err = capfd.readouterr()
-        assert "Traceback" not in out + err and "unexpected" not in err
+        assert "Traceback" not in out + err
+        assert "unexpected" not in err
         facts = Path("out", "evaluation.json")
         return Result(code, out, err, json.loads(facts.read_text(encoding="utf-8")) if facts.exists() else {})
 
@@ -186,8 +187,9 @@ Evaluate = Callable[..., Result]
 # --- the published number, again ------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("_bench")
 @pytest.mark.parametrize("layout", KINDS)
-def test_reproduces_the_reported_number(layout: str, evaluate: Evaluate, _bench: Bench) -> None:
+def test_reproduces_the_reported_number(layout: str, evaluate: Evaluate) -> None:
     kind = KINDS[layout]
     name, num_classes = f"toy.{kind.dataset}_me", kind.num_classes
     result = evaluate(layout, "me")
@@ -196,7 +198,8 @@ def test_reproduces_the_reported_number(layout: str, evaluate: Evaluate, _bench:
     assert 5 < truth < 95
     assert result.facts["scores"]["mIoU"] == pytest.approx(truth, rel=1e-9)
     assert f"reported {truth:.2f}, measured {truth:.2f}, difference " in result.out
-    assert "within the tolerance of 0.1" in result.out and result.facts["verdict"] == "reproduced"
+    assert "within the tolerance of 0.1" in result.out
+    assert result.facts["verdict"] == "reproduced"
     assert (result.facts["data"]["layout"], result.facts["data"]["pictures"]) == (layout, PICTURES)
     assert [each["id"] for each in result.facts["classes"]] == list(range(num_classes))
     table = result.out.splitlines()[2 : 2 + num_classes]
@@ -204,7 +207,8 @@ def test_reproduces_the_reported_number(layout: str, evaluate: Evaluate, _bench:
         iou = "-" if facts["IoU"] is None else f"{facts['IoU']:.2f}"
         assert line.split() == [str(facts["id"]), *facts["name"].split(), iou, *line.split()[-2:]]
     with Image.open("out/iou.png") as chart:
-        assert chart.format == "PNG" and min(chart.size) > 150
+        assert chart.format == "PNG"
+        assert min(chart.size) > 150
     # a label rule that was off by one would show
     shifted = [np.where(ids == IGNORED, IGNORED, (ids + 1) % num_classes) for ids in _bench.ids[layout]]
     assert abs(miou(_bench.masks[layout], shifted, num_classes) - truth) > 1
@@ -222,17 +226,20 @@ def test_reproduces_the_reported_number(layout: str, evaluate: Evaluate, _bench:
 )
 def test_the_tolerance_decides(add: float, options: list[str], code: int, words: str, evaluate: Evaluate) -> None:
     result = evaluate("voc", "me", *options, add=add)
-    assert result.code == code and words in result.out
+    assert result.code == code
+    assert words in result.out
     verdict = {0: "reproduced", 1: "not reproduced"}[code] if options[:1] != ["--limit"] or code else None
     assert result.facts["verdict"] == verdict
 
 
+@pytest.mark.usefixtures("_bench")
 @pytest.mark.parametrize("source", ["me", "mm"])
-def test_scales_and_flip_have_a_number_of_their_own(source: str, evaluate: Evaluate, _bench: Bench) -> None:
+def test_scales_and_flip_have_a_number_of_their_own(source: str, evaluate: Evaluate) -> None:
     result = evaluate("voc", source, "--scales", "0.5", "1.5", "--flip", "--batch-size", "2")
     truth = _bench.miou[f"toy.voc_{source} several"]
     assert (result.code, result.err) == (0, "")
-    assert f"reported {truth:.2f}, measured {truth:.2f}" in result.out and "whole, scales 0.5 1.5, flip" in result.out
+    assert f"reported {truth:.2f}, measured {truth:.2f}" in result.out
+    assert "whole, scales 0.5 1.5, flip" in result.out
     assert abs(truth - _bench.miou[f"toy.voc_{source}"]) > 0.1  # so it is not the other number
     assert SEVERAL.items() <= result.facts["reported"]["test"].items()
     assert result.facts["protocol"]["rules"] == {"me": "ssseg", "mm": "mmseg"}[source]
@@ -249,7 +256,8 @@ def test_another_protocol_has_no_number(options: list[str], evaluate: Evaluate) 
     assert "no number was reported for this; reported is " in result.out
 
 
-def test_weights_without_a_record_have_no_number(evaluate: Evaluate, _bench: Bench) -> None:
+@pytest.mark.usefixtures("_bench")
+def test_weights_without_a_record_have_no_number(evaluate: Evaluate) -> None:
     path = _bench.mirror / "voc.pth"
     result = evaluate("voc", "me", "--model", "toy", "--weights", path, "--resize", "64")
     assert (result.code, result.err, result.facts["weights"]) == (0, "", "voc.pth")
@@ -257,14 +265,17 @@ def test_weights_without_a_record_have_no_number(evaluate: Evaluate, _bench: Ben
     assert result.facts["scores"]["mIoU"] == pytest.approx(_bench.miou["toy.voc_me"], rel=1e-9)
 
 
-def test_other_classes_are_named_and_have_no_number(evaluate: Evaluate, _bench: Bench, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("_bench")
+def test_other_classes_are_named_and_have_no_number(evaluate: Evaluate, tmp_path: Path) -> None:
     data = draw_folder(tmp_path / "voc_like", classes=21)
     result = evaluate("voc", "me", "--data", data)
-    assert result.code == 0 and result.facts["reported"] is None
+    assert result.code == 0
+    assert result.facts["reported"] is None
     assert result.err == "zoo-seg: warning: class 0 is 'background' to the weights, 'ground' here\n"
 
 
-def test_without_out_every_protocol_has_a_folder(evaluate: Evaluate, _bench: Bench) -> None:
+@pytest.mark.usefixtures("_bench")
+def test_without_out_every_protocol_has_a_folder(evaluate: Evaluate) -> None:
     evaluate("folder", "me")
     for options in ([], ["--scales", "0.5", "1.5", "--flip"]):
         assert main(["evaluate", "--data", str(_bench.data / "folder"), "--weights", "toy.drawn_me", *options]) == 0
@@ -306,7 +317,8 @@ def test_no_picture_is_passed_over(spoil: Callable[[Path], str], evaluate: Evalu
     words = spoil(data)
     result = evaluate("folder", "me", "--data", data)
     assert (result.code, result.out, result.facts) == (1, "", {})
-    assert words in result.err and result.err.count("\n") == 1
+    assert words in result.err
+    assert result.err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -329,7 +341,8 @@ def test_no_picture_is_passed_over(spoil: Callable[[Path], str], evaluate: Evalu
 )
 def test_a_mistake_gets_one_message(options: list[str], code: int, words: str, evaluate: Evaluate) -> None:
     result = evaluate("voc", "me", *options)
-    assert (result.code, result.out) == (code, "") and words in result.err
+    assert (result.code, result.out) == (code, "")
+    assert words in result.err
 
 
 @pytest.mark.parametrize("package", ["torchmetrics", "matplotlib"])
@@ -339,7 +352,8 @@ def test_a_missing_extra_is_named(package: str, evaluate: Evaluate, monkeypatch:
     monkeypatch.setitem(sys.modules, package, None)
     result = evaluate("voc", "me")
     assert (result.code, result.out) == (1, "")
-    assert f"needs {package}" in result.err and "pip install 'zoo_seg[evaluate]'" in result.err
+    assert f"needs {package}" in result.err
+    assert "pip install 'zoo_seg[evaluate]'" in result.err
 
 
 # --- from Python ----------------------------------------------------------------------------------
@@ -360,8 +374,9 @@ def _share(rank: int, data: Path, folder: Path) -> None:
     (folder / f"{rank}.json").write_text(json.dumps([found.scores, found.per_class["IoU"].tolist(), found.pictures]))
 
 
+@pytest.mark.usefixtures("_bench")
 @pytest.mark.slow
-def test_two_processes_measure_as_one(_bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_processes_measure_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     data = _bench.data / "folder"  # three pictures: one process has more than the other
     other = mp.get_context("spawn").Process(target=_share, args=(1, data, tmp_path))
@@ -374,15 +389,18 @@ def test_two_processes_measure_as_one(_bench: Bench, tmp_path: Path, monkeypatch
         assert (scores, ious, pictures) == (alone.scores, alone.per_class["IoU"].tolist(), PICTURES)
 
 
-def test_measuring_leaves_the_network_as_it_was(_bench: Bench) -> None:
+@pytest.mark.usefixtures("_bench")
+def test_measuring_leaves_the_network_as_it_was() -> None:
     model = small_model().train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     first, second = (measure(model, open_data(_bench.data / "folder")) for _ in range(2))
-    assert first.scores == second.scores and model.training
+    assert first.scores == second.scores
+    assert model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_measure_refuses_what_cannot_be_measured(_bench: Bench) -> None:
+@pytest.mark.usefixtures("_bench")
+def test_measure_refuses_what_cannot_be_measured() -> None:
     data = open_data(_bench.data / "folder")
     with pytest.raises(OptionError, match=r"torch\.distributed, which is not initialised"):
         measure(small_model(), data, rank=1, world_size=2)

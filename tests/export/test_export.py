@@ -121,7 +121,8 @@ def refused(path: Path, *words: str) -> None:
     with pytest.raises(CheckpointError) as caught:
         zoo_seg.from_exported(path)
     message = str(caught.value)
-    assert "\n" not in message and len(message) < 800, message
+    assert "\n" not in message
+    assert len(message) < 800, message
     assert all(word in message for word in (path.stem, *words)), message
 
 
@@ -140,7 +141,8 @@ def test_the_file_predicts_as_the_network(family: str, kind: str, opened: Open) 
     masks = [result.mask for result in loaded.predict(pictures, batch_size=2)]
     for mask, expected in zip(masks, model.predict(pictures, batch_size=2), strict=True):
         assert len(np.unique(expected.mask)) > 1, "else nothing could be told apart"
-        assert mask.shape == expected.mask.shape and mask.dtype == expected.mask.dtype
+        assert mask.shape == expected.mask.shape
+        assert mask.dtype == expected.mask.dtype
         assert (mask != expected.mask).mean() <= (0.01 if family == "semanticfpn" else 0.001)
 
 
@@ -165,11 +167,15 @@ def test_every_option_of_predict(kind: str, options: dict[str, Any], opened: Ope
 def test_what_was_measured_is_told(family: str, kind: str, exported: Export) -> None:
     written = exported(family, kind)
     parts = [written.path, *([written.path.with_suffix(".bin")] if kind == "openvino" else [])]
-    assert written.format == kind and written.size == sum(part.stat().st_size for part in parts)
+    assert written.format == kind
+    assert written.size == sum(part.stat().st_size for part in parts)
     (batch, *odd), (one, *even), _ = (each.shape for each in written.differences)
-    assert batch > 1 and one == 1 and odd != even
+    assert batch > 1
+    assert one == 1
+    assert odd != even
     for each in written.differences:
-        assert 0 <= each.largest <= written.tolerance and each.pixels < 0.01
+        assert 0 <= each.largest <= written.tolerance
+        assert each.pixels < 0.01
 
 
 @every_format
@@ -233,7 +239,9 @@ def test_many_classes_need_16_bits(tmp_path: Path) -> None:
     written = zoo_seg.export(model, tmp_path / "net.pt2", preprocess=True, argmax=True, check=False)
     ids = torch.export.load(written.path).module()(torch.from_numpy(image)[None])
     expected = model.predict(image)
-    assert ids.dtype == torch.int16 and expected.mask.dtype == np.uint16 and expected.mask.max() > 255
+    assert ids.dtype == torch.int16
+    assert expected.mask.dtype == np.uint16
+    assert expected.mask.max() > 255
     assert (ids[0].numpy() != expected.mask).mean() <= 0.001
     assert (zoo_seg.from_exported(written.path).predict(image).mask != expected.mask).mean() <= 0.001
 
@@ -253,7 +261,8 @@ def test_the_network_stays_as_it_was(tmp_path: Path) -> None:
     model = build("fcn", "test_efficientnet").train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     zoo_seg.export(model, tmp_path / "new" / "folder" / "net.pt2", check=False)
-    assert all(module.training for module in model.modules()) and len(model.aux_heads) == 1
+    assert all(module.training for module in model.modules())
+    assert len(model.aux_heads) == 1
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(parameter.requires_grad for parameter in model.parameters())
     assert [path.name for path in (tmp_path / "new" / "folder").iterdir()] == ["net.pt2"]
@@ -278,7 +287,8 @@ def test_onnx_logits_of_any_size(exported: Export) -> None:
 def colours_and_classes(metadata: dict[str, str]) -> None:
     assert set(metadata) >= set(NAMES)
     info = json.loads(metadata["info"])
-    assert info["classes"] == list(CLASSES) and info["palette"] == [list(colour) for colour in PALETTE]
+    assert info["classes"] == list(CLASSES)
+    assert info["palette"] == [list(colour) for colour in PALETTE]
 
 
 def test_onnx_from_picture_to_class_map(exported: Export) -> None:
@@ -290,7 +300,8 @@ def test_onnx_from_picture_to_class_map(exported: Export) -> None:
         pictures = np.stack([picture(*size, 1), picture(*size, 2)])
         (ids,) = session.run(None, {"image": pictures})
         expected = [result.mask for result in network("pspnet").predict(list(pictures))]
-        assert ids.dtype == np.uint8 and (ids != np.stack(expected)).mean() <= 0.001
+        assert ids.dtype == np.uint8
+        assert (ids != np.stack(expected)).mean() <= 0.001
     colours_and_classes(session.get_modelmeta().custom_metadata_map)
 
 
@@ -298,7 +309,8 @@ def test_openvino_from_picture_to_class_map(exported: Export) -> None:
     model = openvino.Core().read_model(exported("pspnet", "openvino").path)
     image = picture(75, 110)
     ids = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})([image[None]])["class_map"]
-    assert ids.dtype == np.uint8 and (ids[0] != network("pspnet").predict(image).mask).mean() <= 0.001
+    assert ids.dtype == np.uint8
+    assert (ids[0] != network("pspnet").predict(image).mask).mean() <= 0.001
     colours_and_classes({name: str(value) for name, value in model.get_rt_info("zoo_seg").value.items()})
 
 
@@ -307,7 +319,8 @@ def test_torch_export_from_picture_to_class_map(exported: Export) -> None:
     program = torch.export.load(exported("pspnet", "torch_export").path, extra_files=metadata)
     image = picture(75, 110)
     ids = program.module()(torch.from_numpy(image)[None])
-    assert ids.dtype == torch.uint8 and (ids[0].numpy() != network("pspnet").predict(image).mask).mean() <= 0.001
+    assert ids.dtype == torch.uint8
+    assert (ids[0].numpy() != network("pspnet").predict(image).mask).mean() <= 0.001
     colours_and_classes(metadata)
 
 
@@ -318,7 +331,8 @@ def test_no_folder_of_this_machine_is_told(kind: str, exported: Export) -> None:
     if kind == "torch_export":
         with zipfile.ZipFile(path) as archive:
             content = b"".join(archive.read(name) for name in archive.namelist())
-    assert str(REPOSITORY).encode() not in content and b"site-packages" not in content
+    assert str(REPOSITORY).encode() not in content
+    assert b"site-packages" not in content
 
 
 # --- failures leave what was there --------------------------------------------------------------
@@ -374,7 +388,8 @@ def test_a_failure_leaves_the_folder_as_it_was(
     with pytest.raises(ExportError, match=words) as caught:
         zoo_seg.export(network("fcn"), path)
     assert "\n" not in str(caught.value)
-    assert [each.name for each in tmp_path.iterdir()] == ["net.pt2"] and path.read_bytes() == b"the file before"
+    assert [each.name for each in tmp_path.iterdir()] == ["net.pt2"]
+    assert path.read_bytes() == b"the file before"
 
 
 @every_format
@@ -416,9 +431,10 @@ def test_values_that_are_no_numbers_fail(tmp_path: Path) -> None:
 def test_a_full_disk(exported: Export, tmp_path: Path) -> None:
     path = tmp_path / "net.pt2"
     path.write_bytes(b"the file before")
-    with largest_file(100_000), pytest.raises(OSError):
+    with largest_file(100_000), pytest.raises(OSError, match="File too large"):
         zoo_seg.export(network("fcn"), path)
-    assert [each.name for each in tmp_path.iterdir()] == ["net.pt2"] and path.read_bytes() == b"the file before"
+    assert [each.name for each in tmp_path.iterdir()] == ["net.pt2"]
+    assert path.read_bytes() == b"the file before"
 
 
 @pytest.mark.parametrize(
@@ -723,7 +739,8 @@ def test_command_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None
         "comparing it with the network",
     ]
     lines = shown.out.splitlines()
-    assert lines[0].startswith(f"{path}: onnx, float32, ") and lines[0].endswith("image -> class_map")
+    assert lines[0].startswith(f"{path}: onnx, float32, ")
+    assert lines[0].endswith("image -> class_map")
     assert [line.split(":")[0].strip() for line in lines[1:4]] == ["2x97x131", "1x160x128", "1x269x307"]
     assert all("of their standard deviation" in line and "allowed 0.001" in line for line in lines[1:4])
     assert lines[4] == f"zoo-seg predict PICTURE --weights {path}"
@@ -740,7 +757,8 @@ def test_command_line_with_the_packaged_network(tmp_path: Path, capfd: pytest.Ca
     assert command("export", "--out", path, "--no-check") == 0
     assert "not checked" in capfd.readouterr().out
     model, loaded = zoo_seg.create_model("semanticfpn_mobilenetv4_small", "camvid"), zoo_seg.from_exported(path)
-    assert model.weights is not None and (loaded.weights, loaded.classes) == (model.weights.id, model.classes)
+    assert model.weights is not None
+    assert (loaded.weights, loaded.classes) == (model.weights.id, model.classes)
     assert (loaded.predict(street).mask != model.predict(street).mask).mean() <= 0.001
 
 
@@ -774,7 +792,9 @@ def test_command_line_refuses(
     Path("damaged.onnx").write_bytes(b"damaged")
     assert command(*arguments) == code
     error = capfd.readouterr().err
-    assert words in error and "Traceback" not in error and "unexpected" not in error
+    assert words in error
+    assert "Traceback" not in error
+    assert "unexpected" not in error
 
 
 def test_command_line_without_packages(

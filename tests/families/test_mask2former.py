@@ -209,5 +209,7 @@ def test_fine_tuning_lowers_the_loss(tmp_path: Path) -> None:
     )
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if "mIoU" not in line and "loss" in line]
-    assert len(losses) == 5 and losses[-1] < 0.9 * losses[0]
-    assert trained.architecture and trained.architecture.size_divisor == 32
+    assert len(losses) == 5
+    assert losses[-1] < 0.9 * losses[0]
+    assert trained.architecture
+    assert trained.architecture.size_divisor == 32

@@ -145,10 +145,12 @@ def test_any_backbone_takes_any_size(family: str, backbone: str) -> None:
     model = zoo_seg.build_model(family, backbone, num_classes=5, channels=16).eval()
     for size in [(97, 130), (33, 47), (1, 1)]:
         logits = model(torch.randn(1, 3, *size))
-        assert logits.shape == (1, 5, *size) and logits.isfinite().all()
+        assert logits.shape == (1, 5, *size)
+        assert logits.isfinite().all()
     features = model.forward_features(torch.randn(1, 3, 64, 96))
     strides = [64 / each.shape[-2] for each in features]
-    assert strides == sorted(strides) and strides[-1] == 32  # finest first
+    assert strides == sorted(strides)
+    assert strides[-1] == 32
     for head in model.aux_heads:
         assert head(features).shape[1] == 5
 

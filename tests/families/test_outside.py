@@ -153,7 +153,7 @@ def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "zoo.json").write_text(json.dumps(manifest))
     monkeypatch.setenv("ZOO_SEG_MANIFEST", str(tmp_path / "zoo.json"))
     monkeypatch.setenv("ZOO_SEG_MIRROR", str(folder))
-    yield folder / "linear_shapes.pth"
+    return folder / "linear_shapes.pth"
 
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
@@ -162,11 +162,14 @@ IMAGE = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
 def test_it_is_listed_built_converted_and_predicts_as_its_record_says(
     outside: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["list"]) == 0 and main(["info", ID]) == 0
+    assert main(["list"]) == 0
+    assert main(["info", ID]) == 0
     told = capsys.readouterr().out
-    assert ID in told and "linear on tiny" in told
+    assert ID in told
+    assert "linear on tiny" in told
     model = zoo_seg.linear_tiny("shapes")
-    assert model.info.test.mode == "slide" and model.weights is not None
+    assert model.info.test.mode == "slide"
+    assert model.weights is not None
     mask = model.predict(IMAGE).mask
     assert np.array_equal(mask, model.predict(IMAGE, mode="slide", crop=(32, 32), stride=(16, 16)).mask)
     x = torch.randn(1, 3, 40, 56)

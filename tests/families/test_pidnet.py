@@ -45,7 +45,8 @@ def test_logits_equal_the_original_code(name: str) -> None:
 def test_any_size(model: SegmentationModel) -> None:
     for size in [(113, 75), (9, 40), (1, 1)]:
         logits = model(torch.randn(1, 3, *size))
-        assert logits.shape == (1, 5, *size) and logits.isfinite().all()
+        assert logits.shape == (1, 5, *size)
+        assert logits.isfinite().all()
 
 
 @torch.inference_mode()
@@ -55,7 +56,9 @@ def test_predict_is_the_argmax_and_a_saved_network_comes_back(model: Segmentatio
     assert (model.predict(image).mask == expected).mean() > 0.999
     model.save_pretrained(tmp_path)
     again = zoo_seg.from_pretrained(tmp_path)
-    assert again.architecture == model.architecture and again.architecture and again.architecture.align_corners
+    assert again.architecture == model.architecture
+    assert again.architecture
+    assert again.architecture.align_corners
     x = torch.from_numpy(image_tensor(72, 56))
     assert torch.equal(again(x), model(x))
 
@@ -71,7 +74,8 @@ def test_the_trunk_and_the_family_belong_together() -> None:
 
 def test_the_boundary_head_is_no_classifier() -> None:
     family = find_family("pidnet")
-    assert family.is_classifier("aux_heads.0.classifier.weight") and family.is_classifier("head.classifier.bias")
+    assert family.is_classifier("aux_heads.0.classifier.weight")
+    assert family.is_classifier("head.classifier.bias")
     assert not family.is_classifier("aux_heads.1.classifier.weight")
 
 
@@ -123,6 +127,8 @@ def test_fine_tuning_lowers_the_loss(tmp_path: Path) -> None:
     )
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if "mIoU" not in line and "loss" in line]
-    assert len(losses) == 4 and losses[-1] < 0.9 * losses[0]
+    assert len(losses) == 4
+    assert losses[-1] < 0.9 * losses[0]
     trained = zoo_seg.from_pretrained(tmp_path / "run")
-    assert trained.architecture and trained.architecture.align_corners
+    assert trained.architecture
+    assert trained.architecture.align_corners

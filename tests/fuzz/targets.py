@@ -58,7 +58,8 @@ def manifest(content: bytes) -> None:
     with _file(content, "mine.json") as path, _refused(ManifestError):
         read = read_manifest(path, BASE)
         for record in read.weights.values():
-            assert record.id == f"{record.model}.{record.tag}" and "/" not in record.id
+            assert record.id == f"{record.model}.{record.tag}"
+            assert "/" not in record.id
             for file in record.files:
                 assert all("/" not in name and not name.startswith(".") for name in file.names)
                 assert all(
@@ -69,7 +70,8 @@ def manifest(content: bytes) -> None:
 def config(content: bytes) -> None:
     with _file(content, CONFIG) as path, _refused(ManifestError, CheckpointError):
         read = read_config(path.parent)
-        assert read.in_chans >= 1 and len(read.classes) == len(read.palette) > 0
+        assert read.in_chans >= 1
+        assert len(read.classes) == len(read.palette) > 0
 
 
 def checkpoint(content: bytes) -> None:
@@ -99,7 +101,8 @@ def weight_file(content: bytes) -> None:
 def mask(content: bytes) -> None:
     with _file(content, "mask.png") as path, _refused(DataError):
         ids = LABELS.read(path)
-        assert ids.ndim == 2 and ids.dtype == np.uint8
+        assert ids.ndim == 2
+        assert ids.dtype == np.uint8
         assert set(np.unique(ids).tolist()) <= {0, 1, 2, 255}
 
 

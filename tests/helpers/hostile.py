@@ -221,7 +221,7 @@ def pickles() -> dict[str, tuple[bytes, str]]:
         ("string_of_4_gigabytes", b"\x80\x02X\xff\xff\xff\xffabc.", "damaged"),
         (
             "terabyte_array",
-            {NAME: Call(np._core.multiarray._reconstruct, np.ndarray, (TERA,), b"b")},
+            {NAME: Call(np._core.multiarray._reconstruct, np.ndarray, (TERA,), b"b")},  # type: ignore[attr-defined]
             "_reconstruct|names others",
         ),
         ("reaches_for_code", {NAME: Call(getattr, Call(getattr, dict, "get"), "__globals__")}, "builtins.dict"),

@@ -61,7 +61,7 @@ class Hub(ThreadingHTTPServer):
         """A status to answer everything with."""
         threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, *exception: Any) -> None:
         self.shutdown()
         super().__exit__(*exception)
 

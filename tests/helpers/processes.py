@@ -65,7 +65,7 @@ def die_before_step(number: int, log: Path, work: Callable[[], object]) -> None:
         save_file(tensors, path, metadata)
 
     partial.Partial.append = watched_append  # type: ignore[method-assign]
-    load.save_file = watched_save
+    load.save_file = watched_save  # type: ignore[assignment, attr-defined]
     sys.addaudithook(hook)
     work()
 

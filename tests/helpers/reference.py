@@ -59,7 +59,8 @@ def relative_position_index(shape: tuple[int, ...]) -> np.ndarray:
     side = round(shape[0] ** 0.5)
     rows, columns = np.divmod(np.arange(side * side), side)
     down, right = rows[:, None] - rows[None, :], columns[:, None] - columns[None, :]
-    return (down + side - 1) * (2 * side - 1) + right + side - 1
+    table: np.ndarray = (down + side - 1) * (2 * side - 1) + right + side - 1
+    return table
 
 
 def image_tensor(height: int, width: int, seed: int = 0, batch: int = 1) -> np.ndarray:

@@ -64,7 +64,7 @@ class Server(ThreadingHTTPServer):
         self.lock = threading.Lock()
         threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, *exception: Any) -> None:
         self.release.set()  # whoever stalls may go
         self.shutdown()
         super().__exit__(*exception)
@@ -167,7 +167,8 @@ def serve(
 
     def step(handler: _Handler, body: bytes | None) -> None:
         if body is None:
-            return status(404)(handler, None)
+            status(404)(handler, None)
+            return
         tag = handler.server.etags.get(handler.asked.path, '"v1"') if etag == "default" else etag
         body = other or body
         code, head, start = _head(handler, body, tag, ranges)
@@ -184,7 +185,6 @@ def serve(
             handler.server.release.wait(20)
         if stop is not None and how == "reset":
             handler.reset()
-        return None
 
     return step
 

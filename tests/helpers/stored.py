@@ -17,7 +17,6 @@ def write_png(
     path: Path, values: npt.NDArray[Any], bits: int, kind: str = "grey", palette: bytes = b"", chunks: bytes = b""
 ) -> Path:
     """A PNG of (H, W) or (H, W, channels) with so many bits a value."""
-
     height, width = values.shape[:2]
     head = struct.pack(">IIBBBBB", width, height, bits, _PNG_KINDS[kind], 0, 0, 0)
     rows = b"".join(b"\0" + _packed(row.ravel(), bits, ">") for row in values)

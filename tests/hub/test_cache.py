@@ -104,7 +104,8 @@ def test_a_damaged_file_is_fetched_again(
     path.write_bytes(damage)
     touch(path)
     assert cache.fetch(weights).sha256 == SHA256
-    assert path.read_bytes() == BODY and len(server.asked) == 2
+    assert path.read_bytes() == BODY
+    assert len(server.asked) == 2
     assert f"{path} is damaged" in caplog.text
 
 
@@ -126,7 +127,8 @@ def test_a_record_that_is_not_json_is_no_record(server: Server, path: Path) -> N
         json.dumps({**json.loads(cache._record_path(path).read_text()), "sha256": "x"}),
     ):
         cache._record_path(path).write_text(text)
-        assert cache.read_record(path) is None and cache.check(path) is None
+        assert cache.read_record(path) is None
+        assert cache.check(path) is None
         assert cache.fetch(PINNED).sha256 == SHA256 == cache.check(path)
     assert len(server.asked) == 1
 
@@ -161,7 +163,8 @@ def test_the_first_hash_is_told_and_binds_later_downloads(
 ) -> None:
     with caplog.at_level(logging.INFO, "zoo_seg"):
         cache.fetch(UNPINNED)
-    assert [entry.levelname for entry in caplog.records] == ["INFO"] and SHA256 in caplog.text
+    assert [entry.levelname for entry in caplog.records] == ["INFO"]
+    assert SHA256 in caplog.text
     path.unlink()
     server.files["w.pth"] = OTHER
     with pytest.raises(HashMismatchError) as caught:
@@ -177,7 +180,8 @@ def test_a_published_hash_binds_the_first_download(server: Server, path: Path) -
     server.files["w.pth"] = OTHER
     with pytest.raises(HashMismatchError) as caught:
         cache.fetch(PINNED)
-    assert "delete" not in str(caught.value) and sorted(p.name for p in path.parent.iterdir()) == [".lock"]
+    assert "delete" not in str(caught.value)
+    assert sorted(p.name for p in path.parent.iterdir()) == [".lock"]
 
 
 def test_a_hash_published_later_overrides_what_was_seen(server: Server, path: Path) -> None:
@@ -276,7 +280,8 @@ def test_a_link_is_cached_and_bound_to_its_first_hash(server: Server, tmp_path: 
     found = cache.fetch_link(LINK)
     folder = hashlib.sha256(LINK.encode()).hexdigest()[:16]
     assert found == cache.CachedFile(tmp_path / "home" / "links" / folder / "w.pth", SHA256)
-    assert cache.fetch_link(LINK) == found and len(server.asked) == 1
+    assert cache.fetch_link(LINK) == found
+    assert len(server.asked) == 1
     found.path.write_bytes(b"")
     server.files["w.pth"] = OTHER
     with pytest.raises(HashMismatchError, match="delete "):
@@ -391,7 +396,8 @@ def test_verify_sets_damaged_files_aside(server: Server, path: Path) -> None:
         loose: cache.Verified(ID, loose, None, OTHER_SHA256, "unrecorded"),
         link: cache.Verified(link.parent.name, link, SHA256, SHA256, "ok"),
     }
-    assert not path.exists() and path.with_name("w.pth.damaged").read_bytes() == bad
+    assert not path.exists()
+    assert path.with_name("w.pth.damaged").read_bytes() == bad
     assert cache.fetch(UNPINNED).sha256 == SHA256
     assert all(each.status != "damaged" for each in cache.verify())
 

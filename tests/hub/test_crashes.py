@@ -274,7 +274,8 @@ def test_a_disk_too_full_for_the_record(
         assert "no record of it could be written" in caplog.text
         assert fetch().read_bytes() == BODY
     assert names(path.parent) == [".lock", "w.pth"]
-    assert fetch() == path and len(server.asked) == 1
+    assert fetch() == path
+    assert len(server.asked) == 1
     reliability.row(
         "crashes", "the disk is full before the record is written", "the right file", "at once", "no record"
     )
@@ -318,7 +319,8 @@ def removing(home: Path) -> Any:
 def test_a_cache_removed_while_downloading(server: Server, home: Path, path: Path, reliability: Reliability) -> None:
     server.plan["w.pth"] = [removing(home)]
     assert fetch().read_bytes() == BODY
-    assert len(server.asked) == 2 and cache.check(path) == SHA256
+    assert len(server.asked) == 2
+    assert cache.check(path) == SHA256
     server.plan["w.pth"] = [removing(home), removing(home)]
     shutil.rmtree(home)
     with pytest.raises(DownloadError, match=r"cannot write in .*No such file"):
@@ -353,14 +355,16 @@ def test_a_clock_that_jumps(
     for part in path.parent.glob("*.part*"):
         os.utime(part, (4e9, 4e9))
     assert fetch().read_bytes() == BODY
-    assert server.asked[-1].start > 0 and len(server.asked) == 2
+    assert server.asked[-1].start > 0
+    assert len(server.asked) == 2
     for moment in (0, 1, 4e9):
         os.utime(path, (moment, moment))
         os.utime(f"{path}.json", (moment, moment))
         assert fetch().read_bytes() == BODY
     path.write_bytes(OTHER)
     os.utime(path, (1e9, 1e9))
-    assert fetch().read_bytes() == BODY and len(server.asked) == 3
+    assert fetch().read_bytes() == BODY
+    assert len(server.asked) == 3
     reliability.row("crashes", "a clock that jumps between 1970 and 2096", "the right file", "at once", "-")
 
 
@@ -377,7 +381,8 @@ def test_records_of_other_versions(server: Server, path: Path, reliability: Reli
         cache.fetch(UNPUBLISHED)
         record_path.write_text(json.dumps(change(json.loads(record_path.read_text()))))
         asked = len(server.asked)
-        assert cache.fetch(UNPUBLISHED).sha256 == SHA256 and len(server.asked) == asked
+        assert cache.fetch(UNPUBLISHED).sha256 == SHA256
+        assert len(server.asked) == asked
         path.write_bytes(OTHER)
         server.plan["w.pth"] = [serve(other=OTHER)]
         with pytest.raises(HashMismatchError, match="that of the first download"):
@@ -466,6 +471,7 @@ def test_a_lock_whose_holder_is_stuck(
     server.release.set()
     os.kill(process.pid, signal.SIGCONT)
     process.join(60)
-    assert process.exitcode == 0 and path.read_bytes() == BODY
+    assert process.exitcode == 0
+    assert path.read_bytes() == BODY
     assert not list(path.parent.glob("*.part*"))
     reliability.row("crashes", "the holder of the lock is stopped", "the right file", "after 10 minutes", "a warning")

@@ -48,7 +48,8 @@ def small(**options: Any) -> SegmentationModel:
 
 def assert_same(one: SegmentationModel, other: SegmentationModel) -> None:
     values = other.state_dict()
-    assert all(torch.equal(value, values.pop(name)) for name, value in one.state_dict().items()) and not values
+    assert all(torch.equal(value, values.pop(name)) for name, value in one.state_dict().items())
+    assert not values
     assert (one.classes, one.palette, one.preprocess) == (other.classes, other.palette, other.preprocess)
     with torch.inference_mode():
         torch.testing.assert_close(one(X), other(X))
@@ -93,11 +94,14 @@ def test_pushed_and_loaded_elsewhere(hub: Hub, model: SegmentationModel) -> None
     url = model.push_to_hub("org/mine", commit_message="A first one")
     repo = hub.repos["org/mine"]
     assert url == f"{hub.url}/org/mine/commit/{repo.branches['main']}"
-    assert set(repo.files()) == FILES and not repo.private
+    assert set(repo.files()) == FILES
+    assert not repo.private
     assert 'zoo_seg.from_pretrained("org/mine")' in repo.files()["README.md"].decode()
     loaded = zoo_seg.from_pretrained("org/mine")
     assert_same(model, loaded)
-    assert not loaded.training and loaded.weights is None and loaded.num_classes == 3
+    assert not loaded.training
+    assert loaded.weights is None
+    assert loaded.num_classes == 3
 
 
 @pytest.mark.parametrize("name", ["org/mine", "org/mine@v1", "hf://org/mine", "hf://org/mine@v1"])
@@ -207,7 +211,8 @@ def test_a_factory_takes_names_and_colours_from_the_repository(
     assert_same(own, zoo_seg.create_model("toy_r50", "hf://org/mine"))
     assert_same(own, zoo_seg.create_model("toy_r50", "hf://org/mine@main", num_classes=3))
     seven = zoo_seg.create_model("toy_r50", "hf://org/mine", num_classes=7)
-    assert seven.classes[0] == "class_0" and "head.classifier.weight" in caplog.text
+    assert seven.classes[0] == "class_0"
+    assert "head.classifier.weight" in caplog.text
     assert zoo_seg.from_pretrained("org/mine", num_classes=7).num_classes == 7
     small(output_stride=8).push_to_hub("org/eight")  # the same tensors
     with pytest.raises(CheckpointError, match=r"output stride 8, expected fcn .*, output stride 16.*from_pretrained"):
@@ -292,7 +297,8 @@ def test_what_cannot_be_written(
     monkeypatch.setenv("HF_TOKEN", token)
     with pytest.raises(PushError, match=message) as refusal:
         model.push_to_hub(name)
-    assert "\n" not in str(refusal.value) and len(pushed.commits) == 2
+    assert "\n" not in str(refusal.value)
+    assert len(pushed.commits) == 2
 
 
 @pytest.mark.parametrize("name", ["mine", "org/mine/file", "https://huggingface.co/org/mine", "../mine", "org/..", ""])
@@ -380,7 +386,8 @@ def test_a_hostile_config_is_refused(hub: Hub, pushed: Repo, change: Callable[[b
     with pytest.raises(ZooSegError):
         zoo_seg.create_model("fcn_r50_os8", "hf://org/mine")
     asked = {path.split("/")[1] for _, path in hub.asked}
-    assert asked <= {"org", "stored"} and not any("resnet18" in path for _, path in hub.asked)
+    assert asked <= {"org", "stored"}
+    assert not any("resnet18" in path for _, path in hub.asked)
 
 
 def test_a_pickle_under_another_name_runs_nothing(hub: Hub, pushed: Repo, tmp_path: Path) -> None:
@@ -411,8 +418,11 @@ def test_the_card_of_published_weights(hub: Hub, zoo: Zoo) -> None:
     assert (result.metric_type, result.metric_value, result.dataset_name) == ("mean_iou", 12.5, "Toys")
     assert (result.dataset_split, result.metric_args) == ("val", {"mode": "whole", "scales": [1.0], "flip": False})
     assert "| mIoU | 12.50 % | Toys, val | whole pictures, scale 1, no flip | zoo_seg |" in card.text
-    assert "The values are those of `toy_r50.toys_me`" in card.text and "not trained any further" in card.text
-    assert "crop 48x64" in card.text and "* code: MIT" in card.text and "* weights: not stated" in card.text
+    assert "The values are those of `toy_r50.toys_me`" in card.text
+    assert "not trained any further" in card.text
+    assert "crop 48x64" in card.text
+    assert "* code: MIT" in card.text
+    assert "* weights: not stated" in card.text
     again = zoo_seg.from_pretrained("org/toys")
     again.push_to_hub("org/copy")
     copy = card_of(hub.repos["org/copy"]).text.replace("org/copy", "org/toys")
@@ -428,7 +438,8 @@ def test_a_stated_licence_is_the_repository_s(hub: Hub, zoo: Zoo, monkeypatch: p
     monkeypatch.setenv("ZOO_SEG_MANIFEST", str(own))
     zoo_seg.create_model("toy_r50", "toys").push_to_hub("org/toys")
     card = card_of(hub.repos["org/toys"])
-    assert card.data.license == "apache-2.0" and "* terms of the data: research only" in card.text
+    assert card.data.license == "apache-2.0"
+    assert "* terms of the data: research only" in card.text
 
 
 def test_the_card_of_a_trained_network(hub: Hub, model: SegmentationModel, tmp_path: Path) -> None:
@@ -436,15 +447,18 @@ def test_the_card_of_a_trained_network(hub: Hub, model: SegmentationModel, tmp_p
     model.save_pretrained(tmp_path, metrics=[metric], started_from="hf://org/base@v1", dataset="fields")
     zoo_seg.from_pretrained(tmp_path).push_to_hub("org/mine")
     card = card_of(hub.repos["org/mine"])
-    assert card.data.base_model == "org/base" and card.data.license is None
+    assert card.data.base_model == "org/base"
+    assert card.data.license is None
     assert [(each.metric_value, each.dataset_type) for each in card.data.eval_results] == [(61.23, "fields")]
-    assert "Started from `hf://org/base@v1`." in card.text and "for their author to state" in card.text
+    assert "Started from `hf://org/base@v1`." in card.text
+    assert "for their author to state" in card.text
 
 
 def test_what_was_started_from_keeps_its_licences(zoo: Zoo, model: SegmentationModel, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path, started_from="toy_r50.toys_me")
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
-    assert "Training started from `toy_r50.toys_me`, for which hold:" in text and "* code: MIT" in text
+    assert "Training started from `toy_r50.toys_me`, for which hold:" in text
+    assert "* code: MIT" in text
 
 
 def test_numbers_do_not_outlive_the_values(zoo: Zoo, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -456,9 +470,11 @@ def test_numbers_do_not_outlive_the_values(zoo: Zoo, tmp_path: Path, caplog: pyt
     model.save_pretrained(tmp_path / "trained")
     assert "the weights have changed" in caplog.text
     trained = zoo_seg.from_pretrained(tmp_path / "trained")
-    assert trained.metrics == () and trained.info.started_from == "toy_r50.toys_me"
+    assert trained.metrics == ()
+    assert trained.info.started_from == "toy_r50.toys_me"
     text = (tmp_path / "trained" / "README.md").read_text(encoding="utf-8")
-    assert "Nothing has been measured" in text and "not trained any further" not in text
+    assert "Nothing has been measured" in text
+    assert "not trained any further" not in text
     zoo_seg.create_model("toy_r50", "toys", num_classes=7).save_pretrained(tmp_path / "seven")
     assert zoo_seg.from_pretrained(tmp_path / "seven").metrics == ()
 
@@ -474,7 +490,8 @@ def test_markup_in_names_stays_text(hub: Hub) -> None:
     names = ("<script>x</script>", "a | b\n---\nlicense: mit", "[c](http://x.test)")
     small(classes=names).push_to_hub("org/mine")
     card = card_of(hub.repos["org/mine"])
-    assert card.data.license is None and "<script>" not in card.text.replace(r"\<script", "")
+    assert card.data.license is None
+    assert "<script>" not in card.text.replace(r"\<script", "")
     assert r"1 a \| b --- license: mit, 2 \[c\](http://x.test)." in card.text
 
 
@@ -509,9 +526,11 @@ def folder(model: SegmentationModel, tmp_path: Path) -> Path:
 def test_push_a_folder(hub: Hub, folder: Path, model: SegmentationModel, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["push", str(folder), "org/mine", "--private", "--revision", "v1"]) == 0
     out = capsys.readouterr().out
-    assert out.startswith(f"{hub.url}/org/mine/commit/") and 'zoo_seg.from_pretrained("org/mine@v1")' in out
+    assert out.startswith(f"{hub.url}/org/mine/commit/")
+    assert 'zoo_seg.from_pretrained("org/mine@v1")' in out
     repo = hub.repos["org/mine"]
-    assert repo.private and set(repo.files("v1")) == FILES
+    assert repo.private
+    assert set(repo.files("v1")) == FILES
     assert repo.files("v1")["model.safetensors"] == (folder / "model.safetensors").read_bytes()
     assert_same(model, zoo_seg.from_pretrained("org/mine@v1"))
 
@@ -589,4 +608,5 @@ def test_push_says_in_one_line_what_is_wrong(
         found = int(str(leaving.code))
     err = capsys.readouterr().err
     assert (found, message in err) == (code, True), err
-    assert len(err.strip().splitlines()) <= 2 and hub.repos == {}
+    assert len(err.strip().splitlines()) <= 2
+    assert hub.repos == {}

@@ -98,8 +98,10 @@ def test_a_token_of_the_hub_stays_there(hosts: tuple[Host, Host], tmp_path: Path
     )
     assert result.returncode == 0, result.stderr
     assert repr(WEIGHTS[:8]) in result.stdout
-    assert hub.asked and all(headers.get("authorization") == f"Bearer hf_{SECRET}" for _, _, headers in hub.asked)
-    assert store.asked and not any("authorization" in headers for _, _, headers in store.asked)
+    assert hub.asked
+    assert all(headers.get("authorization") == f"Bearer hf_{SECRET}" for _, _, headers in hub.asked)
+    assert store.asked
+    assert not any("authorization" in headers for _, _, headers in store.asked)
     assert SECRET not in result.stderr
     ours = [line for line in result.stdout.splitlines() if ":zoo_seg" in line]
     assert not any(SECRET in line for line in ours)
@@ -169,7 +171,8 @@ def test_what_is_kept_of_a_download_holds_no_secret(
     server.files["w.safetensors"] = WEIGHTS
     path = cache.fetch_link(LINKS[1]).path
     record = cache.read_record(path)
-    assert record is not None and record.url == "https://zoo.test/w.safetensors"
+    assert record is not None
+    assert record.url == "https://zoo.test/w.safetensors"
     assert main(["verify"]) == 0
     kept = "".join(f"{each}{each.read_text(encoding='latin1')}" for each in home.rglob("*") if each.is_file())
     assert SECRET not in kept + capsys.readouterr().out + caplog.text
@@ -194,7 +197,8 @@ def test_the_command_line_repeats_no_secret(
     monkeypatch.chdir(tmp_path)
     assert main(arguments) > 0
     printed = capsys.readouterr()
-    assert printed.err and SECRET not in printed.out + printed.err
+    assert printed.err
+    assert SECRET not in printed.out + printed.err
 
 
 def test_a_network_tells_where_its_training_started_without_secrets(zoo: Zoo, server: Server) -> None:
@@ -226,7 +230,8 @@ def test_info_tells_the_hosts_and_no_password(
     monkeypatch.setenv("ZOO_SEG_MIRROR", f"https://user:{SECRET}@mirror.test/zoo?key={SECRET}")
     assert main(["info", "semanticfpn_resnet50.voc_ssseg"]) == 0
     printed = capsys.readouterr().out
-    assert "hosts asked       https://mirror.test/zoo, github.com" in printed and SECRET not in printed
+    assert "hosts asked       https://mirror.test/zoo, github.com" in printed
+    assert SECRET not in printed
 
 
 def test_info_tells_where_the_hub_is(

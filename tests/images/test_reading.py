@@ -37,7 +37,8 @@ def test_every_kind_of_input_gives_the_same_picture(tmp_path: Path) -> None:
         picture = read_picture(image)
         np.testing.assert_array_equal(picture, RGB)
         assert picture.dtype == np.uint8
-        assert picture.flags.c_contiguous and picture.flags.writeable
+        assert picture.flags.c_contiguous
+        assert picture.flags.writeable
 
 
 def test_a_grey_array_is_repeated() -> None:

@@ -111,7 +111,8 @@ def test_broken_files_are_named_with_a_reason(content: bytes, reason: str, tmp_p
     path.write_bytes(content)
     with pytest.raises(ImageError, match=reason) as caught:
         read_picture(path)
-    assert str(caught.value).startswith(str(path)) and len(str(caught.value)) < 400
+    assert str(caught.value).startswith(str(path))
+    assert len(str(caught.value)) < 400
 
 
 def test_no_program_is_run_on_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,7 +232,10 @@ def test_a_mutated_file_is_a_picture_or_an_image_error(content: bytes, tmp_path:
         except ImageError as error:
             assert str(path) in str(error)
             return
-    assert picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[2] == 3 and picture.size > 0
+    assert picture.dtype == np.uint8
+    assert picture.ndim == 3
+    assert picture.shape[2] == 3
+    assert picture.size > 0
 
 
 # --- a batch of them ----------------------------------------------------------------------------
@@ -266,7 +270,8 @@ def predict(capfd: pytest.CaptureFixture[str], zoo: Zoo, tmp_path: Path, monkeyp
         line = ["predict", *map(str, arguments), "--weights", "toy_r50.toys", "--out", "out"]
         code = main(line)
         out, err = capfd.readouterr()
-        assert "Traceback" not in out + err and "Warning" not in err
+        assert "Traceback" not in out + err
+        assert "Warning" not in err
         return Result(code, out, err)
 
     return predict
@@ -316,17 +321,22 @@ def test_a_batch_goes_on_past_every_kind_of_trouble(predict: Predict) -> None:
     expected |= {"p/gone.png": "leads nowhere", "p/circle.png": "symbolic links", "missing.png": "no such file"}
     assert result.failed.keys() == expected.keys()
     for name, reason in expected.items():
-        assert reason in result.failed[name] and name not in result.failed[name]
+        assert reason in result.failed[name]
+        assert name not in result.failed[name]
     lines = result.err.splitlines()
-    assert len(lines) == len(expected) + 1 and all(line.isprintable() for line in lines)
+    assert len(lines) == len(expected) + 1
+    assert all(line.isprintable() for line in lines)
     assert r"zoo-seg: p/esc\x1b]0;x\x07\n.png: not an image" in result.err
     assert lines[-1] == f"{len(good)} done, {len(expected)} failed; results in out"
-    assert len(results()) == 2 * len(good) and "ä b/日本 語_overlay.png" in results()
+    assert len(results()) == 2 * len(good)
+    assert "ä b/日本 語_overlay.png" in results()
 
     again = predict("p", "missing.png", "--json", "-")
-    assert again.code == 1 and again.failed == result.failed
+    assert again.code == 1
+    assert again.failed == result.failed
     report = json.loads(again.out)
-    assert sorted(each["picture"] for each in report["kept"]) == sorted(good) and report["done"] == []
+    assert sorted(each["picture"] for each in report["kept"]) == sorted(good)
+    assert report["done"] == []
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="file names are Unicode there")
@@ -347,7 +357,8 @@ def test_names_as_long_as_can_be(predict: Predict) -> None:
     result = predict(*(str(path) for path in Path().glob("*.png")), "--json", "-")
     assert result.done == [f"{'n' * 243}.png"]
     ((name, reason),) = result.failed.items()
-    assert name == f"{'m' * 251}.png" and "cannot be written (File name too long)" in reason
+    assert name == f"{'m' * 251}.png"
+    assert "cannot be written (File name too long)" in reason
     assert len(results()) == 2
 
 
@@ -445,8 +456,10 @@ def test_an_interruption_tells_what_was_done(predict: Predict, monkeypatch: pyte
     write("p/b.png", b"text")
     monkeypatch.setattr(Segmentation, "overlay", overlay)
     result = predict("p", "--json", "r.json")
-    assert result.code == 130 and result.err.endswith("interrupted; run the same command again to go on\n")
-    assert result.out == "2 done, 1 failed; results in out\n" and "p/b.png: not an image" in result.err
+    assert result.code == 130
+    assert result.err.endswith("interrupted; run the same command again to go on\n")
+    assert result.out == "2 done, 1 failed; results in out\n"
+    assert "p/b.png: not an image" in result.err
     assert len(json.loads(Path("r.json").read_text())["done"]) == 2
 
 
@@ -454,7 +467,8 @@ def test_the_report_overwrites_no_picture(predict: Predict) -> None:
     """`--json a.png b.png`, by someone used to a flag without a value."""
     path = write("a.png")
     result = predict("--json", "a.png", "b.png")
-    assert result.code == 2 and "--json a.png; expected a file that ends in .json, or - for stdout" in result.err
+    assert result.code == 2
+    assert "--json a.png; expected a file that ends in .json, or - for stdout" in result.err
     assert path.read_bytes() == encoded("PNG")
 
 
@@ -489,7 +503,8 @@ def test_a_12_bit_image_waits_for_its_range(predict: Predict) -> None:
     Image.fromarray(eight).save("p/eight.png")
     write_png(Path("p/twelve.png"), np.rint(eight * (4095 / 255)).astype(int), 16, "rgb")
     result = predict("p", "--json", "-")
-    assert result.code == 1 and result.done == ["p/eight.png"]
+    assert result.code == 1
+    assert result.done == ["p/eight.png"]
     assert "such as --range 0 4095" in result.failed["p/twelve.png"]
     assert predict("p", "--range", "4095", "0").code == 2
     assert predict("p", "--range", "0", "4095", "--overwrite").code == 0

@@ -53,8 +53,10 @@ def test_predict_is_the_argmax_of_the_logits(family: str, backbone: str) -> None
     result = model.predict(picture)
     top = logits.topk(2, dim=0).values
     clear = (top[0] - top[1]) > 1e-4 * logits.std()
-    assert (result.mask == logits.argmax(0).numpy())[clear].all() and clear.float().mean() > 0.99
-    assert result.mask.shape == (75, 110) and result.mask.dtype == np.uint8
+    assert (result.mask == logits.argmax(0).numpy())[clear].all()
+    assert clear.float().mean() > 0.99
+    assert result.mask.shape == (75, 110)
+    assert result.mask.dtype == np.uint8
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (33, 2), (65, 129)])
@@ -97,7 +99,8 @@ def test_a_stream_is_lazy_and_survives_a_broken_picture(model: SegmentationModel
     stream = model.stream(pictures(), on_error="yield")
     first, second, third = next(stream), next(stream), next(stream)
     assert first.mask.shape == third.mask.shape == (16, 16)
-    assert isinstance(second, ImageError) and "missing.png" in str(second)
+    assert isinstance(second, ImageError)
+    assert "missing.png" in str(second)
     assert len(read) < 20
     stream.close()
     with pytest.raises(ImageError, match=r"missing\.png"):
@@ -133,7 +136,8 @@ def test_the_network_stays_as_it_was_and_changes_are_seen(model: SegmentationMod
     before = copy.deepcopy(model.state_dict())
     model.train()
     first = model.predict(picture)
-    assert model.training and len(model.aux_heads) == 1
+    assert model.training
+    assert len(model.aux_heads) == 1
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name])
     assert model.predictor() is model.predictor()
@@ -189,7 +193,8 @@ def test_more_than_256_classes(tmp_path: Path) -> None:
     with torch.no_grad():
         model.head.classifier.bias[299] = 1e6
     result = model.predict(noise(20, 20))
-    assert result.mask.dtype == np.uint16 and (result.mask == 299).all()
+    assert result.mask.dtype == np.uint16
+    assert (result.mask == 299).all()
 
 
 @pytest.mark.parametrize(
@@ -277,7 +282,8 @@ def test_a_slide_holds_no_full_size_logits() -> None:
 
     with Watch():
         result = model.predict(picture, mode="slide", crop=(256, 256), stride=(171, 171))
-    assert result.mask.shape == (6000, 256) and peak < 64 << 20
+    assert result.mask.shape == (6000, 256)
+    assert peak < 64 << 20
 
 
 def test_a_network_with_nan_is_refused() -> None:

@@ -240,7 +240,8 @@ def test_classes_and_palette_are_the_present_ones() -> None:
     model.classes = list("vwxyz")
     model.palette = [(i, i, i) for i in range(5)]
     result = model.predict(IMAGE)
-    assert result.classes == tuple("vwxyz") and result.palette[4] == (4, 4, 4)
+    assert result.classes == tuple("vwxyz")
+    assert result.palette[4] == (4, 4, 4)
 
 
 def test_any_word_of_any_tensor_and_any_two_that_change_places_are_noticed() -> None:
@@ -266,7 +267,8 @@ def test_unchanged_is_prepared_once_and_freed_with_its_model() -> None:
     model = small()
     predictor = model.predictor()
     model.train()
-    assert model.predictor(device="cpu") is predictor and model.eval().predictor(dtype=torch.float32) is predictor
+    assert model.predictor(device="cpu") is predictor
+    assert model.eval().predictor(dtype=torch.float32) is predictor
     gone = weakref.ref(model)
     gc.disable()
     try:
@@ -350,7 +352,8 @@ def test_hooks_are_called(where: str, when: str) -> None:
     recorder = Recorder()
     target.register_forward_hook(recorder.record if where == "bound" else lambda *args: recorder.record(*args))
     check(model)
-    assert len(seen) == 2 and all(module is target for module in seen)  # `model(x)` and `predict`
+    assert len(seen) == 2
+    assert all(module is target for module in seen)
 
 
 def test_a_network_as_it_is_says_so_once_and_takes_other_types(caplog: pytest.LogCaptureFixture) -> None:
@@ -361,7 +364,8 @@ def test_a_network_as_it_is_says_so_once_and_takes_other_types(caplog: pytest.Lo
         check(model)
         check(model, 0.1, dtype="bfloat16")
     lines = [record.getMessage() for record in caplog.records if "as it is" in record.getMessage()]
-    assert len(lines) == 2 and "network.head.classifier has a hook" in lines[0]
+    assert len(lines) == 2
+    assert "network.head.classifier has a hook" in lines[0]
     if torch.cuda.is_available():
         with pytest.raises(OptionError, match="runs where it is, on cpu"):
             model.predict(IMAGE, device="cuda")

@@ -96,7 +96,8 @@ def test_size_rate_and_frames_are_kept(size: tuple[int, int], ending: str, tmp_p
     assert after[1] == pytest.approx(before[1])
     with av.open(str(target)) as container:
         stream = container.streams.video[0]
-        assert stream.average_rate == 25 and stream.codec_context.name == "h264"
+        assert stream.average_rate == 25
+        assert stream.codec_context.name == "h264"
         assert (stream.height, stream.width) == size
     for old, new in zip(before[0], after[0], strict=True):
         expected = np.asarray(next(halves([old])).overlay(0.75), np.int16)
@@ -133,7 +134,9 @@ def test_other_kinds_of_clips_are_read(ending: str, codec: str, tmp_path: Path) 
         draw_clip(path, codec=codec)
     assert overlaid(path, tmp_path / "overlay.mp4") is None
     frames, times = frames_of(tmp_path / "overlay.mp4")
-    assert len(frames) == 12 and times[0] == 0 and times[-1] == pytest.approx(11 / 25, abs=0.01)
+    assert len(frames) == 12
+    assert times[0] == 0
+    assert times[-1] == pytest.approx(11 / 25, abs=0.01)
 
 
 def test_a_clip_filmed_upright_stays_upright(tmp_path: Path) -> None:
@@ -161,7 +164,8 @@ def test_few_frames_are_held_however_long_the_clip_is(tmp_path: Path) -> None:
     with open_clip(source) as clip:
         assert clip.length == 120
         overlay_clip(clip, tmp_path / "overlay.mp4", predict)
-    assert len(waiting) == 120 and max(waiting) < 10
+    assert len(waiting) == 120
+    assert max(waiting) < 10
 
 
 # --- what is broken -----------------------------------------------------------------------------
@@ -171,7 +175,8 @@ def test_of_a_truncated_clip_what_there_is(tmp_path: Path) -> None:
     source = draw_clip(tmp_path / "clip.mp4", count=100, movflags="faststart")
     source.write_bytes(source.read_bytes()[: -source.stat().st_size // 3])
     trouble = overlaid(source, tmp_path / "overlay.mp4")
-    assert trouble is not None and "of 4.0 seconds" in trouble
+    assert trouble is not None
+    assert "of 4.0 seconds" in trouble
     assert 20 < len(frames_of(tmp_path / "overlay.mp4")[0]) < 90
 
 
@@ -182,7 +187,8 @@ def test_damaged_pieces_are_passed_over(tmp_path: Path) -> None:
         content[at] ^= 0x55
     source.write_bytes(content)
     trouble = overlaid(source, tmp_path / "overlay.mp4")
-    assert trouble is not None and "damaged pieces were passed over (Invalid data" in trouble
+    assert trouble is not None
+    assert "damaged pieces were passed over (Invalid data" in trouble
     assert 10 < len(frames_of(tmp_path / "overlay.mp4")[0]) < 60
 
 
@@ -269,10 +275,13 @@ def test_predict_of_a_broken_clip(predict: Run) -> None:
     path = draw_clip(Path("long.mkv"), count=80)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     code, out, err = predict("long.mkv", "--json", "-")
-    assert code == 1 and "zoo-seg: long.mkv: it ends after " in err
+    assert code == 1
+    assert "zoo-seg: long.mkv: it ends after " in err
     ((failure,), done) = (json.loads(out)[key] for key in ("failed", "done"))
-    assert failure["picture"] == "long.mkv" and "what could be decoded is in out/long_overlay.mp4" in failure["reason"]
-    assert done == [] and len(frames_of(Path("out/long_overlay.mp4"))[0]) > 10
+    assert failure["picture"] == "long.mkv"
+    assert "what could be decoded is in out/long_overlay.mp4" in failure["reason"]
+    assert done == []
+    assert len(frames_of(Path("out/long_overlay.mp4"))[0]) > 10
 
 
 def test_a_clip_that_cannot_be_read_fetches_no_weights(predict: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -303,8 +312,11 @@ def test_careless_command_lines(line: str, message: str, predict: Run) -> None:
         Path(name).write_text("mine")
     before = Path("clip.mp4").read_bytes()
     code, out, err = predict(*line.split())
-    assert (code, out) == (2, "") and err.startswith("zoo-seg: error: ") and message in err
-    assert Path("clip.mp4").read_bytes() == before and Path("there.mp4").read_text() == "mine"
+    assert (code, out) == (2, "")
+    assert err.startswith("zoo-seg: error: ")
+    assert message in err
+    assert Path("clip.mp4").read_bytes() == before
+    assert Path("there.mp4").read_text() == "mine"
 
 
 def test_without_the_extra_the_command_is_named(predict: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -313,4 +325,5 @@ def test_without_the_extra_the_command_is_named(predict: Run, monkeypatch: pytes
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, "av", None)
     code, out, err = predict("clip.mp4")
-    assert (code, out) == (1, "") and "pip install 'zoo_seg[video]'" in err
+    assert (code, out) == (1, "")
+    assert "pip install 'zoo_seg[video]'" in err

@@ -169,7 +169,8 @@ def test_one_class_and_one_pixel(kind: str) -> None:
 
 def test_the_weights_move_with_the_loss_and_stay_out_of_its_state() -> None:
     loss = SegmentationLoss(ignore_index=IGNORE, class_weights=WEIGHTS)
-    assert loss.to("meta").class_weights.device.type == "meta" and not loss.state_dict()
+    assert loss.to("meta").class_weights.device.type == "meta"
+    assert not loss.state_dict()
 
 
 # --- class weights ------------------------------------------------------------------------------
@@ -187,7 +188,9 @@ def test_balanced_weights_follow_enets_rule() -> None:
 @pytest.mark.parametrize("pixels", [[5, 0, 3], [0, 0, 0], [7], [10**13, 1, 0]])
 def test_balanced_weights_are_finite_and_rise_with_rarity(pixels: list[int]) -> None:
     weights = balanced_class_weights(pixels)
-    assert weights.shape == (len(pixels),) and weights.isfinite().all() and (weights > 0).all()
+    assert weights.shape == (len(pixels),)
+    assert weights.isfinite().all()
+    assert (weights > 0).all()
     ranked = [weight for _, weight in sorted(zip(pixels, weights.tolist(), strict=True))]
     assert ranked == sorted(ranked, reverse=True)
     if not any(pixels):

@@ -77,7 +77,8 @@ def test_a_network_comes_back(family: str, options: dict[str, Any], tmp_path: Pa
     with torch.inference_mode():
         torch.testing.assert_close(again(x), model(x), rtol=1e-5, atol=1e-5)
     assert again.state_dict().keys() == model.state_dict().keys()
-    assert not again.training and again.architecture == model.architecture
+    assert not again.training
+    assert again.architecture == model.architecture
 
 
 def test_all_that_is_known_comes_back(folder: Path) -> None:
@@ -110,7 +111,8 @@ def test_a_folder_of_the_first_version_is_read(folder: Path) -> None:
 
     again = from_pretrained(folder)
     assert (again.architecture, again.metrics) == (expected.architecture, (METRIC,))
-    assert again.info.licence.code == "MIT" and again.info.started_from == "mine.pth"
+    assert again.info.licence.code == "MIT"
+    assert again.info.started_from == "mine.pth"
     x = torch.randn(1, 3, 40, 40)
     with torch.inference_mode():
         assert torch.equal(again(x), expected(x))
@@ -120,7 +122,8 @@ def test_saving_again_replaces_everything(folder: Path) -> None:
     model = small("fcn")
     model.save_pretrained(folder)
     again = from_pretrained(folder)
-    assert again.architecture == model.architecture and again.metrics == ()
+    assert again.architecture == model.architecture
+    assert again.metrics == ()
     assert {path.name for path in folder.iterdir()} == {"model.safetensors", "config.json", "README.md"}
     modes = {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
     assert len(modes) == 1, "safetensors by itself makes a file that only its owner can read"
@@ -140,7 +143,9 @@ def test_other_classes_start_anew(folder: Path, caplog: pytest.LogCaptureFixture
     with caplog.at_level(logging.WARNING):
         model = from_pretrained(folder, num_classes=5)
     assert "num_classes=5 instead of 3" in caplog.text
-    assert model.num_classes == 5 and model.classes[0] == "class_0" and model.metrics == ()
+    assert model.num_classes == 5
+    assert model.classes[0] == "class_0"
+    assert model.metrics == ()
     after = model.state_dict()
     changed = {name for name in before if before[name].shape != after[name].shape}
     assert changed == {"head.classifier.weight", "head.classifier.bias"}
@@ -246,7 +251,9 @@ def test_a_folder_that_is_no_network(
     Image.new("RGB", (64, 48)).save(tmp_path / "a.png")
     assert main(["predict", str(tmp_path / "a.png"), "--weights", str(folder), "--out", str(tmp_path / "out")]) == 1
     told = capsys.readouterr().err
-    assert words in told and told.startswith("zoo-seg: error: ") and "Traceback" not in told
+    assert words in told
+    assert told.startswith("zoo-seg: error: ")
+    assert "Traceback" not in told
 
 
 def test_there_is_no_folder(tmp_path: Path) -> None:

@@ -68,7 +68,8 @@ def saved_and_loaded(family: str, backbone: str, folder: Path, **options: Any) -
         here, there = (dict(getattr(each, kind)()) for each in (model, again))
         assert here.keys() == there.keys()
         for name, tensor in here.items():
-            assert tensor.dtype == there[name].dtype and torch.equal(tensor, there[name]), name
+            assert tensor.dtype == there[name].dtype, name
+            assert torch.equal(tensor, there[name]), name
     x = torch.randn(1, 3, 70, 90)
     with torch.inference_mode():
         expected = model(x)
@@ -184,7 +185,8 @@ def test_nothing_published_is_claimed_of_changed_weights(
     model = zoo_seg.semanticfpn_mobilenetv4_small(pretrained="camvid")
     model.save_pretrained(tmp_path / "same")
     same = json.loads((tmp_path / "same" / "config.json").read_text())
-    assert same["weights"] == "semanticfpn_mobilenetv4_small.camvid_zoo" and same["metrics"]
+    assert same["weights"] == "semanticfpn_mobilenetv4_small.camvid_zoo"
+    assert same["metrics"]
     assert not caplog.messages
 
     change(model)
@@ -201,4 +203,5 @@ def test_a_loaded_folder_keeps_its_claims_as_long_as_they_hold(tmp_path: Path) -
     again = zoo_seg.from_pretrained(tmp_path / "a")
     again.save_pretrained(tmp_path / "b")
     assert (tmp_path / "a" / "config.json").read_bytes() == (tmp_path / "b" / "config.json").read_bytes()
-    assert again.weights is not None and again.metrics
+    assert again.weights is not None
+    assert again.metrics

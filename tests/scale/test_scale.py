@@ -65,7 +65,8 @@ def predict(zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: py
         except SystemExit as stop:  # argparse's way to end
             code = stop.code if isinstance(stop.code, int) else -1
         out, err = capfd.readouterr()
-        assert "Traceback" not in out + err and "unexpected" not in err
+        assert "Traceback" not in out + err
+        assert "unexpected" not in err
         said = [line for line in err.splitlines(keepends=True) if "image/s]" not in line and "s/image]" not in line]
         return Result(code, out, "".join(said).replace("\r", ""))  # without the progress of a slow minute
 
@@ -101,13 +102,15 @@ def test_a_folder_gives_the_files_of_one_machine(predict: Predict, two_cores: li
     one = predict("p", "--out", "one", "--json", "one.json")
     many = predict("p", "--out", "many", "--json", "many.json", *two_cores)
     assert (one.code, many.code) == (1, 1)
-    assert many.err == one.err.replace("one/", "many/") and "broken.png: not an image" in many.err
+    assert many.err == one.err.replace("one/", "many/")
+    assert "broken.png: not an image" in many.err
     assert f"{len(names)} done, 2 failed; results in many; " in many.out
     assert many.out.endswith("images/s from 2 workers (cpu, 1 threads each)\n")
     assert contents(tmp_path / "many") == contents(tmp_path / "one")
     told = [json.loads(Path(name).read_text().replace("many/", "one/")) for name in ("one.json", "many.json")]
     by_name = [{kind: sorted(rows, key=str) for kind, rows in each.items()} for each in told]
-    assert by_name[0] == by_name[1] and len(by_name[1]["done"]) == len(names)
+    assert by_name[0] == by_name[1]
+    assert len(by_name[1]["done"]) == len(names)
 
 
 def test_urls_and_lists_and_what_is_there_already(
@@ -119,7 +122,8 @@ def test_urls_and_lists_and_what_is_there_already(
     out, mask = f"{tmp_path.as_uri()}/out", f"{str(tmp_path)[1:]}/e_mask.png"
     command = [f"{tmp_path.as_uri()}/p", "list.txt", "--out", out, "--no-overlay", *two_cores]
     result = predict(*command)
-    assert result.code == 1 and result.err == "zoo-seg: l/missing.png: there is no such file; check the path\n"
+    assert result.code == 1
+    assert result.err == "zoo-seg: l/missing.png: there is no such file; check the path\n"
     assert result.out.startswith(f"4 done, 1 failed; results in {out}; ")
     done = contents(tmp_path / "out")
     assert set(done) == {SETTINGS, "a_mask.png", "q/b_mask.png", "l/d_mask.png", mask}
@@ -173,8 +177,10 @@ def test_a_killed_worker_leaves_every_picture_done_once(predict: Predict, two_co
     result = predict("p", "--out", "many", "--json", "-", *two_cores)
     killer.join()
     (victim, done_before) = killed[0]
-    assert done_before < count and not Path(f"/proc/{victim}").exists()
-    assert result.code == 0 and f"{count} done; results in many; " in result.err
+    assert done_before < count
+    assert not Path(f"/proc/{victim}").exists()
+    assert result.code == 0
+    assert f"{count} done; results in many; " in result.err
     told = json.loads(result.out)  # nothing of Ray's on stdout
     assert sorted(row["picture"] for row in told["done"]) == sorted(f"p/{number}.png" for number in range(count))
     assert predict("p", "--out", "one").code == 0
@@ -226,7 +232,8 @@ def test_two_processes_train_under_accelerate(tmp_path: Path) -> None:
     )
     assert result.returncode == 0, result.stderr
     assert "1 epoch of 2 steps (2 processes, cpu, float32)" in result.stderr
-    assert result.stdout.count("mIoU") == 1 and (tmp_path / "run" / "model.safetensors").is_file()
+    assert result.stdout.count("mIoU") == 1
+    assert (tmp_path / "run" / "model.safetensors").is_file()
 
 
 # --- without a cluster --------------------------------------------------------------------------
@@ -270,7 +277,9 @@ def test_a_mistake_gets_one_message(
     Path("binary.txt").write_bytes(bytes(range(256)))
     result = predict(*line.format(here=tmp_path.as_uri()).split())
     assert result.code == code, result
-    assert message in result.err and result.err.count("\nzoo-seg") == 0 and result.out == ""
+    assert message in result.err
+    assert result.err.count("\nzoo-seg") == 0
+    assert result.out == ""
     assert not list(tmp_path.rglob("*_mask.png"))
 
 
@@ -280,7 +289,9 @@ def test_without_ray_the_message_names_the_command(predict: Predict, monkeypatch
         monkeypatch.delitem(sys.modules, module, raising=False)
     monkeypatch.setitem(sys.modules, "ray", None)
     result = predict("p", "--engine", "ray")
-    assert result.code == 1 and result.err.endswith("; pip install 'zoo_seg[scale]'\n") and result.err.count("\n") == 1
+    assert result.code == 1
+    assert result.err.endswith("; pip install 'zoo_seg[scale]'\n")
+    assert result.err.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -136,11 +136,14 @@ def test_the_folder_holds_all_that_is_promised(trained: Trained) -> None:
     network = {"model.safetensors", "config.json", "README.md"}
     board = {name for name in names if name.startswith("tensorboard/events")}
     others = {"last", "log.jsonl", "state.pt", "curve.png", "samples.png", "tensorboard"}
-    assert names == network | {f"last/{name}" for name in network} | board | others and len(board) == 1
+    assert names == network | {f"last/{name}" for name in network} | board | others
+    assert len(board) == 1
     for name in ("curve.png", "samples.png"):
         with Image.open(trained.out / name) as image:
             colours = image.convert("RGB").getcolors(1 << 24)
-            assert min(image.size) > 300 and colours is not None and len(colours) > 50
+            assert min(image.size) > 300
+            assert colours is not None
+            assert len(colours) > 50
 
 
 def test_the_log_has_every_epoch(trained: Trained) -> None:
@@ -166,11 +169,14 @@ def test_config_and_card_say_what_is_true(trained: Trained, data: Path) -> None:
     assert config["metrics"][0]["value"] == best
     assert (config["metrics"][0]["split"], config["started_from"]) == ("val", None)
     assert config_of(trained.out / "last")["metrics"][0]["value"] == trained.lines[-1]["mIoU"]
-    assert config["classes"] == list(open_data(data).classes) and config["ignore_index"] == 255
+    assert config["classes"] == list(open_data(data).classes)
+    assert config["ignore_index"] == 255
     expected = {"epochs": 6, "iterations": 18, "batch_size": 4, "crop": [48, 64], "lr": 0.1, "optimizer": "SGD"}
     assert expected.items() <= config["recipe"].items()
     card = (trained.out / "README.md").read_text()
-    assert f"{best:.2f}" in card and "thing 1" in card and "random values" in card
+    assert f"{best:.2f}" in card
+    assert "thing 1" in card
+    assert "random values" in card
 
 
 def test_the_returned_network_is_the_best_one(trained: Trained) -> None:
@@ -234,9 +240,11 @@ def test_progress_is_told_on_stderr(
 ) -> None:
     assert main(arguments(few, tmp_path / "out", epochs=2, **NETWORK, **TINY)) == 0
     told = capsys.readouterr()
-    assert "4 pictures of train, 1 of val, 3 classes" in told.err and "2 epochs of 1 step (cpu" in told.err
+    assert "4 pictures of train, 1 of val, 3 classes" in told.err
+    assert "2 epochs of 1 step (cpu" in told.err
     assert re.search(r"epoch 1/2  loss [\d.]+  mIoU [\d.]+  best [\d.]+  \d+ s left", told.err)
-    assert f"--weights {tmp_path / 'out'}" in told.out and "mIoU" in told.out
+    assert f"--weights {tmp_path / 'out'}" in told.out
+    assert "mIoU" in told.out
 
 
 def test_progress_false_is_silent(few: Path, quick: Callable[..., Path], capfd: pytest.CaptureFixture[str]) -> None:
@@ -342,7 +350,8 @@ def test_an_order_depends_on_seed_and_epoch_alone() -> None:
     assert epoch(3) == epoch(3)
     assert len({str(epoch(1)), str(epoch(2)), str(epoch(1, seed=1))}) == 3
     steps = epoch(1)
-    assert [len(step) for step in steps] == [8, 8] and len({index for step in steps for _, index in step}) == 16
+    assert [len(step) for step in steps] == [8, 8]
+    assert len({index for step in steps for _, index in step}) == 16
     for parts in (1, 2):
         halves = [epoch(1, rank=rank, world_size=2, parts=parts) for rank in range(2)]
         for whole, *both in zip(steps, *halves, strict=True):
@@ -364,9 +373,11 @@ def test_two_processes_train_as_one(data: Path, tmp_path: Path, quick: Callable[
     assert result.returncode == 0, result.stderr
     one = quick(data, "one", **options)
     assert_same_run(tmp_path / "two", one, rtol=1e-4, atol=1e-6)
-    assert len(result.stdout.splitlines()) == 2 and result.stdout.count("mIoU") == 1
+    assert len(result.stdout.splitlines()) == 2
+    assert result.stdout.count("mIoU") == 1
     assert [result.stderr.count(f"epoch {number}/2") for number in (1, 2)] == [1, 1]
-    assert "Warning" not in result.stderr and "zoo-seg" not in result.stderr
+    assert "Warning" not in result.stderr
+    assert "zoo-seg" not in result.stderr
 
 
 # --- settings, against a step by hand -------------------------------------------------------------
@@ -518,7 +529,8 @@ def test_ema_keeps_an_average_and_trains_the_same(
 def test_bfloat16_is_near_and_kept_in_float32(few: Path, quick: Callable[..., Path]) -> None:
     exact, half = (quick(few, precision, precision=precision) for precision in ("float32", "bfloat16"))
     losses = [log_of(out)[0]["loss"] for out in (exact, half)]
-    assert losses[0] != losses[1] and losses[1] == pytest.approx(losses[0], rel=0.05)
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
     assert {value.dtype for value in load_file(half / "model.safetensors").values()} <= {torch.float32, torch.int64}
 
 
@@ -527,7 +539,8 @@ def test_dropout_and_seed_decide_the_draws(few: Path, quick: Callable[..., Path]
         return float(log_of(quick(few, name, **options))[0]["loss"])
 
     losses = [loss("a"), loss("b"), loss("c", dropout=0.9), loss("d", seed=1), loss("e", photometric=False)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5) and len({round(each, 4) for each in losses[1:]}) == 4
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert len({round(each, 4) for each in losses[1:]}) == 4
 
 
 def test_resize_is_kept_for_prediction(few: Path, quick: Callable[..., Path]) -> None:
@@ -642,7 +655,8 @@ def test_imagenet_values_on_request(few: Path, quick: Callable[..., Path], monke
 
     monkeypatch.setattr(timm, "create_model", create)
     plain, fetched = quick(few, "plain"), quick(few, "fetched", backbone_pretrained=True)
-    assert asked.count(True) == 1 and asked[0] is False
+    assert asked.count(True) == 1
+    assert asked[0] is False
     assert config_of(plain)["started_from"] is None
     assert config_of(fetched)["started_from"] == f"timm's ImageNet weights of {BACKBONE}"
 
@@ -743,7 +757,8 @@ def test_data_that_cannot_be_used(
     code = 2 if raised.type is OptionError else 1
     assert main(arguments(data, tmp_path / "out", epochs=1, **NETWORK, **TINY)) == code
     told = capsys.readouterr().err
-    assert str(raised.value) in told and "Traceback" not in told
+    assert str(raised.value) in told
+    assert "Traceback" not in told
     assert not (tmp_path / "out").exists()
 
 
@@ -790,7 +805,9 @@ def test_an_option_that_cannot_be_meant(
     command = arguments(few, tmp_path / "out", **{name: value for name, value in chosen.items() if value is not None})
     assert main(command) == 2
     told = capsys.readouterr().err
-    assert words in told and told.startswith("zoo-seg: error: ") and len(told.splitlines()) == 1
+    assert words in told
+    assert told.startswith("zoo-seg: error: ")
+    assert len(told.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
@@ -820,14 +837,16 @@ def test_every_setting_explains_itself(capsys: pytest.CaptureFixture[str]) -> No
     assert stopped.value.code == 0
     for name in Settings.__dataclass_fields__:
         assert f"--{name.replace('_', '-')}" in told
-    assert "(default 512 512)" in told and "(default 0.01)" in told
+    assert "(default 512 512)" in told
+    assert "(default 0.01)" in told
 
 
 def test_one_picture_pooled_to_one_value(few: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = {**TINY, "model": "pspnet", "backbone": BACKBONE, "channels": 8, "epochs": 1}
     assert main(arguments(few, tmp_path, **{**options, "batch_size": 1})) == 2
     told = capsys.readouterr().err
-    assert "BatchNorm cannot train on one picture" in told and "freeze='batchnorm'" in told
+    assert "BatchNorm cannot train on one picture" in told
+    assert "freeze='batchnorm'" in told
     with pytest.raises(OptionError, match="batch_size 4, accumulate 4"):  # and the folder is free for another try
         finetune(few, out=tmp_path, accumulate=4, progress=False, **options)
 
@@ -843,7 +862,9 @@ def test_a_loss_that_is_no_number(lr: float, data: Path, tmp_path: Path, capsys:
     assert main(arguments(data, tmp_path, **{**NETWORK, **TINY, "epochs": 9, "lr": lr})) == 1
     told = capsys.readouterr().err
     named = re.search(r"the loss is (nan|inf) in epoch \d, step \d+ \(pictures: ([^)]*)\)", told)
-    assert named and len(set(named[2].split(", "))) == 4 and "lower lr" in told
+    assert named
+    assert len(set(named[2].split(", "))) == 4
+    assert "lower lr" in told
     assert all((data / "images" / "train" / f"{name}.jpg").is_file() for name in named[2].split(", "))
 
 
@@ -863,7 +884,8 @@ def test_a_picture_that_vanishes(
         shutil.copy(data / "images" / "train" / "005.jpg", copy / "images" / "train")
         assert main(arguments(copy, tmp_path / "out", **options)) == 1
         told = capsys.readouterr().err
-        assert "005.jpg" in told.splitlines()[-1] and "Traceback" not in told
+        assert "005.jpg" in told.splitlines()[-1]
+        assert "Traceback" not in told
 
 
 # --- folders that cannot be written, or gone on with ----------------------------------------------
@@ -958,7 +980,8 @@ def test_a_full_disk_leaves_what_was_there(
     assert torch.load(tmp_path / "state.pt", weights_only=True)["epoch"] == 2
     scores = [line["mIoU"] for line in log_of(tmp_path) if "mIoU" in line]
     kept = from_pretrained(tmp_path).metrics[0].value
-    assert kept == max(scores) and len(scores) == (2 if file == "model.safetensors" else 3)
+    assert kept == max(scores)
+    assert len(scores) == (2 if file == "model.safetensors" else 3)
     assert not list(tmp_path.rglob("*.part"))
     finetune(data, out=tmp_path, resume=True, progress=False, **LONG)
     assert_same_run(tmp_path, unbroken)
@@ -976,7 +999,8 @@ def test_a_missing_extra_is_named(
     assert main(arguments(few, tmp_path / "out", **NETWORK)) == 1
     told = capsys.readouterr()
     assert (told.out, len(told.err.splitlines())) == ("", 1)
-    assert f"{package} is missing" in told.err and "pip install 'zoo_seg[train]'" in told.err
+    assert f"{package} is missing" in told.err
+    assert "pip install 'zoo_seg[train]'" in told.err
     monkeypatch.delitem(zoo_seg.__dict__, "finetune", raising=False)
     with pytest.raises(MissingExtraError, match="pip install"):
         _ = zoo_seg.finetune

@@ -97,7 +97,8 @@ def test_colours_follow_the_original(
     image, _ = PhotometricDistortion()(*as_tensors(original))
     difference = np.abs(image.permute(1, 2, 0).numpy().astype(int) - original[f"pmd_seed{seed}_bgr"])
     # the original rounds hue to 2 degrees and saturation to 1/255
-    assert difference.max() <= (0 if exact else 4) and difference.mean() < 0.6
+    assert difference.max() <= (0 if exact else 4)
+    assert difference.mean() < 0.6
 
 
 def test_a_whole_sample_follows_the_original(original: dict[str, np.ndarray], draws: np.random.RandomState) -> None:
@@ -110,7 +111,8 @@ def test_a_whole_sample_follows_the_original(original: dict[str, np.ndarray], dr
     image, mask = PadTo((64, 64), ignore_index=-100)(image, mask.long())
     np.testing.assert_array_equal(mask.numpy(), original["train_seed7_seg"])
     difference = np.abs(levels(image).numpy() - levels(torch.from_numpy(original["train_seed7_image"])).numpy())
-    assert difference.max() < 4.01 and difference.mean() < 0.3
+    assert difference.max() < 4.01
+    assert difference.mean() < 0.3
 
 
 # --- scale and crop -----------------------------------------------------------------------------
@@ -178,9 +180,12 @@ def test_every_scale_flip_and_place_occurs() -> None:
         slopes.append(float(row[50] - row[10]) / 40)
         middles.append(float(row[30]))
     scales = 1 / np.abs(slopes)
-    assert 0.45 < scales.min() < 0.6 and 1.8 < scales.max() < 2.2 and 1.1 < scales.mean() < 1.4
+    assert 0.45 < scales.min() < 0.6
+    assert 1.8 < scales.max() < 2.2
+    assert 1.1 < scales.mean() < 1.4
     assert 70 < (np.array(slopes) < 0).sum() < 130
-    assert min(middles) < 50 and max(middles) > 190
+    assert min(middles) < 50
+    assert max(middles) > 190
 
 
 @pytest.mark.parametrize(
@@ -223,7 +228,8 @@ def test_a_crop_holds_several_classes_where_that_is_possible(ignore_index: int) 
 @pytest.mark.parametrize("value", [0, IGNORE])
 def test_a_mask_of_one_value_gets_a_crop_all_the_same(value: int) -> None:
     x, y = standard((16, 16))(random_picture(64, 64), torch.full((64, 64), value, dtype=torch.uint8))
-    assert set(y.unique().tolist()) <= {value, IGNORE} and x.isfinite().all()
+    assert set(y.unique().tolist()) <= {value, IGNORE}
+    assert x.isfinite().all()
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (40, 1), (3, 5), (2000, 2)])
@@ -232,9 +238,11 @@ def test_tiny_pictures_are_padded_around(size: tuple[int, int]) -> None:
     for seed in range(8):
         torch.manual_seed(seed)
         x, y = standard((24, 32))(image, mask)
-        assert x.shape == (3, 24, 32) and y.shape == (24, 32)
+        assert x.shape == (3, 24, 32)
+        assert y.shape == (24, 32)
         rows, columns = (y == 1).any(1).nonzero().flatten(), (y == 1).any(0).nonzero().flatten()
-        assert abs((23 - rows[-1]) - rows[0]) <= 1 and abs((31 - columns[-1]) - columns[0]) <= 1, "centred"
+        for lines, last in ((rows, 23), (columns, 31)):
+            assert abs((last - lines[-1]) - lines[0]) <= 1, "centred"
         assert (y == 1).sum() == len(rows) * len(columns)
         assert (x[:, y == IGNORE] == 0).all()
 
@@ -293,9 +301,13 @@ def test_colours_change_in_their_ranges_and_leave_the_mask() -> None:
     for seed in range(300):
         torch.manual_seed(seed)
         result, same = PhotometricDistortion()(tv_tensors.Image(image), tv_tensors.Mask(mask))
-        assert result.dtype == torch.uint8 and isinstance(result, tv_tensors.Image) and torch.equal(same, mask)
+        assert result.dtype == torch.uint8
+        assert isinstance(result, tv_tensors.Image)
+        assert torch.equal(same, mask)
         seen.add(int(result[0, 0, 0]))
-    assert 34 <= min(seen) < 50 and 160 < max(seen) <= 198 and 100 in seen
+    assert 34 <= min(seen) < 50
+    assert 160 < max(seen) <= 198
+    assert 100 in seen
     assert image.unique().tolist() == [100]
 
 
@@ -314,7 +326,10 @@ def test_a_users_v2_transforms_mix_in() -> None:
         PadTo((32, 32), ignore_index=IGNORE),
     ]
     x, y = v2.Compose(steps)(image, mask)
-    assert x.shape == (3, 32, 32) and y.shape == (32, 32) and x.min() >= 0 and x.max() <= 1
+    assert x.shape == (3, 32, 32)
+    assert y.shape == (32, 32)
+    assert x.min() >= 0
+    assert x.max() <= 1
     assert torch.equal(x[0], x[1]), "grey"
 
 
@@ -334,7 +349,8 @@ def test_the_seed_decides_the_sample_whoever_makes_it() -> None:
     alone = [Seeded()[index] for index in reversed(range(6))][::-1]
     assert len({float(x.sum()) for x, _ in alone}) == 6
     for (x, y), (image, mask) in zip(alone, DataLoader(Seeded(), num_workers=2), strict=True):
-        assert torch.equal(x, image[0]) and torch.equal(y, mask[0])
+        assert torch.equal(x, image[0])
+        assert torch.equal(y, mask[0])
 
 
 def test_the_input_stays_as_it_is() -> None:
@@ -343,4 +359,5 @@ def test_the_input_stays_as_it_is() -> None:
     for seed in range(10):
         torch.manual_seed(seed)
         standard((30, 30), scale=(1.0, 1.0))(image, mask)
-    assert torch.equal(image, before[0]) and torch.equal(mask, before[1])
+    assert torch.equal(image, before[0])
+    assert torch.equal(mask, before[1])

@@ -1,0 +1,1 @@
+"""A file becomes tensors under our names: opened safely, converted, filled in."""

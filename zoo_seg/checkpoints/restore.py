@@ -137,8 +137,9 @@ def _tensors(network: nn.Module) -> list[tuple[str, str, Tensor]]:
 
 
 def adapt_first_conv(weight: Tensor, in_chans: int) -> Tensor:
-    """A first convolution over RGB, (N, 3, h, w), for other channels, as timm does it: one is their sum; more repeat
-    them, scaled so that the sum stays the same.
+    """A first convolution over RGB, (N, 3, h, w), for other channels, as timm does it.
+
+    One channel gets their sum; more repeat them, scaled so that the sum stays the same.
     """
     if in_chans == 1:
         return weight.sum(dim=1, keepdim=True)

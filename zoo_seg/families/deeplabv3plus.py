@@ -1,5 +1,6 @@
-"""DeepLabV3+: separable pyramid pooling, refined by the finest feature map. Chen et al.,
-https://arxiv.org/abs/1802.02611
+"""DeepLabV3+: separable pyramid pooling, refined by the finest feature map.
+
+Chen et al., https://arxiv.org/abs/1802.02611
 """
 
 from __future__ import annotations

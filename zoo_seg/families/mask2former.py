@@ -103,8 +103,11 @@ class _DecoderLayer(nn.Module):
 
 @dataclass(frozen=True)
 class Mask2FormerOptions:
-    """`channels` is the width of everything, a multiple of 8; layers and the width of their feed-forward parts are
-    those of the pixel decoder (`encoder_*`) and of the queries' decoder."""
+    """`channels` is the width of everything, a multiple of 8.
+
+    Layers and the width of their feed-forward parts are those of the pixel decoder (`encoder_*`) and of the queries'
+    decoder.
+    """
 
     channels: int = 256
     queries: int = 100

@@ -304,7 +304,8 @@ def _loss(outputs: Sequence[HeadOutput], labels: Tensor, pixel: SegmentationLoss
     if len(outputs) == 1:  # trained without the auxiliary heads
         return pixel_losses(outputs, labels, pixel, aux_weight)
     logits, detail, boundary = outputs
-    assert isinstance(logits, Tensor) and isinstance(boundary, Tensor)
+    assert isinstance(logits, Tensor)
+    assert isinstance(boundary, Tensor)
     found = resize(boundary.float(), (labels.shape[-2], labels.shape[-1]), pixel.align_corners)[:, 0]
     wanted = boundaries(labels, pixel.ignore_index)
     share = wanted.float().mean()

@@ -1,5 +1,6 @@
-"""SegFormer: every feature map through one 1x1 convolution, and all through another. Xie et al.,
-https://arxiv.org/abs/2105.15203
+"""SegFormer: every feature map through one 1x1 convolution, and all through another.
+
+Xie et al., https://arxiv.org/abs/2105.15203
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""A record becomes a verified file: cache, download, mirrors, Hugging Face."""

@@ -208,7 +208,8 @@ def _computes_the_same(network: SegmentationNetwork, rewrite: Callable[[], None]
 def _is_close(found: HeadOutput, expected: HeadOutput) -> bool:
     if isinstance(found, tuple) and isinstance(expected, tuple):
         return all(map(_is_close, found, expected))
-    assert isinstance(found, Tensor) and isinstance(expected, Tensor)
+    assert isinstance(found, Tensor)
+    assert isinstance(expected, Tensor)
     tolerance = 1e-3 * float(expected.std())
     return math.isfinite(tolerance) and torch.allclose(expected, found, rtol=1e-3, atol=tolerance)
 

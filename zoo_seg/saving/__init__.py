@@ -1,0 +1,1 @@
+"""Networks in folders: saved, described in a card, rebuilt."""

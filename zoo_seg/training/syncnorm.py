@@ -30,7 +30,9 @@ class ProcessBatchNorm(nn.BatchNorm2d):
         mean = _over_all(x.sum((0, 2, 3))) / count
         centred = x - mean[:, None, None]
         variance = _over_all(centred.square().sum((0, 2, 3))) / count
-        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
         with torch.no_grad():
             self.running_mean.lerp_(mean, self.momentum or 0.0)
             self.running_var.lerp_(variance * count / max(count - 1, 1), self.momentum or 0.0)

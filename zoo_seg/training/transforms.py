@@ -239,6 +239,7 @@ def adjust_brightness(values: Tensor, shift: float) -> Tensor:
 
 
 def adjust_contrast(values: Tensor, factor: float) -> Tensor:
+    """Multiplies every value."""
     return (values * factor).clamp_(0, 255).floor_()
 
 
