@@ -35,6 +35,7 @@ def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPat
     """An empty cache, and no setting of the user's."""
     for name in [name for name in os.environ if name.startswith("ZOO_SEG_") or name == "HF_HUB_OFFLINE"]:
         monkeypatch.delenv(name)
+    monkeypatch.setattr("zoo_seg.hub.download._silent", {})
     home = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("ZOO_SEG_HOME", str(home))
     return home

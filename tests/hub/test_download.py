@@ -6,9 +6,11 @@ import errno
 import hashlib
 import io
 import json
+import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -114,6 +116,28 @@ def test_the_error_lists_each_source_and_why(server: Server, tmp_path: Path) -> 
     ):
         assert reason in line
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_host_without_an_answer_is_asked_last_and_once_by_the_next_file(server: Server, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as dead:
+        met = []
+
+        def hang_up() -> None:
+            with suppress(OSError):
+                while True:
+                    met.append(dead.accept()[0].close())
+
+        threading.Thread(target=hang_up, daemon=True).start()
+        silent = Source(f"http://127.0.0.1:{dead.getsockname()[1]}/w.pth", allow_http=True)
+        working = Source(server.url("w.pth"), allow_http=True)
+        assert download([silent, working], tmp_path / "a.pth").url == working.url
+        first = len(met)
+        assert first >= 4
+        assert download([silent, working], tmp_path / "b.pth").url == working.url
+        assert len(met) == first
+        with pytest.raises(DownloadError, match="gave up after 1 attempt\n"):
+            download([silent], tmp_path / "c.pth")
+        dead.shutdown(socket.SHUT_RDWR)
 
 
 def test_no_source_at_all(tmp_path: Path) -> None:

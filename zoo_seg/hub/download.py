@@ -45,6 +45,8 @@ MAX_RETRY_AFTER = 120.0
 """Seconds: the longest wait that a server can ask for."""
 PATIENCE, PROGRESS_COST = 4.0, 1 / 16
 """An attempt at a source costs 1, or `PROGRESS_COST` when it brought bytes; at 0 the source is given up."""
+SILENCE = 600.0
+"""Seconds for which a host that gave no answer is asked after all others, and once only."""
 MAX_REDIRECTS = 10
 CHUNK = 1 << 16
 """Bytes read at once, at most."""
@@ -152,7 +154,7 @@ def download(
     silent = not (progress and sys.stderr and sys.stderr.isatty())
     failures: list[tuple[Source, Exception]] = []
     with tqdm(desc=destination.name, unit="B", unit_scale=True, disable=silent) as bar:
-        for source in sources:
+        for source in sorted(sources, key=lambda source: _is_silent(source.url)):
             partial = Partial(destination, size, resume, bar)
             try:
                 with partial:
@@ -251,7 +253,7 @@ def _from_web(source: Source, partial: Partial) -> None:
     import requests
     import urllib3
 
-    patience, delay, attempts = PATIENCE, BACKOFF, 0
+    patience, delay, attempts = 1.0 if _is_silent(source.url) else PATIENCE, BACKOFF, 0
     while not partial.version or partial.size != partial.version.total:
         before, attempts = partial.size, attempts + 1
         try:
@@ -272,7 +274,7 @@ def _from_web(source: Source, partial: Partial) -> None:
         progressed = partial.size > before
         patience -= PROGRESS_COST if progressed else 1
         if patience <= 0:
-            raise _Refused(f"{reason}; gave up after {attempts} attempts")
+            raise _Refused(f"{reason}; gave up after {attempts} attempt{'s' if attempts > 1 else ''}")
         time.sleep(random.uniform(0.5, 1) * delay if wait is None else wait)
         delay = BACKOFF if progressed else min(2 * delay, MAX_BACKOFF)
 
@@ -353,10 +355,27 @@ def _ask(url: str, headers: dict[str, str]) -> requests.Response:
             answer.set_exception(error)
 
     threading.Thread(target=ask, daemon=True).start()
+    host = _host(url)
+    _silent[host] = time.monotonic()
     try:
-        return answer.result(CONNECT_TIMEOUT + READ_TIMEOUT)
+        response = answer.result(CONNECT_TIMEOUT + READ_TIMEOUT)
+        _silent.pop(host, None)
+        return response
     except FutureTimeoutError:
         raise _Broken(f"no whole answer within {CONNECT_TIMEOUT + READ_TIMEOUT:g} s") from None
+
+
+_silent: dict[str, float] = {}
+"""When hosts were asked that have not answered since."""
+
+
+def _host(url: str) -> str:
+    return url.partition("://")[2].partition("/")[0]
+
+
+def _is_silent(url: str) -> bool:
+    asked = _silent.get(_host(url))
+    return asked is not None and time.monotonic() - asked < SILENCE
 
 
 def _check_answer(response: requests.Response, partial: Partial) -> tuple[int | None, int | None]:
