@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -156,12 +156,12 @@ def ours_folder(work: dict[str, Any]) -> Callable[[], np.ndarray]:
     return run
 
 
-def serve(work: dict[str, Any]) -> None:
+def serve(sides: Mapping[str, Callable[[dict[str, Any]], Callable[[], np.ndarray]]], work: dict[str, Any]) -> None:
     """One run for every line of standard input; see `peers/worker.py`."""
     import torch
 
     torch.set_num_threads(THREADS)
-    run = globals()[work["side"]](work)
+    run = sides[work["side"]](work)
     print(json.dumps({"ready": work["side"]}), flush=True)
     result = None
     for _ in sys.stdin:
@@ -365,7 +365,7 @@ def main() -> None:
     parser.add_argument("--work", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.work:
-        serve(json.loads(arguments.work))
+        serve(globals(), json.loads(arguments.work))
         return
     if not arguments.peers:
         parser.error("--peers is needed; see benchmarks/peers/README.md")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import os
 import re
@@ -256,6 +257,8 @@ def test_a_network_s_own_part_of_a_record() -> None:
         ),
         ({"min_miou": 79.04}, lambda r: (r.miou or 0) >= 79.04),
         ({"max_parameters": 30_000_000}, lambda r: r.parameters <= 30_000_000),
+        ({"max_multiply_adds": 10**10}, lambda r: r.multiply_adds is not None and r.multiply_adds <= 10**10),
+        ({"max_seconds": 0.5}, lambda r: r.seconds is not None and r.seconds <= 0.5),
         ({"source": "zoo", "dataset": "voc"}, lambda r: False),
     ],
 )
@@ -263,12 +266,36 @@ def test_filters(filters: dict[str, Any], expected: Callable[[Weights], bool]) -
     assert list_weights(**filters) == [record for record in EVERY if expected(record)]
 
 
-@pytest.mark.parametrize("sort", ["dataset", "model", "source", "miou", "parameters"])
+@pytest.mark.parametrize("sort", ["dataset", "model", "source", "miou", "parameters", "multiply_adds"])
 def test_sorting(sort: Any) -> None:
     records = list_weights(sort=sort)
     values = [getattr(record, sort) for record in records]
     assert values == sorted(values, reverse=sort == "miou")
     assert sorted(record.id for record in records) == sorted(record.id for record in EVERY)
+
+
+@pytest.mark.parametrize("dataset", sorted({record.dataset for record in EVERY}))
+def test_the_best_are_those_that_no_other_beats(dataset: str) -> None:
+    every, best = list_weights(dataset=dataset), list_weights(dataset=dataset, best=True)
+    cost = "seconds" if all(record.seconds for record in every) else "multiply_adds"
+
+    def beats(one: Weights, other: Weights) -> bool:
+        """At no more cost a better number, or the same one at less."""
+        first, second = (getattr(one, cost), one.miou or 0), (getattr(other, cost), other.miou or 0)
+        return first[0] <= second[0] and first[1] >= second[1] and first != second
+
+    rated = [record for record in every if record.miou and getattr(record, cost)]
+    for record in rated:
+        beaten = any(beats(other, record) for other in rated)
+        twin = any((getattr(each, cost), each.miou) == (getattr(record, cost), record.miou) for each in best)
+        assert (record in best or twin) != beaten, record.id
+
+
+@pytest.mark.parametrize("model", ["pidnet_small", "segformer_mit_b0", "semanticfpn_mobilenetv4_small"])
+def test_multiply_adds_are_counted(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(published_manifest().parent / "benchmarks")
+    zoo = importlib.import_module("zoo")
+    assert load_manifest().models[model].multiply_adds == zoo.multiply_adds(model)
 
 
 @pytest.mark.parametrize(

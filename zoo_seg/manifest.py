@@ -23,7 +23,7 @@ SCHEMA_VERSION = 2
 """Of the published manifest; a user's own may still be of version 1."""
 
 T = TypeVar("T")
-SortKey = Literal["dataset", "model", "source", "miou", "parameters"]
+SortKey = Literal["dataset", "model", "source", "miou", "parameters", "multiply_adds", "seconds"]
 
 # What a manifest can ask of a machine: beyond these it is a mistake, or worse.
 LARGEST_SIDE = 1 << 15
@@ -348,6 +348,11 @@ class Model:
     title: str
     """Method and backbone as people write them: `PSPNet on ResNet-50-c`."""
     paper: str | None = None
+    multiply_adds: int | None = None
+    """Of one image of 512x512 in this library, without auxiliary heads; counted by `benchmarks/zoo.py`."""
+    seconds: float | None = None
+    """Median of a prediction on a 512x683 image with two CPU cores, float32, to compare models by; measured by
+    `benchmarks/zoo.py`."""
 
 
 @dataclass(frozen=True)
@@ -379,6 +384,10 @@ class Weights:
     provenance: Provenance
     parameters: int
     """Trainable parameters of the network, auxiliary heads included."""
+    multiply_adds: int | None = None
+    """The model's."""
+    seconds: float | None = None
+    """The model's."""
     test: TestOptions = TestOptions()
     """How it was tested at a single scale: the defaults of `predict`."""
     notes: tuple[str, ...] = ()
@@ -562,7 +571,8 @@ class Manifest:
         own = {name: value[name] for name in value if name not in _FILLED}
         if isinstance(own.get("files"), list):
             own["files"] = [_whole_links(file, source, (*path, "files", i)) for i, file in enumerate(own["files"])]
-        architecture = self.models[model].architecture
+        network = self.models[model]
+        architecture = network.architecture
         if "architecture" in value:
             changes: _Changes = decode(_Changes, value["architecture"], (*path, "architecture"))
             architecture = changes.applied(architecture)
@@ -580,6 +590,8 @@ class Manifest:
             "classes": dataset.classes,
             "palette": dataset.palette,
             "architecture": architecture,
+            "multiply_adds": network.multiply_adds,
+            "seconds": network.seconds,
             "protocol": source.protocol,
             "rules": self.protocols[source.protocol],
             "licence": Licence(source.licence_code, source.licence_weights, dataset.licence, pretraining),
@@ -800,6 +812,9 @@ def list_weights(
     *,
     min_miou: float | None = None,
     max_parameters: int | None = None,
+    max_multiply_adds: int | None = None,
+    max_seconds: float | None = None,
+    best: bool = False,
     sort: SortKey | None = None,
 ) -> list[Weights]:
     """The published weights that pass every filter.
@@ -810,8 +825,12 @@ def list_weights(
         source: `"ssseg"`, `"mmseg"` or one of your own manifest.
         min_miou: at least this published single-scale mIoU, in percent.
         max_parameters: at most so many trainable parameters.
-        sort: `"miou"` (best first), `"parameters"` (smallest first), `"dataset"`, `"model"` or
-            `"source"`; without it the manifest's order.
+        max_multiply_adds: at most so many for an image of 512x512.
+        max_seconds: at most so many for a prediction, as `Model.seconds` measures it.
+        best: only those to choose from: no other that passes has at least their mIoU on the same data set in less
+            time (by multiply-adds where a time is not known).
+        sort: `"miou"` (best first), `"parameters"`, `"multiply_adds"`, `"seconds"` (smallest first), `"dataset"`,
+            `"model"` or `"source"`; without it the manifest's order.
 
     Raises:
         UnknownNameError: a filter names what no manifest knows.
@@ -829,12 +848,23 @@ def list_weights(
         if key.model in models and dataset in (None, key.dataset) and source in (None, key.source)
         for record in [manifest.weights[key.id]]
         if (min_miou is None or (record.miou is not None and record.miou >= min_miou))
-        and (max_parameters is None or record.parameters <= max_parameters)
+        and all(
+            most is None or (value is not None and value <= most)
+            for value, most in (
+                (record.parameters, max_parameters),
+                (record.multiply_adds, max_multiply_adds),
+                (record.seconds, max_seconds),
+            )
+        )
     ]
+    if best:
+        records = _front(records)
     if sort is not None:
         keys: dict[str, Callable[[Weights], Any]] = {
             "miou": lambda record: -(record.miou or 0.0),
             "parameters": lambda record: record.parameters,
+            "multiply_adds": lambda record: (record.multiply_adds is None, record.multiply_adds),
+            "seconds": lambda record: (record.seconds is None, record.seconds),
             "dataset": lambda record: record.dataset,
             "model": lambda record: record.model,
             "source": lambda record: record.source,
@@ -843,6 +873,20 @@ def list_weights(
             raise UnknownNameError(f"weights cannot be sorted by {sort!r}; {suggest(sort, keys)}")
         records.sort(key=keys[sort])
     return records
+
+
+def _front(records: list[Weights]) -> list[Weights]:
+    """The Pareto front of mIoU and cost, for each data set; what has no number, or no cost, is not on it."""
+    timed = all(record.seconds is not None for record in records)
+    costs = {record.id: record.seconds if timed else record.multiply_adds for record in records}
+    highest: dict[str, float] = {}
+    front = set()
+    rated = [(cost, -record.miou, record) for record in records if (cost := costs[record.id]) and record.miou]
+    for _, negative, record in sorted(rated, key=lambda each: each[:2]):
+        if -negative > highest.get(record.dataset, 0.0):
+            highest[record.dataset] = -negative
+            front.add(record.id)
+    return [record for record in records if record.id in front]
 
 
 def get_weights(model: str, tag: str | None = None) -> Weights:

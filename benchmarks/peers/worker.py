@@ -1,6 +1,6 @@
 """One peer doing one work, a run for every line it is sent. Started by `benchmarks/run.py`, in the peers' environment.
 
-    python worker.py mmseg|mmseg_init|ssseg|openvino|onnxruntime '{"checkpoint": ..., "picture": ..., ...}'
+    python worker.py mmseg|mmseg_init|ssseg|network|openvino|onnxruntime '{"checkpoint": ..., "picture": ..., ...}'
 
 Prints one line of JSON when ready, one after each run, and at the end writes the class map to `mask`.
 """
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 warnings.filterwarnings("ignore")
+MEAN, STD = np.float32([123.675, 116.28, 103.53]), np.float32([58.395, 57.12, 57.375])
 
 
 def mmseg(work: dict[str, Any]) -> Callable[[], np.ndarray]:
@@ -59,6 +60,31 @@ def ssseg(work: dict[str, Any]) -> Callable[[], np.ndarray]:
     return run
 
 
+def network(work: dict[str, Any]) -> Callable[[], np.ndarray]:
+    """The original network of a reference, with its values: a normalised image to class ids."""
+    from unittest import mock
+
+    import cv2
+    import references
+
+    if work["ssseg"]:
+        sys.path.insert(0, work["ssseg"])
+        references.stub_fvcore()
+    with mock.patch.multiple(torch.nn.init, **references.NO_INIT):
+        original: references.Network
+        if work["project"] == "mmseg":
+            original = references.MMSegNetwork(work["config"], work["changes"])
+        else:
+            original = references.SSSegNetwork(work["config"])
+    references.fill(original, [tuple(scale) for scale in work["scales"]])
+    original.model.requires_grad_(False)
+    image = cv2.imread(work["picture"])[..., ::-1].astype(np.float32)
+    x = torch.from_numpy(((image - MEAN) / STD).transpose(2, 0, 1)[None].copy())
+    height, width = x.shape[-2:]
+    padded = torch.nn.functional.pad(x, (0, -width % original.size_divisor, 0, -height % original.size_divisor))
+    return lambda: original.logits(padded)[0, :, :height, :width].argmax(0).numpy()
+
+
 class Plain(torch.nn.Module):
     """mmseg's network from normalised pictures to class ids: logits, resize to the picture and argmax, in one graph."""
 
@@ -78,10 +104,9 @@ def plain(work: dict[str, Any]) -> tuple[Plain, Callable[[], np.ndarray]]:
 
     network = peer.load(work["checkpoint"], test_scale=work["test_scale"])
     image = cv2.imread(work["picture"])
-    mean, std = np.float32([123.675, 116.28, 103.53]), np.float32([58.395, 57.12, 57.375])
 
     def normalised() -> np.ndarray:
-        return np.ascontiguousarray(((image[..., ::-1].astype(np.float32) - mean) / std).transpose(2, 0, 1)[None])
+        return np.ascontiguousarray(((image[..., ::-1].astype(np.float32) - MEAN) / STD).transpose(2, 0, 1)[None])
 
     return Plain(network).eval(), normalised
 
@@ -120,7 +145,8 @@ def onnxruntime(work: dict[str, Any]) -> Callable[[], np.ndarray]:
 def main() -> None:
     side, work = sys.argv[1], json.loads(sys.argv[2])
     torch.set_num_threads(work["threads"])
-    sides = {"mmseg": mmseg, "mmseg_init": mmseg_init, "ssseg": ssseg, "openvino": openvino, "onnxruntime": onnxruntime}
+    works = (mmseg, mmseg_init, ssseg, network, openvino, onnxruntime)
+    sides = {each.__name__: each for each in works}
     run = sides[side](work)
     print(json.dumps({"ready": side}), flush=True)
     result = None

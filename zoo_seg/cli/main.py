@@ -192,15 +192,22 @@ def _add_list(verbs: Any) -> None:
         verbs,
         "list",
         "show the published weights as a table",
-        examples="  zoo-seg list --dataset ade20k --sort miou\n  zoo-seg list --model 'pspnet*' --json",
+        examples="  zoo-seg list --dataset ade20k --best\n  zoo-seg list --model 'pspnet*' --json",
     )
     parser.add_argument("--model", metavar="NAME", help="a model name, alias or pattern such as 'pspnet*'")
-    parser.add_argument("--dataset", metavar="NAME", help="voc, ade20k or cityscapes")
+    parser.add_argument("--dataset", metavar="NAME", help="such as voc, ade20k or cityscapes")
     parser.add_argument("--source", metavar="NAME", help="ssseg or mmseg")
     parser.add_argument("--min-miou", type=float, metavar="PERCENT", help="at least this published single-scale mIoU")
     parser.add_argument("--max-parameters", type=float, metavar="MILLIONS", help="at most so many million parameters")
+    parser.add_argument("--max-gmacs", type=float, metavar="BILLIONS", help="at most so many billion multiply-adds")
+    parser.add_argument("--max-seconds", type=float, metavar="SECONDS", help="at most so many for a prediction")
     parser.add_argument(
-        "--sort", choices=["miou", "parameters", "dataset", "model", "source"], help="order of the rows"
+        "--best", action="store_true", help="only those that no other of the data set beats in mIoU at less cost"
+    )
+    parser.add_argument(
+        "--sort",
+        choices=["miou", "parameters", "gmacs", "seconds", "dataset", "model", "source"],
+        help="order of the rows",
     )
     parser.add_argument("--json", action="store_true", help="print everything known about each as JSON")
 
