@@ -34,10 +34,10 @@ from zoo_seg.manifest import Architecture, load_manifest, published_manifest
 HERE = Path(__file__).resolve().parent
 REFERENCES = HERE.parent / "tests" / "references"
 RESULTS = HERE / "zoo.json"
-PAGE = HERE.parent / "docs" / "speed.md"
+PAGE = HERE / "README.md"
 PLOT = HERE.parent / "docs" / "assets" / "zoo.svg"
 SIZE = (512, 683)
-BEGIN, END = "<!-- table: written by benchmarks/zoo.py -->", "<!-- end of the table -->"
+BEGIN, END = "<!-- table: written by zoo.py -->", "<!-- end of zoo.py's table -->"
 
 
 def networks(patterns: list[str]) -> Iterator[str]:

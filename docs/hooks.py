@@ -1,12 +1,14 @@
 """What the pages show of the repository itself, put in when MkDocs builds them, so that nothing is typed twice.
 
-A page asks by a comment on a line of its own: `<!-- zoo -->` is the table of the manifest's weights,
-`<!-- help -->` the command line's help, `<!-- file: NAME -->` a file of the repository without its title.
+Every family has a page of its own, made of its docstrings and the manifest. Any other page asks by a comment on a line of
+its own: `<!-- zoo -->` is the table of the manifest's weights, `<!-- help -->` the command line's help,
+`<!-- file: NAME -->` a file of the repository without its title.
 """
 
 from __future__ import annotations
 
 import html
+import importlib
 import os
 import re
 from collections.abc import Iterator
@@ -15,8 +17,8 @@ from typing import Any
 from unittest.mock import patch
 
 from zoo_seg.cli.main import _parser
-from zoo_seg.families.registry import find_family
-from zoo_seg.manifest import File, Manifest, Metric, Weights, published_manifest, read_manifest
+from zoo_seg.families.registry import find_family, list_families
+from zoo_seg.manifest import File, Manifest, Metric, Model, Weights, published_manifest, read_manifest
 
 ROOT = Path(__file__).resolve().parent.parent
 COLUMNS = {
@@ -36,6 +38,22 @@ COLUMNS = {
 }
 
 
+def on_config(config: Any) -> Any:
+    """MkDocs' event: a page for every family joins the navigation."""
+    pages = [{_title(name): f"families/{name}.md"} for name in list_families()]
+    config["nav"].insert(1, {"Families": pages})
+    return config
+
+
+def on_files(files: Any, *, config: Any) -> Any:
+    """MkDocs' event: the families' pages, which no file holds."""
+    from mkdocs.structure.files import File as Page
+
+    for name in list_families():
+        files.append(Page.generated(config, f"families/{name}.md", content=family_page(name)))
+    return files
+
+
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """MkDocs' event: a page's text before it becomes HTML."""
     markdown = re.sub(r"^<!-- zoo -->$", lambda _: zoo_table(), markdown, flags=re.MULTILINE)
@@ -51,11 +69,12 @@ def body(path: Path) -> str:
 # --- the zoo --------------------------------------------------------------------------------------
 
 
-def zoo_table() -> str:
-    """A row for every weight; `sort.js` sorts by `data-key`, or by the text where there is none."""
+def zoo_table(family: str | None = None) -> str:
+    """A row for every weight, or a family's; `sort.js` sorts by `data-key`, or by the text where there is none."""
     manifest = read_manifest(published_manifest())
+    records = [each for each in manifest.weights.values() if family in (None, each.architecture.family)]
     headings = "".join(f'<th data-sort="{kind}">{heading}</th>' for heading, kind in COLUMNS.items())
-    rows = "\n".join(f"<tr>{''.join(_cells(record, manifest))}</tr>" for record in manifest.weights.values())
+    rows = "\n".join(f"<tr>{''.join(_cells(record, manifest))}</tr>" for record in records)
     return f'<div id="zoo"><table><thead><tr>{headings}</tr></thead>\n<tbody>\n{rows}\n</tbody></table></div>'
 
 
@@ -131,6 +150,36 @@ def help_pages() -> Iterator[str]:
 
 
 # --- the families ---------------------------------------------------------------------------------
+
+
+def _title(name: str) -> str:
+    return find_family(name).title
+
+
+def family_page(name: str) -> str:
+    """What a family is, its networks, its weights, and what its head and its options are."""
+    family, manifest = find_family(name), read_manifest(published_manifest())
+    module = importlib.import_module(family.options.__module__)
+    models = [model for model in manifest.models.values() if model.architecture.family == name]
+    lines = [f"# {family.title}", (module.__doc__ or "").strip()]
+    if models:
+        records = [record for record in manifest.weights.values() if record.architecture.family == name]
+        example = max(records, key=lambda record: record.miou or 0)
+        lines += [
+            f'```python\nimport zoo_seg\n\nmodel = zoo_seg.{example.model}(pretrained="{example.tag}")\n```',
+            "## Networks",
+            "| name | network | GMac at 512x512 | seconds at 512x683 |\n|---|---|---|---|\n"
+            + "\n".join(map(_model, models)),
+            "## Weights",
+            zoo_table(name),
+        ]
+    lines += ["## In a network of your own", f"::: {module.__name__}.{family.options.__name__}"]
+    return "\n\n".join(lines) + "\n"
+
+
+def _model(model: Model) -> str:
+    work = f"{model.multiply_adds / 1e9:.1f}" if model.multiply_adds else "unknown"
+    return f"| `{model.name}` | {model.title} | {work} | {model.seconds or 'not measured'} |"
 
 
 def family_table() -> str:

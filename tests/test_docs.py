@@ -20,6 +20,7 @@ from conftest import REPOSITORY
 
 import zoo_seg
 from zoo_seg.cli.main import _parser
+from zoo_seg.families.registry import find_family, list_families
 from zoo_seg.manifest import load_manifest, published_manifest, read_manifest
 
 PAGES = sorted([*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").rglob("*.md"), *REPOSITORY.glob("benchmarks/*.md")])
@@ -92,6 +93,14 @@ def test_every_weight_has_its_row_in_the_zoo(site: Path) -> None:
 def test_every_verb_has_its_help(site: Path) -> None:
     text = "".join(Resources(site / "reference" / "cli.html").texts)
     assert all(f"usage: zoo-seg {verb} [-h]" in text for verb in verbs())
+
+
+@pytest.mark.parametrize("family", list_families())
+def test_every_family_has_its_page(site: Path, family: str) -> None:
+    text = "".join(Resources(site / "families" / f"{family}.html").texts)
+    records = [record for record in zoo_seg.list_weights() if record.architecture.family == family]
+    assert all(record.id in text for record in records)
+    assert find_family(family).options.__name__ in text
 
 
 def test_pages_load_nothing_from_another_host(site: Path) -> None:
