@@ -1,7 +1,7 @@
 """What the pages show of the repository itself, put in when MkDocs builds them, so that nothing is typed twice.
 
-Every family has a page of its own, made of its docstrings and the manifest. Any other page asks by a comment on a line of
-its own: `<!-- zoo -->` is the table of the manifest's weights, `<!-- help -->` the command line's help,
+Every family has a page of its own, made of its docstrings and the manifest. Any other page asks by a comment on a line
+of its own: `<!-- zoo -->` is the table of the manifest's weights, `<!-- help -->` the command line's help,
 `<!-- file: NAME -->` a file of the repository without its title.
 """
 
