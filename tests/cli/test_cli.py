@@ -9,45 +9,23 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import REPOSITORY, Zoo
+from helpers.cli import Result, Run, runner
 from PIL import Image
 
 import zoo_seg
-from zoo_seg.cli import main
 
 VERBS = ["list", "info", "download", "verify", "predict"]
 SETTINGS = "zoo_seg_predict.json"
 
 
-@dataclass(frozen=True)
-class Result:
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Result]
-
-
 @pytest.fixture
 def run(capfd: pytest.CaptureFixture[str]) -> Run:
-    def run(*arguments: str | Path) -> Result:
-        capfd.readouterr()
-        try:
-            code = main([str(argument) for argument in arguments])
-        except SystemExit as stop:  # argparse's way to end
-            code = stop.code if isinstance(stop.code, int) else -1
-        out, err = capfd.readouterr()
-        assert "Traceback" not in out + err
-        assert "unexpected" not in err
-        return Result(code, out, err)
-
-    return run
+    return runner(capfd)
 
 
 def picture(path: Path, width: int = 40, height: int = 30, seed: int = 0) -> Path:

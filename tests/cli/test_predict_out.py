@@ -4,47 +4,32 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import Zoo
+from helpers.cli import Result, Run, runner
 from PIL import Image
 
 import zoo_seg
-from zoo_seg.cli import main
 from zoo_seg.manifest import Preprocess
 
 SETTINGS = Path("out/zoo_seg_predict.json")
 MASK = Path("out/a_mask.png")
 
 
-@dataclass(frozen=True)
-class Result:
-    code: int
-    out: str
-    err: str
-
-
-Predict = Callable[..., Result]
-
-
 @pytest.fixture
-def predict(zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Predict:
+def predict(zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
     """`zoo-seg predict` with the toy weights unless others are named, in a folder of its own."""
     monkeypatch.chdir(tmp_path)
 
+    run = runner(capfd)
+
     def predict(*arguments: str | Path) -> Result:
-        capfd.readouterr()
         weights = [] if "--weights" in arguments else ["--weights", "toy_r50.toys"]
-        code = main(["predict", *map(str, arguments), *weights])
-        out, err = capfd.readouterr()
-        assert "Traceback" not in out + err
-        assert "unexpected" not in err
-        return Result(code, out, err)
+        return run("predict", *arguments, *weights)
 
     return predict
 
@@ -78,7 +63,7 @@ def read(path: Path) -> np.ndarray:
 # --- another network ----------------------------------------------------------------------------
 
 
-def test_a_network_that_was_trained_anew_predicts_anew(predict: Predict) -> None:
+def test_a_network_that_was_trained_anew_predicts_anew(predict: Run) -> None:
     image = picture("a.png")
     trained("mine", 0)
     assert predict(image, "--weights", "mine").out == "1 done; results in out\n"
@@ -100,7 +85,7 @@ def test_a_network_that_was_trained_anew_predicts_anew(predict: Predict) -> None
     ],
     ids=lambda changes: next(iter(changes)),
 )
-def test_the_rules_beside_the_same_parameters_count_as_well(changes: dict[str, object], predict: Predict) -> None:
+def test_the_rules_beside_the_same_parameters_count_as_well(changes: dict[str, object], predict: Run) -> None:
     image = picture("a.png")
     trained("mine", 0)
     predict(image, "--weights", "mine")
@@ -109,7 +94,7 @@ def test_the_rules_beside_the_same_parameters_count_as_well(changes: dict[str, o
     assert predict(image, "--weights", "mine").out == "1 already there; results in out\n"
 
 
-def test_a_weight_file_that_was_replaced(predict: Predict) -> None:
+def test_a_weight_file_that_was_replaced(predict: Run) -> None:
     image = picture("a.png")
     for seed in (0, 1):
         torch.manual_seed(seed)
@@ -119,9 +104,7 @@ def test_a_weight_file_that_was_replaced(predict: Predict) -> None:
         assert predict(*command).out == "1 already there; results in out\n"
 
 
-def test_a_run_that_was_stopped_within_overwrite_does_the_rest(
-    predict: Predict, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_was_stopped_within_overwrite_does_the_rest(predict: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """The settings are those of the new run by then, but the second mask is the old run's."""
     picture("p/a.png")
     picture("p/b.png")
@@ -142,7 +125,7 @@ def test_a_run_that_was_stopped_within_overwrite_does_the_rest(
 # --- another picture ----------------------------------------------------------------------------
 
 
-def test_an_older_picture_in_its_place(predict: Predict) -> None:
+def test_an_older_picture_in_its_place(predict: Run) -> None:
     image = picture("a.bmp", 0)
     predict(image)
     picture("a.bmp", 1)
@@ -152,7 +135,7 @@ def test_an_older_picture_in_its_place(predict: Predict) -> None:
     assert predict(image).out == "1 already there; results in out\n"
 
 
-def test_a_picture_of_the_same_name_size_and_date_in_another_folder(predict: Predict) -> None:
+def test_a_picture_of_the_same_name_size_and_date_in_another_folder(predict: Run) -> None:
     for seed, folder in enumerate("pq"):
         os.utime(picture(f"{folder}/a.bmp", seed), (1e9, 1e9))
     predict("p")
@@ -162,7 +145,7 @@ def test_a_picture_of_the_same_name_size_and_date_in_another_folder(predict: Pre
 
 @pytest.mark.parametrize("name", ["a_mask.png", "a_overlay.png"])
 @pytest.mark.parametrize("size", [0, 400])
-def test_a_result_that_was_cut_short(name: str, size: int, predict: Predict) -> None:
+def test_a_result_that_was_cut_short(name: str, size: int, predict: Run) -> None:
     image = picture("a.png")
     predict(image)
     whole = (Path("out") / name).read_bytes()
@@ -175,7 +158,7 @@ def test_a_result_that_was_cut_short(name: str, size: int, predict: Predict) -> 
 # --- files of others ----------------------------------------------------------------------------
 
 
-def test_a_mask_that_was_mended_by_hand_is_kept(predict: Predict) -> None:
+def test_a_mask_that_was_mended_by_hand_is_kept(predict: Run) -> None:
     image = picture("a.png")
     predict(image)
     mended = read(MASK).copy()
@@ -190,7 +173,7 @@ def test_a_mask_that_was_mended_by_hand_is_kept(predict: Predict) -> None:
         assert MASK.read_bytes() == before
 
 
-def test_a_picture_that_is_only_called_like_a_result_is_predicted(predict: Predict) -> None:
+def test_a_picture_that_is_only_called_like_a_result_is_predicted(predict: Run) -> None:
     picture("p/a.png")
     predict("p", "--out", "p")
     picture("p/face_mask.png")
@@ -199,7 +182,7 @@ def test_a_picture_that_is_only_called_like_a_result_is_predicted(predict: Predi
     assert predict("p", "--out", "p").out == "2 already there; results in p\n"
 
 
-def test_settings_are_not_written_through_a_link(predict: Predict) -> None:
+def test_settings_are_not_written_through_a_link(predict: Run) -> None:
     image = picture("a.png")
     Path("precious.json").write_text("mine")
     SETTINGS.parent.mkdir()
@@ -210,7 +193,7 @@ def test_settings_are_not_written_through_a_link(predict: Predict) -> None:
     assert not SETTINGS.is_symlink()
 
 
-def test_a_report_replaces_nothing_but_a_report(predict: Predict) -> None:
+def test_a_report_replaces_nothing_but_a_report(predict: Run) -> None:
     image = picture("a.png")
     trained("mine", 0)
     config = Path("mine/config.json").read_bytes()
@@ -233,7 +216,7 @@ def test_a_report_replaces_nothing_but_a_report(predict: Predict) -> None:
 
 
 @pytest.mark.parametrize("missing", ["missing.png", "empty", "*.tiff", "missing.txt", "missing/"])
-def test_what_is_missing_does_not_stop_the_others(missing: str, predict: Predict) -> None:
+def test_what_is_missing_does_not_stop_the_others(missing: str, predict: Run) -> None:
     Path("empty").mkdir()
     picture("p/a.png")
     result = predict(missing, "p", "--no-overlay")
@@ -243,7 +226,7 @@ def test_what_is_missing_does_not_stop_the_others(missing: str, predict: Predict
     assert MASK.is_file()
 
 
-def test_a_list_of_pictures(predict: Predict, tmp_path: Path) -> None:
+def test_a_list_of_pictures(predict: Run, tmp_path: Path) -> None:
     picture("p/a.png")
     picture("p/ä b.png")
     picture("../elsewhere/c.png")
@@ -265,7 +248,7 @@ def test_a_list_of_pictures(predict: Predict, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "words"), [(b"\n# nothing\n", "names no images"), (bytes(range(256)), "is no text file")]
 )
-def test_a_list_that_names_nothing(content: bytes, words: str, predict: Predict) -> None:
+def test_a_list_that_names_nothing(content: bytes, words: str, predict: Run) -> None:
     Path("list.txt").write_bytes(content)
     result = predict("list.txt", picture("a.png"))
     assert result.code == 1

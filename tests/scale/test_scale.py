@@ -11,8 +11,8 @@ import sys
 import threading
 import time
 import zipfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,10 @@ import pytest
 from conftest import REPOSITORY, Zoo
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.registry import known_implementations
+from helpers.cli import Result, Run, runner
 from helpers.drawn import draw_folder
 from PIL import Image
 
-from zoo_seg.cli import main
 from zoo_seg.errors import OptionError
 from zoo_seg.images.reading import read_picture
 from zoo_seg.inference.predicting import Predicting
@@ -43,32 +43,19 @@ pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 SETTINGS = "zoo_seg_predict.json"
 
 
-@dataclass(frozen=True)
-class Result:
-    code: int
-    out: str
-    err: str
-
-
-Predict = Callable[..., Result]
-
-
 @pytest.fixture
-def predict(zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Predict:
+def predict(zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
     """`zoo-seg predict` with the toy weights, in a folder of its own."""
     monkeypatch.chdir(tmp_path)
 
+    run = runner(capfd)
+
     def predict(*arguments: str | Path) -> Result:
-        capfd.readouterr()
-        try:
-            code = main(["predict", *map(str, arguments), "--model", "toy_r50", "--weights", "toys"])
-        except SystemExit as stop:  # argparse's way to end
-            code = stop.code if isinstance(stop.code, int) else -1
-        out, err = capfd.readouterr()
-        assert "Traceback" not in out + err
-        assert "unexpected" not in err
-        said = [line for line in err.splitlines(keepends=True) if "image/s]" not in line and "s/image]" not in line]
-        return Result(code, out, "".join(said).replace("\r", ""))  # without the progress of a slow minute
+        result = run("predict", *arguments, "--model", "toy_r50", "--weights", "toys")
+        said = [
+            line for line in result.err.splitlines(keepends=True) if "image/s]" not in line and "s/image]" not in line
+        ]
+        return replace(result, err="".join(said).replace("\r", ""))  # without the progress of a slow minute
 
     return predict
 
@@ -92,7 +79,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_folder_gives_the_files_of_one_machine(predict: Predict, two_cores: list[str], tmp_path: Path) -> None:
+def test_a_folder_gives_the_files_of_one_machine(predict: Run, two_cores: list[str], tmp_path: Path) -> None:
     names = ["a.png", "deep/ä é.jpg", "deep/er/日本.PNG", *(f"many/{number}.png" for number in range(20))]
     names += [os.fsdecode(b"\xff.png")] if sys.platform == "linux" else []  # no text at all
     for seed, name in enumerate(names):
@@ -114,7 +101,7 @@ def test_a_folder_gives_the_files_of_one_machine(predict: Predict, two_cores: li
 
 
 def test_urls_and_lists_and_what_is_there_already(
-    predict: Predict, two_cores: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    predict: Run, two_cores: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for seed, name in enumerate(["p/a.png", "p/q/b.png", "p/.hidden/c.png", "l/d.png", "e.png"]):
         picture(Path(name), seed)
@@ -157,7 +144,7 @@ def own_workers() -> list[int]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the worker in /proc")
-def test_a_killed_worker_leaves_every_picture_done_once(predict: Predict, two_cores: list[str], tmp_path: Path) -> None:
+def test_a_killed_worker_leaves_every_picture_done_once(predict: Run, two_cores: list[str], tmp_path: Path) -> None:
     count = 120
     for seed in range(count):
         picture(tmp_path / "p" / f"{seed}.png", seed)
@@ -267,7 +254,7 @@ CARELESS: list[tuple[str, int, str]] = [
 
 @pytest.mark.parametrize(("line", "code", "message"), CARELESS, ids=[line for line, _, _ in CARELESS])
 def test_a_mistake_gets_one_message(
-    line: str, code: int, message: str, predict: Predict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    line: str, code: int, message: str, predict: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     known = {"class": "nots3fs.FileSystem", "err": "Install nots3fs"}
     monkeypatch.setitem(known_implementations, "nots3", known)
@@ -283,7 +270,7 @@ def test_a_mistake_gets_one_message(
     assert not list(tmp_path.rglob("*_mask.png"))
 
 
-def test_without_ray_the_message_names_the_command(predict: Predict, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_ray_the_message_names_the_command(predict: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     picture(Path("p/a.png"))
     for module in ("zoo_seg.scale.cluster", "zoo_seg.cli.cluster"):
         monkeypatch.delitem(sys.modules, module, raising=False)
@@ -410,7 +397,7 @@ def test_keys_of_a_storage_are_any_text() -> None:
 
 @pytest.mark.parametrize("remote", [False, True], ids=["folder", "url"])
 def test_nothing_is_written_outside_of_the_results(
-    remote: bool, predict: Predict, two_cores: list[str], tmp_path: Path
+    remote: bool, predict: Run, two_cores: list[str], tmp_path: Path
 ) -> None:
     path = picture(tmp_path / "p" / "evil.png")
     evil = [f"file:///{'../' * 12}{str(path)[1:]}", "http://h/../../evil.png", "http://h/%2e%2e/evil.png"]
