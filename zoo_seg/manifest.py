@@ -255,6 +255,12 @@ class Dataset:
     ignore_index: int
     classes: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
+    ignore_color: tuple[int, int, int] | None = None
+    """The colour of ignored pixels in its RGB masks."""
+    label_ids: tuple[int, ...] | None = None
+    """What its masks store for each class; None: the class id itself, and `ignore_index` where ignored."""
+    ignored_ids: tuple[int, ...] = ()
+    """What masks with `label_ids` store where ignored."""
 
     def __post_init__(self) -> None:
         _check(bool(self.classes), "classes is empty, expected at least one name")
@@ -265,6 +271,16 @@ class Dataset:
         _check(
             all(0 <= channel <= 255 for colour in self.palette for channel in colour),
             "a palette colour is outside 0..255",
+        )
+        labels = (*(self.label_ids or ()), *self.ignored_ids)
+        _check(
+            self.label_ids is None or len(self.label_ids) == len(self.classes),
+            f"{len(self.classes)} classes but {len(self.label_ids or ())} label_ids, expected as many",
+        )
+        _check(self.label_ids is not None or not labels, "ignored_ids without label_ids, expected both")
+        _check(
+            len(set(labels)) == len(labels) and all(0 <= label < 1 << 16 for label in labels),
+            "label_ids and ignored_ids: a number stands there twice or is outside 0..65535",
         )
 
 
