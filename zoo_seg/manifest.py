@@ -200,16 +200,21 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Resize:
-    """Keep the aspect ratio; the longest fit inside `short` x `long` pixels (shorter x longer side)."""
+    """To the largest size with the same aspect ratio inside `short` x `long` pixels (shorter x longer side)."""
 
     short: int
     long: int
+    keep_ratio: bool = True
+    """False: to these very sides, the longer one of the image (the width of a square one) to `long`."""
 
     def __post_init__(self) -> None:
         _check(
             0 < self.short <= self.long <= LARGEST_SIDE,
             f"short is {self.short} and long {self.long}, expected 0 < short <= long <= {LARGEST_SIDE}",
         )
+
+    def __str__(self) -> str:
+        return f"shorter side {self.short}, " + (f"at most {self.long}" if self.keep_ratio else f"longer {self.long}")
 
 
 @dataclass(frozen=True)
@@ -441,8 +446,7 @@ def _cells(record: Weights) -> Iterator[tuple[str, str]]:
         how = f"{metric.test.mode}, scales {scales}, {'flip' if metric.test.flip else 'no flip'}"
         yield metric.name, html.escape(f"{metric.value} % on {metric.split} ({metric.status}; {how})")
     yield "parameters", f"{record.parameters / 1e6:.2f} M"
-    resize = record.preprocess.resize
-    size = f"shorter side {resize.short}, at most {resize.long}" if resize else "the image's own"
+    size = str(record.preprocess.resize or "the image's own")
     yield "test size", html.escape(f"{size}; {record.protocol} rules")
     for file in record.files:
         bytes_ = f", {file.size / 1e6:.1f} MB" if file.size else ""
