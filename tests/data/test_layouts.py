@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +21,7 @@ from zoo_seg.errors import DataError
 from zoo_seg.manifest import load_manifest
 
 DATASETS = load_manifest().datasets
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 
 
 class Case(NamedTuple):
@@ -29,6 +32,8 @@ class Case(NamedTuple):
     """What masks store -> class ids."""
     stray: int
     """What no mask stores."""
+    lists: str | None = None
+    """The folder of the splits' lists."""
 
 
 def coco(images: str, masks: str, ending: str = "") -> dict[str, list[tuple[str, str]]]:
@@ -53,6 +58,12 @@ CONTEXT = {
     split: [(f"JPEGImages/{name}.jpg", f"SegmentationClassContext/{name}.png") for name in names]
     for split, names in {"train": ["2008_000002", "2008_000003"], "val": ["2008_000009"]}.items()
 }
+CONTEXT_LISTS = "ImageSets/SegmentationContext"
+MATLAB = {
+    split: [(f"images/{name}.jpg", f"annotations/{name}.mat") for name in names]
+    for split, names in {"train": ["COCO_train2014_000000000077", "COCO_train2014_000000000349"],
+                         "test": ["COCO_train2014_000000000431"]}.items()
+}  # fmt: skip
 AFTER_ZERO = {0: 255, 1: 0, 2: 1}
 CASES = {
     "COCO-Stuff 10k": Case(
@@ -67,6 +78,12 @@ CASES = {
         },
         {**AFTER_ZERO, 171: 170},
         172,
+    ),
+    "COCO-Stuff 10k, MATLAB": Case(
+        "coco_stuff_10k", MATLAB, {0: 255, 1: 0, 11: 10, 13: 11, 92: 80, 182: 170}, 12, "imageLists"  # 12: street sign
+    ),
+    "COCO-Stuff 10k, 182 classes": Case(
+        "coco_stuff_10k_182", MATLAB, {0: 255, 1: 0, 11: 10, 13: 12, 92: 91, 182: 181}, 183, "imageLists"
     ),
     "COCO-Stuff 164k": Case(
         "coco_stuff_164k",
@@ -83,8 +100,8 @@ CASES = {
         {255: 255, 0: 0, 11: 11, 170: 170},
         171,
     ),
-    "PASCAL Context 59": Case("pascal_context_59", CONTEXT, {**AFTER_ZERO, 59: 58}, 60),
-    "PASCAL Context 60": Case("pascal_context_60", CONTEXT, {0: 0, 1: 1, 59: 59, 255: 255}, 60),
+    "PASCAL Context 59": Case("pascal_context_59", CONTEXT, {**AFTER_ZERO, 59: 58}, 60, CONTEXT_LISTS),
+    "PASCAL Context 60": Case("pascal_context_60", CONTEXT, {0: 0, 1: 1, 59: 59, 255: 255}, 60, CONTEXT_LISTS),
     "LoveDA": Case(
         "loveda",
         {
@@ -149,9 +166,13 @@ def lay_out(root: Path, case: Case) -> np.ndarray:
     for split, samples in case.files.items():
         for picture, mask in samples:
             save(Image.fromarray(random.integers(0, 256, (12, 16, 3), np.uint8)), root / picture)
-            save(index_picture(stored), root / mask)
-        if case.files is CONTEXT:
-            lists = root / "ImageSets" / "SegmentationContext"
+            if mask.endswith(".mat"):
+                (root / mask).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(FIXTURES / f"label_map_{'compressed' if split == 'train' else 'plain'}.mat", root / mask)
+            else:
+                save(index_picture(stored), root / mask)
+        if case.lists:
+            lists = root / case.lists
             lists.mkdir(parents=True, exist_ok=True)
             (lists / f"{split}.txt").write_text("".join(f"{Path(picture).stem}\n" for picture, _ in samples))
     return stored
@@ -164,7 +185,7 @@ def test_every_layout_is_recognised_and_its_masks_are_class_ids(case: Case, tmp_
     record = DATASETS[case.dataset]
     assert (data.layout, data.splits, data.classes) == (case.dataset, ("train", "val"), record.classes)
     for split, files in case.files.items():
-        samples = data.samples(split)
+        samples = data.samples({"test": "val"}.get(split, split))
         pairs = [(sample.picture, sample.mask) for sample in samples]
         assert sorted(pairs) == sorted((tmp_path / picture, tmp_path / mask) for picture, mask in files)
         for sample in samples:
@@ -179,7 +200,11 @@ def test_values_that_no_mask_stores_are_refused(case: Case, tmp_path: Path) -> N
     lay_out(tmp_path, case)
     data = open_data(tmp_path, case.dataset)
     sample = data.samples("val")[0]
-    save(index_picture(np.full((12, 16), case.stray)), sample.mask)
+    if sample.mask.suffix == ".mat":
+        matlab = sample.mask.read_bytes()
+        sample.mask.write_bytes(matlab.replace(bytes([182]), bytes([case.stray])))
+    else:
+        save(index_picture(np.full((12, 16), case.stray)), sample.mask)
     with pytest.raises(DataError, match=f"the value {case.stray} is no class; allowed are "):
         data.labels.read(sample.mask)
     (error,) = check_data(data, progress=False).errors
@@ -190,10 +215,27 @@ def test_values_that_no_mask_stores_are_refused(case: Case, tmp_path: Path) -> N
 def test_a_layout_without_masks_is_told_where_they_lie(case: Case, tmp_path: Path) -> None:
     lay_out(tmp_path, case)
     for _, mask in itertools.chain(*case.files.values()):
-        (tmp_path / mask).rename((tmp_path / mask).with_suffix(".mat"))
+        (tmp_path / mask).rename((tmp_path / mask).with_suffix(".txt"))
     data = open_data(tmp_path, case.dataset)
     with pytest.raises(DataError, match=r"train: 2 of 2 images have no mask: .*; expected \S+ with \S+NAME"):
         data.samples("train")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda content: content[:300], "cannot be read"),
+        (lambda content: content[:140] + b"\0" * 8 + content[148:], "cannot be read"),
+        (lambda content: b"MATLAB 7.3 MAT-file" + content[19:], "not a MATLAB file of level 5"),
+        (lambda content: content[:128], "holds no variable 'S'"),
+    ],
+)
+def test_damaged_matlab_files_are_refused(change: Callable[[bytes], bytes], message: str, tmp_path: Path) -> None:
+    """`label_map_*.mat` were written by `scipy.io.savemat`."""
+    path = tmp_path / "a.mat"
+    path.write_bytes(change((FIXTURES / "label_map_compressed.mat").read_bytes()))
+    with pytest.raises(DataError, match=f"{path}: {message}"):
+        published_labels("coco_stuff_10k").read(path)
 
 
 def test_colour_masks_of_aerial_images(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 
+from zoo_seg.data.matlab import read_matrix
 from zoo_seg.data.wording import many, name_some
 from zoo_seg.errors import DataError
 from zoo_seg.images.reading import loses_bits, stored_mode, upright
@@ -120,6 +121,8 @@ class Labels:
     """What it stores where ignored, if there are `label_ids`."""
     id_ending: str | None = None
     """How the names of masks end that store class ids in spite of `label_ids`, such as `_labelTrainIds`."""
+    first_id: int = 0
+    """1: those store the class id + 1, and 0 where ignored."""
     has_palette: bool = True
     """False: nobody said that masks are in the palette's colours, and RGB ones are refused."""
 
@@ -133,7 +136,7 @@ class Labels:
 
         A mask is an index PNG of 1, 2, 4, 8 or 16 bits, a palette PNG (its indices count, never its colours), or
         RGB in the palette's colours; other lossless formats are read likewise. Of 1 bit, white is 1. It is turned
-        upright (EXIF orientation) as images are.
+        upright (EXIF orientation) as images are. Of a MATLAB file the variable `S` counts.
 
         Raises:
             DataError: the file cannot be read, loses values (JPEG), or stores what is no class; the message
@@ -225,8 +228,8 @@ class Labels:
     def _meanings(self) -> dict[Rule, npt.NDArray[np.int32]]:
         """What each index from 0 to 65535 means, by rule."""
         ids, labels = np.full((2, _LARGEST + 1), UNKNOWN, np.int32)
-        classes = range(len(self.classes))
-        ids[classes], ids[self.ignore_index] = classes, IGNORED
+        classes = np.arange(len(self.classes))
+        ids[classes + self.first_id], ids[0 if self.first_id else self.ignore_index] = classes, IGNORED
         if self.label_ids is not None:
             labels[list(self.label_ids)], labels[list(self.ignored_ids)] = classes, IGNORED
         return {"ids": ids, "labels": labels}
@@ -256,6 +259,8 @@ class Labels:
         last = len(self.classes) - 1
         if what == "colour":
             return "the palette's colours" + (f" and {self.ignore_color} (ignored)" if self.ignore_color else "")
+        if rule == "ids" and self.first_id:
+            return f"0 (ignored) and 1 to {last + 1}"
         if rule == "labels":
             ignored = f"{_in_ranges(self.ignored_ids)} (ignored) and " if self.ignored_ids else ""
             return ignored + _in_ranges(self.label_ids or ())
@@ -277,12 +282,12 @@ class Labels:
             if len(unknown) == 1:
                 return f"If {unknown[0]} stands for ignored pixels, set 'ignore_color' to {list(unknown[0])}"
             return "Correct the palette or the masks"
-        if stored.rule == "labels":
-            if self.id_ending is not None:
-                return f"Class ids are read from files called '*{self.id_ending}.png'"
-            if self.label_ids == tuple(range(1, count + 1)):
-                return "Perhaps 1 was subtracted already: masks are read as distributed, with 1 for the first class"
-            return None
+        if stored.rule == "labels" and self.id_ending is not None:
+            return f"Class ids are read from files called '*{self.id_ending}.png'"
+        if stored.rule == "labels" or self.first_id:
+            after_zero = self.first_id or self.label_ids == tuple(range(1, count + 1))
+            first = f"masks are read as distributed, with 1 for {self.classes[0]!r}"
+            return f"Perhaps 1 was subtracted already: {first}" if after_zero and self.ignore_index in unknown else None
         present = {value for value in stored.pixels if value not in (0, self.ignore_index)}
         if present <= self._greys and len(present) > 1:
             return "These are a palette's colours turned into grey: store the indices (mode P), or the colours (RGB)"
@@ -348,6 +353,8 @@ def _unpack(code: int) -> Colour:
 def _read_pixels(path: Path) -> Ids:
     """Indices (H, W), uint8 or uint16, or colours (H, W, 3); turned as the EXIF orientation says."""
     try:
+        if path.suffix == ".mat":
+            return read_matrix(path, "S")
         with path.open("rb") as file, Image.open(file) as image:
             if image.format not in _EXACT:
                 raise DataError(

@@ -270,7 +270,7 @@ def _walk(root: Path, pattern: str, split: str, suffixes: tuple[str, ...]) -> di
 
 def _pair(pictures: dict[str, list[Path]], masks: dict[str, list[Path]], missing: tuple[Path, ...] = ()) -> Listing:
     def preferred(paths: list[Path]) -> Path:
-        return min(paths, key=lambda path: _MASKS.index(path.suffix.lower()))
+        return min(paths, key=lambda path: (*_MASKS, ".mat").index(path.suffix.lower()))
 
     return Listing(
         tuple(Sample(paths[0], preferred(masks[name]), name) for name, paths in pictures.items() if name in masks),
@@ -303,6 +303,8 @@ class _Files:
     """What all names look like (a regular expression), where the folders alone do not tell the data set."""
     id_ending: str | None = None
     """How the names of masks end that store class ids, where the others have `label_ids` of the data set."""
+    first_id: int = 0
+    """1: those store the class id + 1, and 0 where ignored."""
 
     def __str__(self) -> str:
         def example(pattern: str) -> str:
@@ -321,6 +323,7 @@ class _Files:
         if self.lists is None:
             return self._splits_of(root, [self.images]), self._splits_of(root, self.masks)
         lists = {path.stem for path in root.glob(self.lists.format(split="*"))}
+        lists = {ours for own, ours in self.splits.items() if own in lists} if self.splits else lists
         pictures, masks = (
             any(each.is_dir() for pattern in patterns for each in _folders(root, pattern, ""))
             for patterns in ([self.images], self.masks)
@@ -333,12 +336,12 @@ class _Files:
         pictures = _walk(root, self.images, spelled, _PICTURES)
         masks: dict[str, list[Path]] = {}
         for pattern in self.masks:
-            masks = _walk(root, pattern, spelled, _MASKS) | masks
+            masks = _walk(root, pattern, spelled, (".mat",) if pattern.endswith(".mat") else _MASKS) | masks
         if self.names:  # the same folder has other files, such as masks in another numbering
             masks = {name: paths for name, paths in masks.items() if re.fullmatch(self.names, name)}
         if self.lists is None:
             return _pair(pictures, masks)
-        lines = (root / self.lists.format(split=split)).read_text(encoding="utf-8").splitlines()
+        lines = (root / self.lists.format(split=spelled)).read_text(encoding="utf-8").splitlines()
         names = dict.fromkeys(line.split()[0] for line in lines if line.strip())
         return _pair(
             {name: pictures[name] for name in names if name in pictures},
@@ -375,6 +378,7 @@ def published_labels(dataset: str) -> Labels:
         record.label_ids,
         record.ignored_ids,
         LAYOUTS[dataset][0].id_ending,
+        LAYOUTS[dataset][0].first_id,
     )
 
 
@@ -429,6 +433,12 @@ def _decode_description(raw: Any) -> tuple[Labels, Range | None]:
 
 _PARTS = {"train": "train", "val": "val", "test": "test"}
 
+_COCO_STUFF_10K = _Files(
+    "images/{name}.jpg",
+    ["annotations/{name}.mat"],
+    {"train": "train", "test": "val"},
+    lists="imageLists/{split}.txt",
+)
 _PASCAL_CONTEXT = (
     _Files(
         "JPEGImages/{name}.jpg",
@@ -465,8 +475,12 @@ LAYOUTS: dict[str, tuple[_Files, ...]] = {
             "images/{split}/{name}.jpg",
             ["annotations/{split}/{name}_labelTrainIds.png"],
             {"train2014": "train", "test2014": "val"},
+            id_ending="_labelTrainIds",
+            first_id=1,
         ),
+        _COCO_STUFF_10K,
     ),
+    "coco_stuff_10k_182": (_COCO_STUFF_10K,),
     "coco_stuff_164k": tuple(
         _Files(
             images,
@@ -514,7 +528,7 @@ LAYOUTS: dict[str, tuple[_Files, ...]] = {
         _Files("{split}_images/{name}.jpg", ["{split}_segmentations/{name}.png"], {"train": "train", "val": "val"}),
     ),
 }
-"""How the files of each data set lie, in one way or in several. They are as distributed; of COCO-Stuff 10k, PASCAL
-Context, Potsdam, Vaihingen and iSAID as MMSegmentation's converters write them, which cut the last three into the
-patches that published numbers were measured on.
+"""How the files of each data set lie, in one way or in several: as distributed, and as MMSegmentation's converters
+write them. Of PASCAL Context, Potsdam, Vaihingen and iSAID the latter only: published numbers of the last three were
+measured on its patches.
 """
