@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import shutil
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from helpers.drawn import index_picture, save
 from PIL import Image
 
 from zoo_seg.cli.main import main
+from zoo_seg.cli.network import dataset_of
 from zoo_seg.data import open_data
 from zoo_seg.data.check import check_data
 from zoo_seg.data.layouts import LAYOUTS, published_labels
@@ -273,6 +275,21 @@ def test_pascal_context_has_two_numbers_of_classes_and_vocs_folder(tmp_path: Pat
     with pytest.raises(DataError, match="voc or pascal_context_59 or pascal_context_60"):
         open_data(tmp_path)
     assert open_data(tmp_path, "voc").num_classes == 21
+
+
+@pytest.mark.parametrize(
+    ("model", "weights", "dataset"),
+    [
+        (None, None, "camvid"),
+        ("pspnet_resnet50_os8", "voc", "voc"),
+        (None, "pspnet_resnet50_os8.ade20k", "ade20k"),
+        ("pspnet_resnet50_os8", "mine.pth", None),
+    ],
+)
+def test_evaluate_prefers_the_data_set_of_the_weights(
+    model: str | None, weights: str | None, dataset: str | None
+) -> None:
+    assert dataset_of(argparse.Namespace(model=model, weights=weights)) == dataset
 
 
 def test_check_data_reads_a_published_layout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
