@@ -195,7 +195,7 @@ def _add_list(verbs: Any) -> None:
         examples="  zoo-seg list --dataset ade20k --sort miou\n  zoo-seg list --model 'pspnet*' --json",
     )
     parser.add_argument("--model", metavar="NAME", help="a model name, alias or pattern such as 'pspnet*'")
-    parser.add_argument("--dataset", metavar="NAME", help="a data set such as voc, ade20k or cityscapes")
+    parser.add_argument("--dataset", metavar="NAME", help="voc, ade20k or cityscapes")
     parser.add_argument("--source", metavar="NAME", help="ssseg or mmseg")
     parser.add_argument("--min-miou", type=float, metavar="PERCENT", help="at least this published single-scale mIoU")
     parser.add_argument("--max-parameters", type=float, metavar="MILLIONS", help="at most so many million parameters")
