@@ -20,6 +20,7 @@ from helpers.reference import FIXTURES, key_list, keys
 
 import zoo_seg
 from zoo_seg import Weights, create_model, get_weights, list_models, list_weights
+from zoo_seg.data.layouts import LAYOUTS
 from zoo_seg.errors import HashMismatchError, ManifestError, UnknownNameError
 from zoo_seg.manifest import (
     PROTOCOLS,
@@ -54,8 +55,9 @@ def test_every_record_of_the_manifest_is_whole() -> None:
     assert {key.id: key for key in manifest.keys.values()} == {
         record.id: (record.id, record.model, record.tag, record.dataset, record.source) for record in EVERY
     }
-    used = {record.source for record in EVERY}, {record.dataset for record in EVERY}
-    assert used == (set(manifest.sources), set(manifest.datasets))
+    assert {record.source for record in EVERY} == set(manifest.sources)
+    used = {record.dataset for record in EVERY}
+    assert used <= set(manifest.datasets) <= used | set(LAYOUTS)
 
 
 def test_the_protocols_are_those_that_the_code_knows() -> None:
@@ -469,6 +471,9 @@ MISTAKES: list[tuple[Callable[[dict[str, Any]], None], Place, str]] = [
         "found 2 items, expected 3",
     ),
     (put("datasets", "toys", "palette", 0, 2, value=256), ("datasets", "toys"), "outside 0..255"),
+    (put("datasets", "toys", "label_ids", value=[1, 2]), ("datasets", "toys"), "3 classes but 2 label_ids"),
+    (put("datasets", "toys", "label_ids", value=[1, 2, 2]), ("datasets", "toys"), "a number stands there twice"),
+    (put("datasets", "toys", "ignored_ids", value=[0]), ("datasets", "toys"), "ignored_ids without label_ids"),
     (put("sources", "me", "protocol", value="mine"), ("sources", "me", "protocol"), "known are ssseg, mmseg"),
     (rename("models", "toy_r50", to="Toy R50"), ("models", "Toy R50"), "lower-case letters, digits and _"),
     (put("models", "fcn_resnet50_os8", value={}), ("models", "fcn_resnet50_os8"), "taken by an earlier manifest"),

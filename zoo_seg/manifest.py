@@ -200,16 +200,21 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Resize:
-    """Keep the aspect ratio; the longest fit inside `short` x `long` pixels (shorter x longer side)."""
+    """To the largest size with the same aspect ratio inside `short` x `long` pixels (shorter x longer side)."""
 
     short: int
     long: int
+    keep_ratio: bool = True
+    """False: to these very sides, the longer one of the image (the width of a square one) to `long`."""
 
     def __post_init__(self) -> None:
         _check(
             0 < self.short <= self.long <= LARGEST_SIDE,
             f"short is {self.short} and long {self.long}, expected 0 < short <= long <= {LARGEST_SIDE}",
         )
+
+    def __str__(self) -> str:
+        return f"shorter side {self.short}, " + (f"at most {self.long}" if self.keep_ratio else f"longer {self.long}")
 
 
 @dataclass(frozen=True)
@@ -255,6 +260,12 @@ class Dataset:
     ignore_index: int
     classes: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
+    ignore_color: tuple[int, int, int] | None = None
+    """The colour of ignored pixels in its RGB masks."""
+    label_ids: tuple[int, ...] | None = None
+    """What its masks store for each class; None: the class id itself, and `ignore_index` where ignored."""
+    ignored_ids: tuple[int, ...] = ()
+    """What masks with `label_ids` store where ignored."""
 
     def __post_init__(self) -> None:
         _check(bool(self.classes), "classes is empty, expected at least one name")
@@ -265,6 +276,16 @@ class Dataset:
         _check(
             all(0 <= channel <= 255 for colour in self.palette for channel in colour),
             "a palette colour is outside 0..255",
+        )
+        labels = (*(self.label_ids or ()), *self.ignored_ids)
+        _check(
+            self.label_ids is None or len(self.label_ids) == len(self.classes),
+            f"{len(self.classes)} classes but {len(self.label_ids or ())} label_ids, expected as many",
+        )
+        _check(self.label_ids is not None or not labels, "ignored_ids without label_ids, expected both")
+        _check(
+            len(set(labels)) == len(labels) and all(0 <= label < 1 << 16 for label in labels),
+            "label_ids and ignored_ids: a number stands there twice or is outside 0..65535",
         )
 
 
@@ -434,8 +455,7 @@ def _cells(record: Weights) -> Iterator[tuple[str, str]]:
         how = f"{metric.test.mode}, scales {scales}, {'flip' if metric.test.flip else 'no flip'}"
         yield metric.name, html.escape(f"{metric.value} % on {metric.split} ({metric.status}; {how})")
     yield "parameters", f"{record.parameters / 1e6:.2f} M"
-    resize = record.preprocess.resize
-    size = f"shorter side {resize.short}, at most {resize.long}" if resize else "the image's own"
+    size = str(record.preprocess.resize or "the image's own")
     yield "test size", html.escape(f"{size}; {record.protocol} rules")
     for file in record.files:
         bytes_ = f", {file.size / 1e6:.1f} MB" if file.size else ""

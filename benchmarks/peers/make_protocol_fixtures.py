@@ -6,7 +6,8 @@ Needs the environment of this folder's README. The weights are those of `referen
 
     meta      JSON: source, family, num_classes, seed, how it was run, the sizes, the versions
     keys      JSON: [name, shape, dtype] of every entry of the checkpoint, in the source's own names
-    picture   (h, w, 3) uint8 RGB: mmseg only. For ssseg the input is `image_tensor(*meta.input_size, meta.image_seed)`
+    picture   (h, w, 3) uint8 RGB, resized to meta.test_scale. Without it (ssseg) the input is
+              `image_tensor(*meta.input_size, meta.image_seed)`
     logits    (C, ...) float32: the averaged logits [:, ::s, ::s] at the output size, s = meta.subsample
               (mmseg with several scales or flip: the averaged probabilities; meta.kind says which)
     mask      (h, w) uint8: the class map at the output size
@@ -52,6 +53,12 @@ SSSEG_CASES: dict[str, tuple[tuple[int, int], tuple[int, int], dict[str, Any]]] 
     "msflip": ((97, 141), (111, 160), SCALES),
     "slide_msflip": ((97, 141), (111, 160), {**GRID, **SCALES}),
 }
+# case: (picture size, test scale, whether the ratio is kept); of the last family only
+SSSEG_RESIZED: dict[str, tuple[tuple[int, int], list[int], bool]] = {
+    "square": ((111, 160), [97, 97], True),
+    "stretched": ((160, 111), [97, 97], False),
+    "stretched_frame": ((160, 111), [141, 97], False),
+}
 
 MMSEG = {
     "fpn_r50": ("fpn", 19, 4, 2.0**-4),
@@ -65,6 +72,14 @@ MMSEG_CASES: dict[str, tuple[tuple[int, int], dict[str, Any]]] = {
     "slide": ((73, 118), GRID),
     "msflip": ((73, 118), SCALES),
     "slide_msflip": ((73, 118), {**GRID, **SCALES}),
+}
+# case: (picture size, test scale, options); of the first family only
+MMSEG_RESIZED: dict[str, tuple[tuple[int, int], list[int], dict[str, Any]]] = {
+    "square": ((73, 118), [97, 97], {}),
+    "square_enlarged": ((73, 52), [112, 112], {}),
+    "square_same": ((96, 96), [96, 96], {}),
+    "square_slide": ((118, 95), [105, 105], GRID),
+    "square_msflip": ((73, 118), [97, 97], SCALES),
 }
 
 
@@ -124,12 +139,33 @@ def make_ssseg(out: Path, folder: Path) -> None:
                 "versions": ssseg_peer.VERSIONS,
             }
             write(out / f"protocol_ssseg_{family}_{case}.npz", logits, meta, entries)
+    for number, (case, (size, test_scale, keep_ratio)) in enumerate(SSSEG_RESIZED.items(), len(SSSEG_CASES)):
+        picture = reference.picture(*size, seed=number)
+        x = ssseg_peer.prepare(np.ascontiguousarray(picture[:, :, ::-1]), test_scale, keep_ratio)
+        meta = {
+            "source": "ssseg",
+            "family": family,
+            "case": case,
+            "num_classes": 21,
+            "seed": seed,
+            "input_size": list(x.shape[2:]),
+            "output_size": size,
+            "test_scale": test_scale,
+            "keep_ratio": keep_ratio,
+            **WHOLE,
+            "kind": "logits",
+            "versions": ssseg_peer.VERSIONS,
+        }
+        logits = ssseg_peer.predict(model, x, size, **WHOLE)[0].numpy()
+        write(out / f"protocol_ssseg_{family}_{case}.npz", logits, meta, entries, picture=picture)
 
 
-def order_of_0x(model: torch.nn.Module, image: np.ndarray, scales: Sequence[float], flip: bool) -> np.ndarray:
+def order_of_0x(
+    model: torch.nn.Module, image: np.ndarray, scales: Sequence[float], flip: bool, test_scale: Sequence[int]
+) -> np.ndarray:
     """The published numbers' order: logits to the picture's size, softmax, only then un-flip. 1.x un-flips first."""
     total, count = 0.0, 0
-    resizes = [{"scale": (int(TEST_SCALE[0] * r), int(TEST_SCALE[1] * r))} for r in scales]
+    resizes = [{"scale": (int(test_scale[0] * r), int(test_scale[1] * r))} for r in scales]
     batch = mmseg_peer._augmented(image, resizes, flip)
     for inputs, samples in zip(batch["inputs"], batch["data_samples"], strict=True):
         data = model.data_preprocessor({"inputs": inputs, "data_samples": samples}, False)
@@ -151,13 +187,16 @@ def make_mmseg(out: Path, folder: Path) -> None:
         scaled = ["decode_head.conv_seg.weight", "decode_head.conv_seg.bias"]
         reference.scale_entries(state_dict, scaled, factor)
         reference.save(reference.checkpoint(state_dict, "mmseg"), path, "legacy")
-        for number, (case, (size, changes)) in enumerate(MMSEG_CASES.items()):
+        cases = {case: (size, TEST_SCALE, changes) for case, (size, changes) in MMSEG_CASES.items()}
+        if family == next(iter(MMSEG)):
+            cases |= MMSEG_RESIZED
+        for number, (case, (size, test_scale, changes)) in enumerate(cases.items()):
             options = {**WHOLE, **changes}
             run = {key: options.pop(key) for key in ("scales", "flip")}
-            model = mmseg_peer.load(path, test_scale=TEST_SCALE, **options)
+            model = mmseg_peer.load(path, test_scale=test_scale, **options)
             picture = reference.picture(*size, seed=number)
             bgr = np.ascontiguousarray(picture[:, :, ::-1])
-            result = mmseg_peer.predict(model, bgr, test_scale=TEST_SCALE, scale_rule="0.x", **run)
+            result = mmseg_peer.predict(model, bgr, test_scale=test_scale, scale_rule="0.x", **run)
             assert np.array_equal(result["mask"], result["logits"].argmax(axis=0))
             meta = {
                 "source": "mmseg",
@@ -168,14 +207,14 @@ def make_mmseg(out: Path, folder: Path) -> None:
                 "classifier_scale": factor,
                 "scaled_entries": scaled,
                 "output_size": size,
-                "test_scale": TEST_SCALE,
+                "test_scale": test_scale,
                 **options,
                 **run,
                 "kind": "logits",
                 "versions": mmseg_peer.VERSIONS,
             }
             if "sizes" in result:
-                older = order_of_0x(model, bgr, **run)
+                older = order_of_0x(model, bgr, test_scale=test_scale, **run)
                 meta.update(
                     kind="probabilities",
                     scale_rule="0.x: scale r resizes the picture into (int(W0 * r), int(H0 * r)), W0, H0 = test_scale",
@@ -186,7 +225,7 @@ def make_mmseg(out: Path, folder: Path) -> None:
                 print({key: meta[key] for key in ("input_sizes", "largest_difference_to_order_of_0x", "largest_logit")})
             else:
                 height, width = size
-                ratio = min(max(TEST_SCALE) / max(size), min(TEST_SCALE) / min(size))
+                ratio = min(max(test_scale) / max(size), min(test_scale) / min(size))
                 meta["input_size"] = [int(height * ratio + 0.5), int(width * ratio + 0.5)]
             write(out / f"protocol_mmseg_{family}_{case}.npz", result["logits"], meta, entries, picture=picture)
 

@@ -105,14 +105,20 @@ def load(checkpoint: str | Path, outstride: int = 8) -> torch.nn.Module:
 
 def read(picture: str | Path, test_scale: Sequence[int] | None = TEST_SCALE) -> tuple[torch.Tensor, tuple[int, int]]:
     """A picture through ssseg's own test transforms: (1, 3, h, w) and its original size. None keeps the size."""
-    sample = {"image": cv2.imread(str(picture))}
-    original = sample["image"].shape[:2]
+    image = cv2.imread(str(picture))
+    return prepare(image, test_scale), image.shape[:2]
+
+
+def prepare(image: np.ndarray, test_scale: Sequence[int] | None, keep_ratio: bool = True) -> torch.Tensor:
+    """A BGR uint8 picture through ssseg's own test transforms."""
+    sample: dict[str, Any] = {"image": image}
     steps: list[dict[str, Any]] = [{"type": "Normalize", "mean": MEAN, "std": STD}, {"type": "ToTensor"}]
     if test_scale is not None:
-        steps.insert(0, {"type": "Resize", "output_size": tuple(test_scale), "keep_ratio": True, "scale_range": None})
+        resize = {"type": "Resize", "output_size": tuple(test_scale), "keep_ratio": keep_ratio, "scale_range": None}
+        steps.insert(0, resize)
     for step in steps:
         sample = BuildDataTransform(step)(sample)
-    return sample["image"].unsqueeze(0), original
+    return sample["image"].unsqueeze(0)
 
 
 def predict(

@@ -97,7 +97,7 @@ def test_json_holds_everything(run: Run, tmp_path: Path) -> None:
         (["nowhere"], 2, "nowhere: there is no such folder"),
         (["data/dataset.json"], 2, "is a file; expected the folder"),
         (["data", "--split", "test"], 2, "no split 'test' with images and masks; it has train, val"),
-        (["data", "--layout", "coco"], 2, "invalid choice: 'coco'"),
+        (["data", "--layout", "coco"], 2, "layout is 'coco', expected auto, folder, voc"),
         (["data", "--workers", "0"], 2, "not a whole number of at least 1"),
         ([], 2, "the following arguments are required: DIR"),
         ([""], 2, "it is empty"),

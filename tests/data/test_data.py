@@ -21,7 +21,8 @@ from PIL import Image
 from zoo_seg.data import Labels, check, open_data
 from zoo_seg.data.check import check_data
 from zoo_seg.data.findings import DataReport, SplitReport, ValueCount
-from zoo_seg.data.labels import Rule, voc_palette
+from zoo_seg.data.labels import voc_palette
+from zoo_seg.data.layouts import published_labels
 from zoo_seg.errors import DataError, OptionError, ZooSegError
 from zoo_seg.images.reading import read_picture
 from zoo_seg.manifest import load_manifest
@@ -30,14 +31,7 @@ DRAW = {"folder": draw_folder, "voc": draw_voc, "ade20k": draw_ade20k, "cityscap
 WHITE = (255, 255, 255)
 
 
-def published(dataset: str, rule: Rule) -> Labels:
-    record = load_manifest().datasets[dataset]
-    return Labels(record.classes, record.palette, record.ignore_index, rule)
-
-
-VOC = published("voc", "identity")
-ADE20K = published("ade20k", "minus_one")
-CITYSCAPES = published("cityscapes", "cityscapes")
+VOC, ADE20K, CITYSCAPES = map(published_labels, ("voc", "ade20k", "cityscapes"))
 
 
 def own(count: int, ignore_index: int = 255, **options: Any) -> Labels:
@@ -204,7 +198,7 @@ UNKNOWN = {
     ),
     "train ids as label ids": (
         index_picture(mask([0, 18, 255])), CITYSCAPES,
-        "255 is no class; allowed are the labelIds 0 to 33.*_labelTrainIds",
+        r"255 is no class; allowed are 0 to 6, 9, 10, .*29, 30 \(ignored\) and 7, 8, .* 31 to 33.*_labelTrainIds",
     ),
     "fewer names than ids": (
         index_picture(mask([0, 3, 5])), own(3), "up to 5: if all are classes, 'classes' needs 6 names, it has 3",
@@ -287,7 +281,7 @@ def test_impossible_labels_are_refused(arguments: tuple[Any, ...], message: str)
 @pytest.mark.parametrize("given", ["auto", "its own"])
 def test_each_layout_is_recognised_and_read(layout: str, given: str, tmp_path: Path) -> None:
     root = DRAW[layout](tmp_path / "data", train=3, val=2)
-    data = open_data(root, "auto" if given == "auto" else layout)  # type: ignore[arg-type]
+    data = open_data(root, "auto" if given == "auto" else layout)
     assert (data.root, data.layout) == (root, layout)
     assert data.splits == (("train", "trainval", "val") if layout == "voc" else ("train", "val"))
     if layout != "folder":
@@ -426,7 +420,7 @@ def describe(**fields: Any) -> Callable[[Path], None]:
         (without(), "images", DataError, "is a part of the data set .*; name that folder"),
         (without(), "images/train", DataError, "is a part of the data set"),
         (without("dataset.json"), "", DataError, r"dataset.json is missing; .* for example"),
-        (without("dataset.json", "masks"), "", DataError, r"no data set \(it holds images/\); .*\n  folder: .*\n  voc"),
+        (without("dataset.json", "masks"), "", DataError, r"no data set .*images/\); looked for folder: .*\n  or voc"),
         (without("masks/train", "masks/val"), "", DataError, "no split has both.*train has images, but no masks"),
         (describe(classes=["a"]), "", DataError, r"dataset.json:2: classes: found 1"),
         (describe(classes=["a", "b"], ignore_index=1), "", DataError, r"dataset.json:6: ignore_index: 1 is class 'b'"),
@@ -459,7 +453,7 @@ def test_two_data_sets_in_one_folder_are_not_chosen_from(tmp_path: Path) -> None
     with pytest.raises(DataError, match=r"several data sets: .*first, .*second"):
         open_data(tmp_path)
     with pytest.raises(OptionError, match="layout is 'coco', expected auto, folder"):
-        open_data(tmp_path, "coco")  # type: ignore[arg-type]
+        open_data(tmp_path, "coco")
 
 
 def test_samples_of_an_incomplete_split_are_refused(tmp_path: Path) -> None:

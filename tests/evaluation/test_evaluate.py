@@ -335,7 +335,7 @@ def test_no_picture_is_passed_over(spoil: Callable[[Path], str], evaluate: Evalu
         (["--device", "abacus"], 2, "device 'abacus' cannot be used"),
         (["--out", "mine.json"], 2, "mine.json is a file; expected a folder"),
         (["--limit", "0"], 2, "'0' is not a whole number of at least 1"),
-        (["--dataset", "coco"], 2, "invalid choice: 'coco'"),
+        (["--dataset", "coco"], 2, "layout is 'coco', expected auto, folder, voc"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -126,6 +126,13 @@ def test_the_same_size_costs_nothing() -> None:
         ((7, 9000), Resize(512, 2048), (2, 2048)),
         ((1, 90000), Resize(512, 2048), (1, 2048)),  # never 0
         ((640, 3), 1, (213, 1)),
+        ((375, 500), Resize(520, 520), (390, 520)),  # both sides of the frame are the longer side's limit
+        ((500, 375), Resize(520, 520), (520, 390)),
+        ((896, 896), Resize(896, 896), (896, 896)),
+        ((300, 500), Resize(473, 473, keep_ratio=False), (473, 473)),
+        ((300, 500), Resize(200, 400, keep_ratio=False), (200, 400)),
+        ((500, 300), Resize(200, 400, keep_ratio=False), (400, 200)),
+        ((300, 300), Resize(200, 400, keep_ratio=False), (200, 400)),
         ((33, 47), None, (33, 47)),
     ],
 )

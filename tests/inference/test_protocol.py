@@ -53,12 +53,13 @@ def test_equals_the_original_project(path: Path) -> None:
     meta = json.loads(str(stored["meta"]))
     model = network(first_of_its_kind(path))
     options: dict[str, Any] = {name: meta[name] for name in OPTIONS}
-    if meta["source"] == "ssseg":
+    if "picture" not in stored:
         x: Any = torch.from_numpy(image_tensor(*meta["input_size"], meta["image_seed"]))
         mask = None
     else:
         width, height = meta["test_scale"]
-        predictor = mmseg_predictor(model, meta["num_classes"], Resize(height, width))
+        resize = Resize(height, width, meta.get("keep_ratio", True))
+        predictor = predictor_of(model, meta["num_classes"], resize, meta["source"])
         mask = next(predictor.stream([stored["picture"]], test=check_test_options(**options))).mask
         x = predictor.inputs(stored["picture"], scales=meta["scales"])
     logits = predict_logits(model, x, output_size=meta["output_size"], protocol=meta["source"], **options)
@@ -71,13 +72,13 @@ def test_equals_the_original_project(path: Path) -> None:
         assert (mask == stored["mask"]).mean() >= 0.999
 
 
-def mmseg_predictor(model: SegmentationNetwork, num_classes: int, resize: Resize) -> Predictor:
+def predictor_of(model: SegmentationNetwork, num_classes: int, resize: Resize, protocol: str) -> Predictor:
     return Predictor(
         model,
         classes=[f"class_{i}" for i in range(num_classes)],
         palette=[(0, 0, 0)] * num_classes,
         preprocess=Preprocess((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), resize),
-        protocol="mmseg",
+        protocol=protocol,
     )
 
 

@@ -545,7 +545,7 @@ def test_dropout_and_seed_decide_the_draws(few: Path, quick: Callable[..., Path]
 
 def test_resize_is_kept_for_prediction(few: Path, quick: Callable[..., Path]) -> None:
     config = config_of(quick(few, resize=32, crop_size=(32, 32)))
-    assert config["preprocess"]["resize"] == {"short": 32, "long": 128}
+    assert config["preprocess"]["resize"] == {"short": 32, "long": 128, "keep_ratio": True}
 
 
 def test_another_run_in_this_process_may_use_another_device(

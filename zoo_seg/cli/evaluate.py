@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from zoo_seg.cli.network import check_test_arguments, device_of, load_network
+from zoo_seg.cli.network import check_test_arguments, dataset_of, device_of, load_network
 from zoo_seg.data.layouts import SegmentationData, open_data
 from zoo_seg.errors import OptionError
 from zoo_seg.evaluation.chart import draw_chart
@@ -61,7 +61,7 @@ def _check_options(arguments: argparse.Namespace) -> SegmentationData:
     if not arguments.tolerance >= 0:
         raise OptionError(f"--tolerance is {arguments.tolerance}; expected percent points of mIoU, such as 0.1")
     check_test_arguments(arguments)
-    data = open_data(arguments.data, arguments.dataset)
+    data = open_data(arguments.data, arguments.dataset, dataset=dataset_of(arguments))
     data.samples(arguments.split)
     return data
 

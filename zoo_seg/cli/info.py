@@ -60,8 +60,7 @@ def _print_record(record: Weights) -> None:
     further = {"momentum": recipe.momentum, "weight decay": recipe.weight_decay}
     known = "".join(f", {name} {value}" for name, value in further.items() if value is not None)
     _row("", f"{recipe.optimizer} lr {recipe.lr}{known}; {recipe.schedule}")
-    resize = record.preprocess.resize
-    size = f"shorter side {resize.short}, at most {resize.long}" if resize else "the image's own size"
+    size = record.preprocess.resize or "the image's own size"
     _row("test size", f"{size}; {_mode(record.test)}; {record.protocol} rules")
     _row("mean, std (RGB)", f"{list(record.preprocess.mean)}, {list(record.preprocess.std)}")
     for file in record.files:

@@ -150,9 +150,9 @@ def _layout_option(*flags: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument(
         *flags,
-        choices=["auto", "folder", "voc", "ade20k", "cityscapes"],
+        metavar="NAME",
         default="auto",
-        help="how the files lie in the folder of the data (default: found out)",
+        help="how the files lie in the folder of the data: folder, or a data set such as voc (default: found out)",
     )
     return parser
 

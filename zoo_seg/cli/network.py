@@ -13,7 +13,7 @@ import torch
 
 from zoo_seg.checkpoints.digest import tensors_sha256
 from zoo_seg.config import is_network, read_config
-from zoo_seg.errors import OptionError
+from zoo_seg.errors import OptionError, UnknownNameError
 from zoo_seg.export.loaded import from_exported, is_exported
 from zoo_seg.factory import create_model, from_pretrained
 from zoo_seg.hub.download import shown
@@ -96,6 +96,17 @@ def _named(arguments: argparse.Namespace) -> tuple[str | None, str | Weights]:
         record = get_weights(model, tag)
         return record.model, record
     return name, weights
+
+
+def dataset_of(arguments: argparse.Namespace) -> str | None:
+    """The published data set of `--model` and `--weights`; None where no record says it."""
+    name, weights = _named(arguments)
+    if isinstance(weights, Weights):
+        return weights.dataset
+    try:
+        return None if name is None else get_weights(name, weights).dataset
+    except UnknownNameError:  # a file
+        return None
 
 
 def device_of(arguments: argparse.Namespace) -> str:

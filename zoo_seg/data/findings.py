@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from zoo_seg.data.layouts import FolderLayout
 from zoo_seg.data.wording import SHOWN
 from zoo_seg.errors import DataError
 
@@ -49,7 +48,7 @@ class DataReport:
     """What `check_data` found; a message names the split and the first files."""
 
     root: str
-    layout: FolderLayout
+    layout: str
     splits: tuple[SplitReport, ...]
     errors: tuple[str, ...]
     """Training would fail."""

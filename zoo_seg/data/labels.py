@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 
+from zoo_seg.data.matlab import read_matrix
 from zoo_seg.data.wording import many, name_some
 from zoo_seg.errors import DataError
 from zoo_seg.images.reading import loses_bits, stored_mode, upright
@@ -25,9 +26,8 @@ Stored = int | Colour
 """What a mask stores in a pixel: an index, or a colour."""
 Ids = npt.NDArray[np.uint8 | np.uint16]
 """Class ids (H, W), `ignore_index` where ignored: uint8, or uint16 where 8 bits are too few."""
-Rule = Literal["identity", "minus_one", "cityscapes"]
-"""What a stored index means: itself; ADE20K's class + 1, with 0 for ignored; Cityscapes' labelIds (in files
-called `*_labelTrainIds.png` the index itself)."""
+Rule = Literal["ids", "labels"]
+"""What a mask's indices are: class ids, or numbers of the data set's own, which `Labels.label_ids` translates."""
 
 IGNORED, UNKNOWN = -1, -2
 """Meanings of a stored value beside the class ids."""
@@ -42,10 +42,6 @@ MOST_UNKNOWN = 1000
 _SHOWN = 8
 _MANY = 40
 """Unknown labels beyond which no table of classes explains them."""
-_TRAIN_IDS = "_labelTrainIds"
-_CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
-"""The labelId of each class; the others up to 33 are ignored (cityscapesScripts, helpers/labels.py)."""
-_CITYSCAPES_LAST_ID = 33
 
 
 def voc_palette(count: int) -> tuple[Colour, ...]:
@@ -117,9 +113,16 @@ class Labels:
     palette: tuple[Colour, ...]
     ignore_index: int
     """The id of ignored pixels, outside the classes."""
-    rule: Rule = "identity"
     ignore_color: Colour | None = None
     """The colour of ignored pixels in RGB masks; None: every colour must be a class's."""
+    label_ids: tuple[int, ...] | None = None
+    """What an index mask stores for each class; None: the class id itself, and `ignore_index` where ignored."""
+    ignored_ids: tuple[int, ...] = ()
+    """What it stores where ignored, if there are `label_ids`."""
+    id_ending: str | None = None
+    """How the names of masks end that store class ids in spite of `label_ids`, such as `_labelTrainIds`."""
+    first_id: int = 0
+    """1: those store the class id + 1, and 0 where ignored."""
     has_palette: bool = True
     """False: nobody said that masks are in the palette's colours, and RGB ones are refused."""
 
@@ -133,7 +136,7 @@ class Labels:
 
         A mask is an index PNG of 1, 2, 4, 8 or 16 bits, a palette PNG (its indices count, never its colours), or
         RGB in the palette's colours; other lossless formats are read likewise. Of 1 bit, white is 1. It is turned
-        upright (EXIF orientation) as images are.
+        upright (EXIF orientation) as images are. Of a MATLAB file the variable `S` counts.
 
         Raises:
             DataError: the file cannot be read, loses values (JPEG), or stores what is no class; the message
@@ -173,7 +176,8 @@ class Labels:
                 f"{path}: an RGB mask, but the classes {', '.join(names)} share the colour {self._shared_colour}; "
                 "give each a colour of its own, or store class ids"
             )
-        rule: Rule = "identity" if path.stem.endswith(_TRAIN_IDS) and self.rule == "cityscapes" else self.rule
+        holds_ids = self.label_ids is None or (self.id_ending is not None and path.stem.endswith(self.id_ending))
+        rule: Rule = "ids" if holds_ids else "labels"
         ids = np.empty(pixels.shape[:2], self._type)
         stored = StoredValues((pixels.shape[0], pixels.shape[1]), rule)
         rows = max(_BLOCK // pixels.shape[1], 1)
@@ -223,13 +227,12 @@ class Labels:
     @cached_property
     def _meanings(self) -> dict[Rule, npt.NDArray[np.int32]]:
         """What each index from 0 to 65535 means, by rule."""
-        ids = np.arange(len(self.classes))
-        identity, minus_one, cityscapes = tables = np.full((3, _LARGEST + 1), UNKNOWN, np.int32)
-        identity[ids], identity[self.ignore_index] = ids, IGNORED
-        minus_one[ids + 1], minus_one[0] = ids, IGNORED
-        cityscapes[: _CITYSCAPES_LAST_ID + 1] = IGNORED
-        cityscapes[list(_CITYSCAPES_IDS)] = range(len(_CITYSCAPES_IDS))
-        return dict(zip(get_args(Rule), tables, strict=True))
+        ids, labels = np.full((2, _LARGEST + 1), UNKNOWN, np.int32)
+        classes = np.arange(len(self.classes))
+        ids[classes + self.first_id], ids[0 if self.first_id else self.ignore_index] = classes, IGNORED
+        if self.label_ids is not None:
+            labels[list(self.label_ids)], labels[list(self.ignored_ids)] = classes, IGNORED
+        return {"ids": ids, "labels": labels}
 
     @cached_property
     def _tables(self) -> dict[Rule, Ids]:
@@ -256,10 +259,11 @@ class Labels:
         last = len(self.classes) - 1
         if what == "colour":
             return "the palette's colours" + (f" and {self.ignore_color} (ignored)" if self.ignore_color else "")
-        if rule == "minus_one":
+        if rule == "ids" and self.first_id:
             return f"0 (ignored) and 1 to {last + 1}"
-        if rule == "cityscapes":
-            return f"the labelIds 0 to {_CITYSCAPES_LAST_ID}"
+        if rule == "labels":
+            ignored = f"{_in_ranges(self.ignored_ids)} (ignored) and " if self.ignored_ids else ""
+            return ignored + _in_ranges(self.label_ids or ())
         return f"0 to {last}, and {self.ignore_index} (ignored)"
 
     def _cause(self, stored: StoredValues) -> str | None:
@@ -278,10 +282,12 @@ class Labels:
             if len(unknown) == 1:
                 return f"If {unknown[0]} stands for ignored pixels, set 'ignore_color' to {list(unknown[0])}"
             return "Correct the palette or the masks"
-        if stored.rule == "minus_one":
-            return "Perhaps 1 was subtracted already: ADE20K's masks are read as distributed, 0 for unlabelled"
-        if stored.rule == "cityscapes":
-            return f"Train ids are read from files called '*{_TRAIN_IDS}.png'"
+        if stored.rule == "labels" and self.id_ending is not None:
+            return f"Class ids are read from files called '*{self.id_ending}.png'"
+        if stored.rule == "labels" or self.first_id:
+            after_zero = self.first_id or self.label_ids == tuple(range(1, count + 1))
+            first = f"masks are read as distributed, with 1 for {self.classes[0]!r}"
+            return f"Perhaps 1 was subtracted already: {first}" if after_zero and self.ignore_index in unknown else None
         present = {value for value in stored.pixels if value not in (0, self.ignore_index)}
         if present <= self._greys and len(present) > 1:
             return "These are a palette's colours turned into grey: store the indices (mode P), or the colours (RGB)"
@@ -309,7 +315,8 @@ class Labels:
 
     @cached_property
     def _ids_as_grey(self) -> set[Stored]:
-        return {(index, index, index) for index in (*range(len(self.classes)), self.ignore_index)}
+        stored = (*range(len(self.classes)), self.ignore_index, *(self.label_ids or ()), *self.ignored_ids)
+        return {(index, index, index) for index in stored}
 
     @cached_property
     def _greys(self) -> set[Stored]:
@@ -317,6 +324,17 @@ class Labels:
         voc = voc_palette(256)
         colours = np.array([*self.palette, *voc[: len(self.classes)], voc[255]])
         return set(np.rint(colours @ (0.299, 0.587, 0.114)).astype(int).tolist())
+
+
+def _in_ranges(numbers: Iterable[int]) -> str:
+    """`0, 3 to 7`"""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
 
 
 def _pack(colours: Ids) -> npt.NDArray[np.uint32]:
@@ -335,6 +353,8 @@ def _unpack(code: int) -> Colour:
 def _read_pixels(path: Path) -> Ids:
     """Indices (H, W), uint8 or uint16, or colours (H, W, 3); turned as the EXIF orientation says."""
     try:
+        if path.suffix == ".mat":
+            return read_matrix(path, "S")
         with path.open("rb") as file, Image.open(file) as image:
             if image.format not in _EXACT:
                 raise DataError(

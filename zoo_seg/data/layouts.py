@@ -1,23 +1,23 @@
-"""Where a data set keeps its images and masks: a folder of one's own, VOC, ADE20K and Cityscapes as distributed."""
+"""Where a data set keeps its images and masks: a folder of one's own, or the published ones as they are distributed."""
 
 from __future__ import annotations
 
 import os
+import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from zoo_seg.data.labels import Colour, Labels, Rule, mistake_in, voc_palette
+from zoo_seg.data.labels import Colour, Labels, mistake_in, voc_palette
 from zoo_seg.data.wording import name_some
 from zoo_seg.decode import Mistake, decode, read_json
 from zoo_seg.errors import DataError, ManifestError, OptionError
 from zoo_seg.images.reading import Range, check_range
 from zoo_seg.manifest import load_manifest
-
-FolderLayout = Literal["folder", "voc", "ade20k", "cityscapes"]
 
 DESCRIPTION = "dataset.json"
 """The classes of a data set of one's own."""
@@ -25,6 +25,8 @@ _PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 _MASKS = (".png", ".bmp", ".tif", ".tiff", ".gif", ".jpg", ".jpeg")
 """In order of preference; JPEG is found so that reading it tells why it is refused."""
 _ORDER = ("train", "trainaug", "trainval", "val", "test")
+_LOOKED_AT = 20
+"""Files whose names tell a data set."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Listing:
 
     samples: tuple[Sample, ...]
     missing: tuple[Path, ...] = ()
-    """Images that a list of VOC's names."""
+    """Images that a list of names has."""
     without_mask: tuple[Path, ...] = ()
     without_picture: tuple[Path, ...] = ()
     """Masks: nothing reads them."""
@@ -56,7 +58,8 @@ class SegmentationData:
     """A data set on disk. `open_data` makes one."""
 
     root: Path
-    layout: FolderLayout
+    layout: str
+    """`"folder"`, or the name of a published data set."""
     labels: Labels
     range: Range | None = None
     """The values that are black and white in images of more than 8 bits, see `read_picture`."""
@@ -80,18 +83,23 @@ class SegmentationData:
     @property
     def expected(self) -> str:
         """Where images and masks have to lie."""
-        return _LAYOUTS[self.layout].expected
+        return _expected(self.layout)
+
+    @cached_property
+    def _files(self) -> _Files:
+        kinds = LAYOUTS[self.layout]
+        return next((files for files in kinds if files.lie_in(self.root)), kinds[0])
 
     @cached_property
     def splits(self) -> tuple[str, ...]:
         """The parts that have images and masks, such as train and val."""
-        pictures, masks = _LAYOUTS[self.layout].parts(self.root)
+        pictures, masks = self._files.parts(self.root)
         return tuple(sorted(pictures & masks, key=_by_use))
 
     @cached_property
     def halves(self) -> tuple[str, ...]:
         """What the other parts lack, in words: a test split without masks, or folders that differ in their name."""
-        pictures, masks = _LAYOUTS[self.layout].parts(self.root)
+        pictures, masks = self._files.parts(self.root)
         return (
             *(f"{split} has images, but no masks" for split in sorted(pictures - masks)),
             *(f"{split} has masks, but no images" for split in sorted(masks - pictures)),
@@ -137,55 +145,61 @@ class SegmentationData:
         Raises:
             OptionError: there is no such split.
         """
-        kind = _LAYOUTS[self.layout]
-        split = kind.aliases.get(split, split)
+        split = self._files.splits.get(split, split)
         if split not in self.splits:
             raise OptionError(
                 f"{self.root} has no split {split!r} with images and masks; it has {', '.join(self.splits)}"
                 + (f" ({'; '.join(self.halves)})" if self.halves else "")
             )
-        return kind.listing(self.root, split)
+        return self._files.listing(self.root, split)
 
 
-def open_data(root: str | Path, layout: FolderLayout | Literal["auto"] = "auto") -> SegmentationData:
+def open_data(root: str | Path, layout: str = "auto", *, dataset: str | None = None) -> SegmentationData:
     """A data set, recognised by what lies in the folder or in a folder within it.
 
     Args:
         root: the folder; also the one around it, such as VOCdevkit.
-        layout: `"folder"` (images/, masks/ and dataset.json), `"voc"`, `"ade20k"` or `"cityscapes"`;
-            `"auto"` finds out.
+        layout: `"folder"` (images/, masks/ and dataset.json), or a published data set, such as `"voc"` or
+            `"ade20k"`; `"auto"` finds out.
+        dataset: the published data set to prefer where several are in one folder, as PASCAL Context's are.
 
     Raises:
         OptionError: there is no such folder or layout.
-        DataError: nothing of the sort lies there, or the classes in dataset.json are wrong (with file and line).
+        DataError: nothing of the sort lies there, several do, or the classes in dataset.json are wrong (with file
+            and line).
     """
-    if layout != "auto" and layout not in _LAYOUTS:
-        raise OptionError(f"layout is {layout!r}, expected auto, {', '.join(_LAYOUTS)}")
+    if layout != "auto" and layout not in LAYOUTS:
+        raise OptionError(f"layout is {layout!r}, expected auto, {', '.join(LAYOUTS)}")
     root = Path(root).expanduser()
     if not root.exists():
         raise OptionError(f"{root}: there is no such folder; check the path")
     if not root.is_dir():
         raise OptionError(f"{root} is a file; expected the folder of a data set")
-    kinds: Iterable[FolderLayout] = _LAYOUTS if layout == "auto" else (layout,)
-    found = _recognise(root, kinds)
+    layouts: Iterable[str] = LAYOUTS if layout == "auto" else (layout,)
+    found = _recognise(root, layouts)
     if len(found) > 1:
-        raise DataError(f"{root} holds several data sets: {name_some([path for path, _ in found])}; name one of them")
+        raise DataError(f"{root} holds several data sets: {name_some(list(found))}; name one of them")
     if not found:
-        raise DataError(_not_recognised(root, kinds))
-    root, layout = found[0]
-    data = SegmentationData(root, layout, *_LAYOUTS[layout].describe(root))
+        raise DataError(_not_recognised(root, layouts))
+    ((root, names),) = found.items()
+    if len(names) > 1 and dataset not in names:
+        raise DataError(f"{root} can be read as {' or '.join(names)}: name one as the layout (--layout {names[0]})")
+    name = dataset if dataset in names else names[0]
+    data = SegmentationData(
+        root, name, *(_describe_folder(root) if name == "folder" else (published_labels(name), None))
+    )
     if not data.splits:
         lacking = "".join(f"; {half}" for half in data.halves)
         raise DataError(f"{root}: no split has both images and masks{lacking}; expected {data.expected}")
     return data
 
 
-def _recognise(root: Path, kinds: Iterable[FolderLayout]) -> list[tuple[Path, FolderLayout]]:
-    """The folder itself, else the folders within it (VOCdevkit/VOC2012)."""
+def _recognise(root: Path, layouts: Iterable[str]) -> dict[Path, list[str]]:
+    """The folder itself, else the folders within it (VOCdevkit/VOC2012), with the names of the layouts that fit."""
 
-    def fitting(folders: Iterable[Path]) -> list[tuple[Path, FolderLayout]]:
-        first = ((folder, next((kind for kind in kinds if _LAYOUTS[kind].lies_in(folder)), None)) for folder in folders)
-        return [(folder, kind) for folder, kind in first if kind]
+    def fitting(folders: Iterable[Path]) -> dict[Path, list[str]]:
+        found = {folder: _layouts_of(folder, layouts) for folder in folders}
+        return {folder: names for folder, names in found.items() if names}
 
     return (
         fitting([root])
@@ -194,20 +208,29 @@ def _recognise(root: Path, kinds: Iterable[FolderLayout]) -> list[tuple[Path, Fo
     )
 
 
-def _not_recognised(root: Path, kinds: Iterable[FolderLayout]) -> str:
-    around = next((each for each, _ in _recognise_around(root, kinds)), None)
+def _layouts_of(folder: Path, layouts: Iterable[str]) -> list[str]:
+    """The layouts that a folder has; where it is one's own data set, no other."""
+    if "folder" in layouts and (
+        (folder / DESCRIPTION).is_file() or ((folder / "images").is_dir() and (folder / "masks").is_dir())
+    ):
+        return ["folder"]
+    return [name for name in layouts if name != "folder" and any(files.lie_in(folder) for files in LAYOUTS[name])]
+
+
+def _not_recognised(root: Path, layouts: Iterable[str]) -> str:
+    around = next((each for each in list(root.resolve().parents)[:3] if _layouts_of(each, layouts)), None)
     if around is not None:
         return f"{root} is a part of the data set {around}; name that folder"
     there = sorted(each.name + ("/" if each.is_dir() else "") for each in root.iterdir())
-    wanted = "".join(f"\n  {name}: {_LAYOUTS[name].expected}" for name in kinds)
-    return f"{root} is no data set (it holds {name_some(there) if there else 'nothing'}); looked for{wanted}"
+    first, *others = layouts
+    wanted = f"{first}: {_expected(first)}"
+    if others:
+        wanted += f"\n  or {', '.join(others)}; the option --layout NAME says how those lie"
+    return f"{root} is no data set (it holds {name_some(there) if there else 'nothing'}); looked for {wanted}"
 
 
-def _recognise_around(root: Path, kinds: Iterable[FolderLayout]) -> Iterator[tuple[Path, FolderLayout]]:
-    for folder in list(root.resolve().parents)[:3]:
-        for kind in kinds:
-            if _LAYOUTS[kind].lies_in(folder):
-                yield folder, kind
+def _expected(layout: str) -> str:
+    return ", or ".join(map(str, LAYOUTS[layout])) + (f", and {DESCRIPTION}" if layout == "folder" else "")
 
 
 # --- files --------------------------------------------------------------------------------------
@@ -217,32 +240,41 @@ def _by_use(split: str) -> tuple[int, str]:
     return (_ORDER.index(split) if split in _ORDER else len(_ORDER), split)
 
 
-def _folders(folder: Path) -> set[str]:
-    if not folder.is_dir():
-        return set()
-    return {each.name for each in folder.iterdir() if each.is_dir() and not each.name.startswith(".")}
+def _folder_names(place: Path) -> list[str]:
+    if not place.is_dir():
+        return []
+    return [each.name for each in place.iterdir() if each.is_dir() and not each.name.startswith(".")]
 
 
-def _walk(folder: Path, ending: str, suffixes: tuple[str, ...]) -> dict[str, list[Path]]:
-    """Files called `<name><ending><suffix>`, by name relative to the folder and sorted; hidden ones are left out."""
+def _folders(root: Path, pattern: str, split: str) -> list[Path]:
+    """Where the files of a pattern begin."""
+    folder = pattern.format(split=split, name="\0").partition("\0")[0]
+    return sorted(root.glob(folder)) if "*" in folder else [root / folder]
+
+
+def _walk(root: Path, pattern: str, split: str, suffixes: tuple[str, ...]) -> dict[str, list[Path]]:
+    """The files of a pattern by `{name}`, with any of the suffixes, sorted; hidden ones are left out."""
+    ending = pattern.rpartition("{name}")[2].rpartition(".")[0]
     found = defaultdict(list)
-    for where, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [each for each in folders if not each.startswith(".")]
-        inside = Path(where).relative_to(folder).as_posix()
-        prefix = "" if inside == "." else f"{inside}/"
-        for file in files:
-            stem, suffix = os.path.splitext(file)  # noqa: PTH122  (called for every file of a data set)
-            if suffix.lower() in suffixes and stem.endswith(ending) and not file.startswith("."):
-                found[prefix + stem.removesuffix(ending)].append(Path(where, file))
+    for folder in _folders(root, pattern, split):
+        for where, folders, files in os.walk(folder, followlinks=True):
+            folders[:] = [each for each in folders if not each.startswith(".")]
+            inside = Path(where).relative_to(folder).as_posix()
+            prefix = "" if inside == "." else f"{inside}/"
+            for file in files:
+                stem, suffix = os.path.splitext(file)  # noqa: PTH122  (called for every file of a data set)
+                if suffix.lower() in suffixes and stem.endswith(ending) and not file.startswith("."):
+                    found[prefix + stem.removesuffix(ending)].append(Path(where, file))
     return {name: sorted(found[name]) for name in sorted(found)}
 
 
-def _pair(pictures: dict[str, list[Path]], masks: dict[str, list[Path]]) -> Listing:
+def _pair(pictures: dict[str, list[Path]], masks: dict[str, list[Path]], missing: tuple[Path, ...] = ()) -> Listing:
     def preferred(paths: list[Path]) -> Path:
-        return min(paths, key=lambda path: _MASKS.index(path.suffix.lower()))
+        return min(paths, key=lambda path: (*_MASKS, ".mat").index(path.suffix.lower()))
 
     return Listing(
         tuple(Sample(paths[0], preferred(masks[name]), name) for name, paths in pictures.items() if name in masks),
+        missing,
         without_mask=tuple(paths[0] for name, paths in pictures.items() if name not in masks),
         without_picture=tuple(paths[0] for name, paths in masks.items() if name not in pictures),
         same_name=tuple(tuple(paths) for paths in pictures.values() if len(paths) > 1),
@@ -253,25 +285,101 @@ def _pair(pictures: dict[str, list[Path]], masks: dict[str, list[Path]]) -> List
 
 
 @dataclass(frozen=True)
-class _Kind:
-    """A layout: how to tell it, its classes, its splits and their files."""
+class _Files:
+    """Where the images and masks of a data set lie below its folder.
 
-    expected: str
-    lies_in: Callable[[Path], bool]
-    describe: Callable[[Path], tuple[Labels, Range | None]]
-    """The classes, and the images' range."""
-    parts: Callable[[Path], tuple[set[str], set[str]]]
-    """Names of the splits that have images, and of those that have masks."""
-    listing: Callable[[Path, str], Listing]
-    aliases: dict[str, str]
+    Patterns have `{split}`, the split in the data set's own words, and `{name}`, which an image and its mask share and
+    which may begin with folders; a `*` is any one folder. Other suffixes than the pattern's are found as well.
+    """
+
+    images: str
+    masks: Sequence[str]
+    """In order of preference, where several have a mask of one name."""
+    splits: Mapping[str, str] = field(default_factory=dict)
+    """The data set's own words -> ours; none: every folder in the place of `{split}` is one."""
+    lists: str | None = None
+    """Files with the names of each split, where it has no folder; "test" has no masks."""
+    names: str = ""
+    """What all names look like (a regular expression), where the folders alone do not tell the data set."""
+    id_ending: str | None = None
+    """How the names of masks end that store class ids, where the others have `label_ids` of the data set."""
+    first_id: int = 0
+    """1: those store the class id + 1, and 0 where ignored."""
+
+    def __str__(self) -> str:
+        def example(pattern: str) -> str:
+            return pattern.format(split=next(iter(self.splits), "train"), name="NAME")
+
+        listed = f", and the names in {example(self.lists)}" if self.lists else ""
+        return f"{example(self.images)} with {' or '.join(map(example, self.masks))}{listed}"
+
+    def lie_in(self, root: Path) -> bool:
+        """Whether there are images and masks, of one split or of several."""
+        pictures, masks = self.parts(root)
+        return bool(pictures and masks) and (not self.names or self._are_named_so(root, pictures))
+
+    def parts(self, root: Path) -> tuple[set[str], set[str]]:
+        """Our names of the splits that have images, and of those that have masks."""
+        if self.lists is None:
+            return self._splits_of(root, [self.images]), self._splits_of(root, self.masks)
+        lists = {path.stem for path in root.glob(self.lists.format(split="*"))}
+        lists = {ours for own, ours in self.splits.items() if own in lists} if self.splits else lists
+        pictures, masks = (
+            any(each.is_dir() for pattern in patterns for each in _folders(root, pattern, ""))
+            for patterns in ([self.images], self.masks)
+        )
+        return lists if pictures else set(), lists - {"test"} if masks else set()
+
+    def listing(self, root: Path, split: str) -> Listing:
+        """The images of a split, by its list if there is one, with their masks."""
+        spelled = next((own for own, ours in self.splits.items() if ours == split), split)
+        pictures = _walk(root, self.images, spelled, _PICTURES)
+        masks: dict[str, list[Path]] = {}
+        for pattern in self.masks:
+            masks = _walk(root, pattern, spelled, (".mat",) if pattern.endswith(".mat") else _MASKS) | masks
+        if self.names:  # the same folder has other files, such as masks in another numbering
+            masks = {name: paths for name, paths in masks.items() if re.fullmatch(self.names, name)}
+        if self.lists is None:
+            return _pair(pictures, masks)
+        lines = (root / self.lists.format(split=spelled)).read_text(encoding="utf-8").splitlines()
+        names = dict.fromkeys(line.split()[0] for line in lines if line.strip())
+        return _pair(
+            {name: pictures[name] for name in names if name in pictures},
+            {name: masks[name] for name in names if name in masks},
+            tuple(root / self.images.format(name=name) for name in names if name not in pictures),
+        )
+
+    def _splits_of(self, root: Path, patterns: Iterable[str]) -> set[str]:
+        found = set()
+        for pattern in patterns:
+            place = root / pattern.partition("{split}")[0]
+            own = self.splits or {each: each for each in _folder_names(place)}
+            found |= {ours for word, ours in own.items() if any(map(Path.is_dir, _folders(root, pattern, word)))}
+        return found
+
+    def _are_named_so(self, root: Path, splits: set[str]) -> bool:
+        """Of the first few files that are found: a data set may have a hundred thousand."""
+        for own, ours in self.splits.items():
+            if ours in splits:
+                for folder in _folders(root, self.images, own):
+                    if any(re.fullmatch(self.names, path.stem) for path in islice(folder.iterdir(), _LOOKED_AT)):
+                        return True
+        return False
 
 
-def _published(dataset: str, rule: Rule, ignore_color: Colour | None = None) -> Callable[[Path], tuple[Labels, None]]:
-    def describe(_: Path) -> tuple[Labels, None]:
-        record = load_manifest().datasets[dataset]
-        return Labels(record.classes, record.palette, record.ignore_index, rule, ignore_color), None
-
-    return describe
+def published_labels(dataset: str) -> Labels:
+    """The classes of a published data set, as its masks store them."""
+    record = load_manifest().datasets[dataset]
+    return Labels(
+        record.classes,
+        record.palette,
+        record.ignore_index,
+        record.ignore_color,
+        record.label_ids,
+        record.ignored_ids,
+        LAYOUTS[dataset][0].id_ending,
+        LAYOUTS[dataset][0].first_id,
+    )
 
 
 @dataclass(frozen=True)
@@ -307,8 +415,8 @@ def _decode_description(raw: Any) -> tuple[Labels, Range | None]:
     palette = described.palette or voc_palette(len(described.classes))
     wrong = mistake_in(described.classes, palette, described.ignore_index, described.ignore_color)
     if wrong:
-        field, message = wrong
-        raise Mistake(message, field)
+        key, message = wrong
+        raise Mistake(message, key)
     try:
         check_range(described.range)
     except OptionError as error:
@@ -317,93 +425,110 @@ def _decode_description(raw: Any) -> tuple[Labels, Range | None]:
         described.classes,
         palette,
         described.ignore_index,
-        "identity",
         described.ignore_color,
         has_palette=bool(described.palette),
     )
     return labels, described.range
 
 
-def _folder_listing(root: Path, split: str) -> Listing:
-    return _pair(_walk(root / "images" / split, "", _PICTURES), _walk(root / "masks" / split, "", _MASKS))
+_PARTS = {"train": "train", "val": "val", "test": "test"}
 
-
-def _voc_lists(root: Path) -> Path:
-    return root / "ImageSets" / "Segmentation"
-
-
-def _voc_parts(root: Path) -> tuple[set[str], set[str]]:
-    lists = {path.stem for path in _voc_lists(root).glob("*.txt")}
-    return lists, lists - {"test"}  # its masks were never published
-
-
-def _voc_listing(root: Path, split: str) -> Listing:
-    """By list; a mask of the augmented set where VOC itself has none."""
-    pictures = _walk(root / "JPEGImages", "", _PICTURES)
-    masks = _walk(root / "SegmentationClassAug", "", _MASKS) | _walk(root / "SegmentationClass", "", _MASKS)
-    lines = (_voc_lists(root) / f"{split}.txt").read_text(encoding="utf-8").splitlines()
-    names = dict.fromkeys(line.split()[0] for line in lines if line.strip())
-    missing = tuple(root / "JPEGImages" / f"{name}.jpg" for name in names if name not in pictures)
-    listing = _pair(
-        {name: pictures[name] for name in names if name in pictures},
-        {name: masks[name] for name in names if name in masks},
-    )
-    return replace(listing, missing=missing)
-
-
-_ADE20K_FOLDERS = {"train": "training", "val": "validation"}
-
-
-def _ade20k_parts(root: Path) -> tuple[set[str], set[str]]:
-    names = {folder: split for split, folder in _ADE20K_FOLDERS.items()}
-    pictures, masks = ({names.get(each, each) for each in _folders(root / kind)} for kind in ("images", "annotations"))
-    return pictures, masks
-
-
-def _ade20k_listing(root: Path, split: str) -> Listing:
-    folder = _ADE20K_FOLDERS.get(split, split)
-    return _pair(_walk(root / "images" / folder, "", _PICTURES), _walk(root / "annotations" / folder, "", _MASKS))
-
-
-def _cityscapes_listing(root: Path, split: str) -> Listing:
-    masks = _walk(root / "gtFine" / split, "_gtFine_labelTrainIds", (".png",))
-    masks |= _walk(root / "gtFine" / split, "_gtFine_labelIds", (".png",))
-    return _pair(_walk(root / "leftImg8bit" / split, "_leftImg8bit", _PICTURES), masks)
-
-
-_LAYOUTS: dict[FolderLayout, _Kind] = {
-    "folder": _Kind(
-        "images/train/NAME.jpg with masks/train/NAME.png, the same below val/, and dataset.json with the classes",
-        lambda root: (root / DESCRIPTION).is_file() or ((root / "images").is_dir() and (root / "masks").is_dir()),
-        _describe_folder,
-        lambda root: (_folders(root / "images"), _folders(root / "masks")),
-        _folder_listing,
-        {},
+_COCO_STUFF_10K = _Files(
+    "images/{name}.jpg",
+    ["annotations/{name}.mat"],
+    {"train": "train", "test": "val"},
+    lists="imageLists/{split}.txt",
+)
+_PASCAL_CONTEXT = (
+    _Files(
+        "JPEGImages/{name}.jpg",
+        ["SegmentationClassContext/{name}.png"],
+        lists="ImageSets/SegmentationContext/{split}.txt",
     ),
-    "voc": _Kind(
-        "JPEGImages/NAME.jpg with SegmentationClass/NAME.png (or SegmentationClassAug), and the names in "
-        "ImageSets/Segmentation/train.txt and val.txt",
-        lambda root: (root / "JPEGImages").is_dir() and _voc_lists(root).is_dir(),
-        _published("voc", "identity", (224, 224, 192)),
-        _voc_parts,
-        _voc_listing,
-        {},
+)
+
+LAYOUTS: dict[str, tuple[_Files, ...]] = {
+    "folder": (_Files("images/{split}/{name}.jpg", ["masks/{split}/{name}.png"]),),
+    "voc": (
+        _Files(
+            "JPEGImages/{name}.jpg",
+            ["SegmentationClass/{name}.png", "SegmentationClassAug/{name}.png"],
+            lists="ImageSets/Segmentation/{split}.txt",
+        ),
     ),
-    "ade20k": _Kind(
-        "images/training/NAME.jpg with annotations/training/NAME.png, the same below validation/",
-        lambda root: any((root / "annotations" / folder).is_dir() for folder in _ADE20K_FOLDERS.values()),
-        _published("ade20k", "minus_one", (0, 0, 0)),
-        _ade20k_parts,
-        _ade20k_listing,
-        {folder: split for split, folder in _ADE20K_FOLDERS.items()},
+    "ade20k": (
+        _Files(
+            "images/{split}/{name}.jpg",
+            ["annotations/{split}/{name}.png"],
+            {"training": "train", "validation": "val"},
+        ),
     ),
-    "cityscapes": _Kind(
-        "leftImg8bit/train/CITY/NAME_leftImg8bit.png with gtFine/train/CITY/NAME_gtFine_labelIds.png (or "
-        "_labelTrainIds.png), the same below val/",
-        lambda root: (root / "leftImg8bit").is_dir() and (root / "gtFine").is_dir(),
-        _published("cityscapes", "cityscapes", (0, 0, 0)),
-        lambda root: (_folders(root / "leftImg8bit"), _folders(root / "gtFine")),
-        _cityscapes_listing,
-        {},
+    "cityscapes": (
+        _Files(
+            "leftImg8bit/{split}/{name}_leftImg8bit.png",
+            ["gtFine/{split}/{name}_gtFine_labelIds.png", "gtFine/{split}/{name}_gtFine_labelTrainIds.png"],
+            id_ending="_labelTrainIds",
+        ),
+    ),
+    "coco_stuff_10k": (
+        _Files(
+            "images/{split}/{name}.jpg",
+            ["annotations/{split}/{name}_labelTrainIds.png"],
+            {"train2014": "train", "test2014": "val"},
+            id_ending="_labelTrainIds",
+            first_id=1,
+        ),
+        _COCO_STUFF_10K,
+    ),
+    "coco_stuff_10k_182": (_COCO_STUFF_10K,),
+    "coco_stuff_164k": tuple(
+        _Files(
+            images,
+            [
+                "annotations/{split}/{name}.png",
+                "stuffthingmaps/{split}/{name}.png",
+                "annotations/{split}/{name}_labelTrainIds.png",
+            ],
+            {"train2017": "train", "val2017": "val"},
+            names=r"\d+",
+            id_ending="_labelTrainIds",
+        )
+        for images in ("images/{split}/{name}.jpg", "{split}/{name}.jpg")
+    ),
+    "pascal_context_59": _PASCAL_CONTEXT,
+    "pascal_context_60": _PASCAL_CONTEXT,
+    "loveda": (
+        _Files(
+            "{split}/*/images_png/{name}.png",
+            ["{split}/*/masks_png/{name}.png"],
+            {"Train": "train", "Val": "val", "Test": "test"},
+        ),
+        _Files("img_dir/{split}/{name}.png", ["ann_dir/{split}/{name}.png"], _PARTS, names=r"\d+"),
+    ),
+    "potsdam": (_Files("img_dir/{split}/{name}.png", ["ann_dir/{split}/{name}.png"], _PARTS, names=r"\d+(_\d+){5}"),),
+    "vaihingen": (
+        _Files("img_dir/{split}/{name}.png", ["ann_dir/{split}/{name}.png"], _PARTS, names=r"area\d+(_\d+){4}"),
+    ),
+    "isaid": (
+        _Files(
+            "img_dir/{split}/{name}.png",
+            ["ann_dir/{split}/{name}_instance_color_RGB.png"],
+            _PARTS,
+            names=r"P\d+(_\d+){4}",
+        ),
+    ),
+    "mapillary": (
+        _Files(
+            "{split}/images/{name}.jpg",
+            ["{split}/v1.2/labels/{name}.png"],
+            {"training": "train", "validation": "val", "testing": "test"},
+        ),
+    ),
+    "lip": (
+        _Files("{split}_images/{name}.jpg", ["{split}_segmentations/{name}.png"], {"train": "train", "val": "val"}),
     ),
 }
+"""How the files of each data set lie, in one way or in several: as distributed, and as MMSegmentation's converters
+write them. Of PASCAL Context, Potsdam, Vaihingen and iSAID the latter only: published numbers of the last three were
+measured on its patches.
+"""

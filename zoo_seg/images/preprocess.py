@@ -21,7 +21,7 @@ _BLOCK = 32
 
 
 def resized_size(height: int, width: int, resize: Resize | int | None) -> tuple[int, int]:
-    """The height and width to resize an image to; its aspect ratio is kept.
+    """The height and width to resize an image to; its aspect ratio is kept unless a `Resize` says otherwise.
 
     Args:
         height, width: the image's size in pixels.
@@ -33,6 +33,8 @@ def resized_size(height: int, width: int, resize: Resize | int | None) -> tuple[
     if resize is None:
         return height, width
     if isinstance(resize, Resize):
+        if not resize.keep_ratio:
+            return (resize.long, resize.short) if height > width else (resize.short, resize.long)
         scale = min(resize.long / max(height, width), resize.short / min(height, width))
     elif resize >= 1:
         scale = resize / min(height, width)

@@ -366,7 +366,7 @@ def _scaled(target: Resize | int | None, size: Size, scale: float) -> Resize:
     elif target is None:
         target = Resize(min(size), max(size))
     short, long = (min(max(int(side * scale), 1), LARGEST_SIDE) for side in (target.short, target.long))
-    return Resize(short, long)
+    return Resize(short, long, target.keep_ratio)
 
 
 def in_order(items: Iterable[A], work: Callable[[A], B], *, ahead: int) -> Iterator[B]:

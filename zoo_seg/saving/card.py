@@ -109,7 +109,8 @@ def _title(info: ModelInfo) -> str:
 def _introduction(info: ModelInfo) -> Iterator[str]:
     size, resize = "in their own size", info.preprocess.resize
     if resize:
-        size = f"with a shorter side of {resize.short} pixels, the longer one at most {resize.long}"
+        at_most = "at most " if resize.keep_ratio else ""
+        size = f"with a shorter side of {resize.short} pixels, the longer one {at_most}{resize.long}"
     link = find_family(_architecture(info).family).paper
     yield (
         f"Semantic segmentation: a class for every pixel of an image. `{_text(described(_architecture(info)))}`"

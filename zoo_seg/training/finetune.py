@@ -10,7 +10,7 @@ import os
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -24,7 +24,7 @@ except ImportError as error:
 
 from zoo_seg.data.check import check_data
 from zoo_seg.data.findings import DataReport
-from zoo_seg.data.layouts import FolderLayout, SegmentationData, open_data
+from zoo_seg.data.layouts import SegmentationData, open_data
 from zoo_seg.factory import from_pretrained
 from zoo_seg.inference.predictor import choose_device
 from zoo_seg.layers.losses import SegmentationLoss, balanced_class_weights
@@ -49,7 +49,7 @@ def finetune(
     backbone: str | None = None,
     backbone_pretrained: bool = False,
     channels: int | None = None,
-    layout: FolderLayout | Literal["auto"] = "auto",
+    layout: str = "auto",
     resume: bool = False,
     device: str | None = None,
     workers: int = 2,

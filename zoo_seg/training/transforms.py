@@ -124,7 +124,7 @@ class RandomScaleCrop(v2.Transform):  # type: ignore[misc]
         if isinstance(self.base, int):
             return resized_size(height, width, max(int(self.base * factor), 1))
         short, long = (max(int(side * factor), 1) for side in (self.base.short, self.base.long))
-        return resized_size(height, width, Resize(short, long))
+        return resized_size(height, width, Resize(short, long, self.base.keep_ratio))
 
     def _mixed(self, mask: Tensor) -> bool:
         """More than one class, and none with `cat_max_ratio` of the labelled pixels or more."""
