@@ -86,8 +86,9 @@ def test_every_weight_has_its_row_in_the_zoo(site: Path) -> None:
     shown = set(page.texts)
     for record in records.values():
         assert record.id in shown
-        assert f"{record.miou:.2f}" in shown
-        assert {record.licence.code, record.licence.weights or "not stated", record.licence.data} <= shown
+        assert {f"{metric.value:.2f}" for metric in record.metrics} <= shown
+        licences = record.licence.code, record.licence.weights, record.licence.data
+        assert {licence or "not stated" for licence in licences} <= shown
 
 
 def test_every_verb_has_its_help(site: Path) -> None:

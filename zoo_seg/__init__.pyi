@@ -76,6 +76,38 @@ def pspnet_resnet101_os16(
 
 pspnet_r101_os16 = pspnet_resnet101_os16
 
+def pspnet_resnet101b_os8(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """PSPNet on ResNet-101, output stride 8."""
+
+def pspnet_resnet50b_os8(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """PSPNet on ResNet-50, output stride 8."""
+
+def pspnet_resnet18_os8(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """PSPNet on ResNet-18-c, output stride 8."""
+
+def pspnet_resnet18b_os8(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """PSPNet on ResNet-18, output stride 8."""
+
+def pspnet_resnet50b_os32(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """PSPNet on ResNet-50, output stride 32."""
+
+def pspnet_resnet50_os32(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """PSPNet on ResNet-50-c, output stride 32."""
+
+pspnet_r50_os32 = pspnet_resnet50_os32
+
 def semanticfpn_resnet50(
     pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
 ) -> SegmentationModel:
@@ -108,6 +140,47 @@ def deeplabv3_resnet101_os16_mg124(
 
 deeplabv3_r101_os16_mg124 = deeplabv3_resnet101_os16_mg124
 
+def deeplabv3_resnet101_os8(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """DeepLabV3 on ResNet-101-c, output stride 8."""
+
+deeplabv3_r101_os8 = deeplabv3_resnet101_os8
+
+def deeplabv3_resnet101_os16(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """DeepLabV3 on ResNet-101-c, output stride 16."""
+
+deeplabv3_r101_os16 = deeplabv3_resnet101_os16
+
+def deeplabv3_resnet50_os16(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """DeepLabV3 on ResNet-50-c, output stride 16."""
+
+deeplabv3_r50_os16 = deeplabv3_resnet50_os16
+
+def deeplabv3_resnet101b_os8(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """DeepLabV3 on ResNet-101, output stride 8."""
+
+def deeplabv3_resnet50b_os8(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """DeepLabV3 on ResNet-50, output stride 8."""
+
+def deeplabv3_resnet18_os8(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """DeepLabV3 on ResNet-18-c, output stride 8."""
+
+def deeplabv3_resnet18b_os8(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """DeepLabV3 on ResNet-18, output stride 8."""
+
 def deeplabv3plus_resnet50_os8(
     pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
 ) -> SegmentationModel:
@@ -135,6 +208,33 @@ def deeplabv3plus_resnet101_os16(
     """DeepLabV3+ on ResNet-101-c, output stride 16."""
 
 deeplabv3plus_r101_os16 = deeplabv3plus_resnet101_os16
+
+def deeplabv3plus_resnet50b_os8(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """DeepLabV3+ on ResNet-50, output stride 8."""
+
+def deeplabv3plus_resnet101b_os8(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """DeepLabV3+ on ResNet-101, output stride 8."""
+
+def deeplabv3plus_resnet101_os16_mg124(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """DeepLabV3+ on ResNet-101-c, multi-grid 1, 2, 4, output stride 16."""
+
+deeplabv3plus_r101_os16_mg124 = deeplabv3plus_resnet101_os16_mg124
+
+def deeplabv3plus_resnet18_os8(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """DeepLabV3+ on ResNet-18-c, output stride 8."""
+
+def deeplabv3plus_resnet18b_os8(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """DeepLabV3+ on ResNet-18, output stride 8."""
 
 def segformer_mit_b0(
     pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True

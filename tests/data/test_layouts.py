@@ -296,7 +296,8 @@ def test_check_data_reads_a_published_layout(tmp_path: Path, capsys: pytest.Capt
     lay_out(tmp_path, CASES["LoveDA"])
     assert main(["check-data", str(tmp_path)]) == 0
     out = capsys.readouterr().out
-    assert "layout loveda, 7 classes" in out and "agricultural" in out
+    assert "layout loveda, 7 classes" in out
+    assert "agricultural" in out
 
 
 # --- the manifest's data sets ---------------------------------------------------------------------
@@ -319,7 +320,8 @@ def test_classes_colours_and_labels_of_a_published_data_set(name: str) -> None:
     assert count - len(set(record.palette)) == SHARED_COLOURS.get(name, 0)
     assert count <= record.ignore_index <= 255
     if record.label_ids is not None:
-        assert sorted(record.label_ids) == list(record.label_ids) and record.ignored_ids
+        assert sorted(record.label_ids) == list(record.label_ids)
+        assert record.ignored_ids
         assert max(*record.label_ids, *record.ignored_ids) <= 255
     if name in LAYOUTS:
         assert published_labels(name).classes == record.classes  # which refuses a palette that cannot be
