@@ -8,12 +8,17 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from helpers.reference import REFERENCES, key_list, keys, published_reference
+from helpers.cli import runner
+from helpers.reference import REFERENCES, key_list, keys, published_reference, state_dict
+from PIL import Image
 
 import zoo_seg
 from zoo_seg import Weights
+
+STREET = Path(__file__).parents[1] / "examples" / "street.jpg"
 
 
 def cases() -> Iterator[Any]:
@@ -37,19 +42,27 @@ def original_keys(model: str, source: str) -> tuple[int, dict[str, tuple[int, ..
     return record.num_classes, dict(keys(*key_list(record)))
 
 
-def checkpoint_of(record: Weights, path: Path) -> None:
-    """A file as the project wrote it, but for the values."""
+def shapes_of(record: Weights) -> dict[str, tuple[int, ...]]:
+    """What the record's file holds: the original network's names and shapes, for the record's classes."""
     classes, shapes = original_keys(record.model, record.source)
-    tensors = {}
-    for name, shape in shapes.items():
-        if shape and shape[0] in (classes, classes + 1):
-            shape = (record.num_classes + shape[0] - classes, *shape[1:])
-        whole = name.endswith(("num_batches_tracked", "relative_position_index"))
-        tensors[name] = torch.zeros(shape, dtype=torch.int64 if whole else torch.float32)
-    if record.source == "ssseg":
+    more = record.num_classes - classes
+    return {
+        name: (shape[0] + more, *shape[1:]) if shape and shape[0] in (classes, classes + 1) else shape
+        for name, shape in shapes.items()
+    }
+
+
+def save_as(project: str, tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """A file as the project writes it."""
+    if project == "ssseg":
         torch.save({"epoch": 1, "model": tensors}, path)
     else:
         torch.save({"meta": {"epoch": 1, "iter": 1}, "state_dict": tensors}, path)
+
+
+def zeros(name: str, shape: tuple[int, ...]) -> torch.Tensor:
+    whole = name.endswith(("num_batches_tracked", "relative_position_index"))
+    return torch.zeros(shape, dtype=torch.int64 if whole else torch.float32)
 
 
 @pytest.fixture
@@ -68,8 +81,34 @@ def site(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
 
 @pytest.mark.parametrize("record", list(cases()))
 def test_it_loads_from_a_mirror(record: Weights, site: Path) -> None:
-    checkpoint_of(record, site / record.files[0].name)
+    tensors = {name: zeros(name, shape) for name, shape in shapes_of(record).items()}
+    save_as(record.source, tensors, site / record.files[0].name)
     model = zoo_seg.create_model(record.model, record.tag)
     assert model.weights == record
     assert sum(each.numel() for each in model.parameters()) == record.parameters
     assert model.num_classes == len(model.classes) == record.num_classes
+
+
+SMALLEST = {record.architecture.family: record for record in reversed(zoo_seg.list_weights(sort="parameters"))}
+
+
+@pytest.mark.slow
+@pytest.mark.reference
+@pytest.mark.parametrize("record", SMALLEST.values(), ids=list(SMALLEST))
+def test_the_first_command_on_an_image(record: Weights, site: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    if record.files[0].packaged is None:
+        values = state_dict(shapes_of(record).items(), scales=scales_of(record))
+        save_as(record.source, dict(values), site / record.files[0].name)
+    out = site / "out"
+    result = runner(capfd)("predict", STREET, "--model", record.model, "--weights", record.tag, "--out", out)
+    assert result.code == 0, result.err
+    with Image.open(out / "street_mask.png") as mask, Image.open(STREET) as street:
+        assert mask.size == street.size
+        assert np.asarray(mask).max() < record.num_classes
+
+
+def scales_of(record: Weights) -> list[tuple[str, float]]:
+    """What keeps the values of an original network apart, see `benchmarks/peers/references.py`."""
+    for path in sorted(REFERENCES.glob(f"{record.model}.{record.source}*.npz")):
+        return [(pattern, factor) for pattern, factor in published_reference(path.stem).meta["scales"]]
+    return []
