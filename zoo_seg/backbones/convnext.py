@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -113,7 +114,7 @@ class ConvNeXt(NormedBackbone):
             raise OptionError(f"a ConvNeXt's output stride is {output_stride}; expected 32, or nothing")
         rates = iter(rising_rates(drop_path_rate, sum(depths)))
         self.downsample = nn.ModuleList([Stem(in_chans, width)])
-        self.downsample.extend(Downsample(before, after) for before, after in zip(channels, channels[1:], strict=False))
+        self.downsample.extend(Downsample(before, after) for before, after in pairwise(channels))
         self.layers = nn.ModuleList(
             nn.Sequential(*(Block(each, next(rates)) for _ in range(depth)))
             for each, depth in zip(channels, depths, strict=True)
@@ -129,13 +130,13 @@ class ConvNeXt(NormedBackbone):
 
 
 _SIZES = {
-    "convnext_tiny_seg": ((3, 3, 9, 3), 96),
-    "convnext_small_seg": ((3, 3, 27, 3), 96),
-    "convnext_base_seg": ((3, 3, 27, 3), 128),
-    "convnext_large_seg": ((3, 3, 27, 3), 192),
-    "convnext_xlarge_seg": ((3, 3, 27, 3), 256),
+    "convnext_tiny_seg": ((3, 3, 9, 3), 96, 0.4),
+    "convnext_small_seg": ((3, 3, 27, 3), 96, 0.3),
+    "convnext_base_seg": ((3, 3, 27, 3), 128, 0.4),
+    "convnext_large_seg": ((3, 3, 27, 3), 192, 0.4),
+    "convnext_xlarge_seg": ((3, 3, 27, 3), 256, 0.4),
 }
-"""Blocks of each stage, and the first stage's channels."""
+"""Blocks of each stage, the first stage's channels, and the stochastic depth of the published UPerNets."""
 
 _KEYS = KeyMap(
     (
@@ -152,6 +153,6 @@ _KEYS = KeyMap(
     )
 )
 
-for _name, _size in _SIZES.items():
-    _build = partial(ConvNeXt, *_size)
+for _name, (_depths, _width, _rate) in _SIZES.items():
+    _build = partial(ConvNeXt, _depths, _width, drop_path_rate=_rate)
     register_backbone(_name, partial(create_with_timm_names, _name, _build), key_maps={"mmseg": _KEYS, "ssseg": _KEYS})

@@ -38,29 +38,35 @@ class Windows(NamedTuple):
         """Windows of size x size places on a map that is padded at the right and bottom and shifted up and left."""
         high, wide = (height + size - 1) // size, (width + size - 1) // size
         row, column = (torch.arange(count * size, device=like.device) for count in (high, wide))
-        y, x = (row + shift) % (high * size), (column + shift) % (wide * size)
-        place = torch.where((y < height)[:, None] & (x < width), y[:, None] * width + x, height * width)
-        # The windows have place (row, column) at this position.
-        y, x = (
-            (torch.arange(side, device=like.device) - shift + count * size) % (count * size)
-            for side, count in ((height, high), (width, wide))
-        )
-        back = (((y // size)[:, None] * wide + x // size) * size + (y % size)[:, None]) * size + x % size
+        y, x = _wrapped(row + shift, high * size)[:, None], _wrapped(column + shift, wide * size)
+        places = torch.where((y < height) & (x < width), y * width + x, height * width)
+        # The other way round: the row and the column at which the windows have a place of the map.
+        y = _wrapped(torch.arange(height, device=like.device) + (high * size - shift), high * size)[:, None]
+        x = _wrapped(torch.arange(width, device=like.device) + (wide * size - shift), wide * size)
+        back = ((y // size * wide + x // size) * size + y % size) * size + x % size
         mask = None
         if shift:
-            # The last window of a row or column holds what was its end and, shifted there, its beginning.
-            parts = [
-                (at >= count * size - size).long() + (at >= count * size - shift)
-                for at, count in ((row, high), (column, wide))
-            ]
-            part = _in_windows(3 * parts[0][:, None] + parts[1], size)
+            part = 3 * _part(row, high * size, size, shift)[:, None] + _part(column, wide * size, size, shift)
+            part = _in_windows(part, high, wide, size)
             mask = -100.0 * (part[:, None] != part[:, :, None]).to(like.dtype)[:, None]
-        return cls(_in_windows(place, size).flatten(), back.flatten(), mask)
+        return cls(_in_windows(places, high, wide, size).flatten(), back.flatten(), mask)
 
 
-def _in_windows(x: Tensor, size: int) -> Tensor:
-    """(H, W) -> (windows, size * size)."""
-    return x.unflatten(0, (-1, size)).unflatten(2, (-1, size)).transpose(1, 2).flatten(2).flatten(0, 1)
+def _wrapped(at: Tensor, count: int) -> Tensor:
+    """Places below 2 * count modulo count, of which exporters know no form for counts that are symbols."""
+    return torch.where(at < count, at, at - count)
+
+
+def _part(at: Tensor, count: int, size: int, shift: int) -> Tensor:
+    """Which of three parts a place is in: the last window holds the map's end and, shifted there, its beginning."""
+    return (at >= count - size).long() + (at >= count - shift)
+
+
+def _in_windows(x: Tensor, high: int, wide: int, size: int) -> Tensor:
+    """(high * size, wide * size) -> (high * wide, size * size)."""
+    x = x.view(high, size, wide, size).transpose(1, 2)
+    # A view where one is possible would bind an exported graph to sizes of several windows, or of one.
+    return x.clone(memory_format=torch.contiguous_format).view(high * wide, size * size)
 
 
 class WindowAttention(nn.Module):
@@ -80,13 +86,14 @@ class WindowAttention(nn.Module):
         nn.init.trunc_normal_(self.bias_table, std=0.02)
 
     def forward(self, x: Tensor, windows: Windows) -> Tensor:
-        each = F.pad(x, (0, 0, 0, 1)).index_select(1, windows.places).view(-1, self.size**2, x.shape[-1])
+        count, _, channels = x.shape
+        each = F.pad(x, (0, 0, 0, 1)).index_select(1, windows.places).view(-1, self.size**2, channels)
         query, key, value = self.qkv(each).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         bias = self._bias()
         if windows.mask is not None:
-            bias = (windows.mask + bias).repeat(x.shape[0], 1, 1, 1)
+            bias = (windows.mask + bias).repeat(count, 1, 1, 1)
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)  # (N * windows, heads, L, C / heads)
-        together = mixed.transpose(1, 2).reshape(x.shape[0], -1, x.shape[-1])
+        together = mixed.transpose(1, 2).reshape(count, -1, channels)
         out: Tensor = self.proj(together.index_select(1, windows.back))
         return out
 
@@ -122,7 +129,7 @@ class PatchEmbed(nn.Module):
         self.proj, self.norm = nn.Conv2d(in_chans, channels, 4, 4), nn.LayerNorm(channels, _EPS)
 
     def forward(self, x: Tensor) -> Tensor:
-        bottom, right = (_up(side, 4) - side for side in x.shape[-2:])
+        bottom, right = ((side + 3) // 4 * 4 - side for side in x.shape[-2:])
         out: Tensor = self.norm(self.proj(F.pad(x, (0, right, 0, bottom))).permute(0, 2, 3, 1))
         return out
 
@@ -135,15 +142,11 @@ class PatchMerging(nn.Module):
         self.norm, self.reduction = nn.LayerNorm(4 * channels, _EPS), nn.Linear(4 * channels, 2 * channels, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        bottom, right = (_up(side, 2) - side for side in x.shape[1:3])
-        x = F.pad(x, (0, 0, 0, right, 0, bottom)).unflatten(1, (-1, 2)).unflatten(3, (-1, 2))
+        count, height, width, channels = x.shape
+        high, wide = (height + 1) // 2, (width + 1) // 2
+        x = F.pad(x, (0, 0, 0, 2 * wide - width, 0, 2 * high - height)).view(count, high, 2, wide, 2, channels)
         out: Tensor = self.reduction(self.norm(x.permute(0, 1, 3, 5, 2, 4).flatten(3)))
         return out
-
-
-def _up(side: int, step: int) -> int:
-    """The next multiple; without negative numbers, which exported graphs round the other way."""
-    return (side + step - 1) // step * step
 
 
 class Stage(nn.Module):
@@ -169,7 +172,7 @@ class SwinTransformer(NormedBackbone):
     Args:
         depths: blocks of the four stages.
         heads: of the first stage, of 32 channels each; each stage has twice those of the one before.
-        window_size: side of a window; 7, or 12 in networks whose name says so.
+        window_size: side of a window.
         drop_path_rate: stochastic depth of the last block; it rises from 0.
         output_stride: 32, which None is too.
         in_chans: channels of the image.
@@ -183,8 +186,8 @@ class SwinTransformer(NormedBackbone):
         self,
         depths: Sequence[int],
         heads: int,
-        *,
         window_size: int = 7,
+        *,
         drop_path_rate: float = 0.3,
         output_stride: int | None = None,
         in_chans: int = 3,
@@ -194,8 +197,6 @@ class SwinTransformer(NormedBackbone):
         super().__init__(channels, (4, 8, 16, 32), levels, _EPS)
         if output_stride not in (None, 32):
             raise OptionError(f"a Swin Transformer's output stride is {output_stride}; expected 32, or nothing")
-        if window_size < 2:
-            raise OptionError(f"window_size is {window_size}; expected at least 2, such as 7 or 12")
         rates = iter(rising_rates(drop_path_rate, sum(depths)))
         self.merges = nn.ModuleList([PatchEmbed(in_chans, channels[0])])
         self.merges.extend(PatchMerging(width) for width in channels[:-1])
@@ -214,12 +215,14 @@ class SwinTransformer(NormedBackbone):
 
 
 _SIZES = {
-    "swin_tiny": ((2, 2, 6, 2), 3),
-    "swin_small": ((2, 2, 18, 2), 3),
-    "swin_base": ((2, 2, 18, 2), 4),
-    "swin_large": ((2, 2, 18, 2), 6),
+    "swin_tiny": ((2, 2, 6, 2), 3, 7),
+    "swin_small": ((2, 2, 18, 2), 3, 7),
+    "swin_base": ((2, 2, 18, 2), 4, 7),
+    "swin_base_window12": ((2, 2, 18, 2), 4, 12),
+    "swin_large": ((2, 2, 18, 2), 6, 7),
+    "swin_large_window12": ((2, 2, 18, 2), 6, 12),
 }
-"""Blocks of each stage, and heads of the first."""
+"""Blocks of each stage, heads of the first, and the side of a window."""
 
 _KEYS = KeyMap(
     (

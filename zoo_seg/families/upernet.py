@@ -21,9 +21,9 @@ _LEVELS = 4
 class UPerHead(nn.Module):
     """Backbone feature maps, finest first -> logits (N, num_classes, h, w) at the stride of the finest map.
 
-    The paper's last 3x3 convolution reads all levels, enlarged to the finest, as one. Its weight is kept in parts: `fuse`
-    for the finest level and `taps` for the others, see `layers.enlarged`. Six of seven of their multiplications vanish,
-    the sum stays the same.
+    The paper's last 3x3 convolution reads all levels, enlarged to the finest, as one. Its weight is kept in parts:
+    `fuse` for the finest level and `taps` for the others, see `layers.enlarged`. Most of the multiplications of the
+    others vanish, the sum stays the same.
 
     Args:
         in_channels: channels of the backbone's feature maps.
