@@ -37,8 +37,10 @@ class Windows(NamedTuple):
     def of(cls, height: int, width: int, size: int, shift: int, like: Tensor) -> Windows:
         """Windows of size x size places on a map that is padded at the right and bottom and shifted up and left."""
         high, wide = (height + size - 1) // size, (width + size - 1) // size
-        row, column = (torch.arange(count * size, device=like.device) for count in (high, wide))
-        y, x = _wrapped(row + shift, high * size)[:, None], _wrapped(column + shift, wide * size)
+        cell = torch.arange(size * size, device=like.device)
+        row = (torch.arange(high, device=like.device) * size).repeat_interleave(wide)[:, None] + cell // size
+        column = (torch.arange(wide, device=like.device) * size).repeat(high)[:, None] + cell % size
+        y, x = _wrapped(row + shift, high * size), _wrapped(column + shift, wide * size)
         places = torch.where((y < height) & (x < width), y * width + x, height * width)
         # The other way round: the row and the column at which the windows have a place of the map.
         y = _wrapped(torch.arange(height, device=like.device) + (high * size - shift), high * size)[:, None]
@@ -46,10 +48,9 @@ class Windows(NamedTuple):
         back = ((y // size * wide + x // size) * size + y % size) * size + x % size
         mask = None
         if shift:
-            part = 3 * _part(row, high * size, size, shift)[:, None] + _part(column, wide * size, size, shift)
-            part = _in_windows(part, high, wide, size)
+            part = 3 * _part(row, high * size, size, shift) + _part(column, wide * size, size, shift)
             mask = -100.0 * (part[:, None] != part[:, :, None]).to(like.dtype)[:, None]
-        return cls(_in_windows(places, high, wide, size).flatten(), back.flatten(), mask)
+        return cls(places.flatten(), back.flatten(), mask)
 
 
 def _wrapped(at: Tensor, count: int) -> Tensor:
@@ -60,13 +61,6 @@ def _wrapped(at: Tensor, count: int) -> Tensor:
 def _part(at: Tensor, count: int, size: int, shift: int) -> Tensor:
     """Which of three parts a place is in: the last window holds the map's end and, shifted there, its beginning."""
     return (at >= count - size).long() + (at >= count - shift)
-
-
-def _in_windows(x: Tensor, high: int, wide: int, size: int) -> Tensor:
-    """(high * size, wide * size) -> (high * wide, size * size)."""
-    x = x.view(high, size, wide, size).transpose(1, 2)
-    # A view where one is possible would bind an exported graph to sizes of several windows, or of one.
-    return x.clone(memory_format=torch.contiguous_format).view(high * wide, size * size)
 
 
 class WindowAttention(nn.Module):

@@ -45,14 +45,14 @@ def convolve_enlarged(
         total = torch.bmm(rows, strips) if total is None else total.baddbmm_(rows, strips)
         del strips  # memory is scarcest here
     assert total is not None
-    return total.unflatten(2, (size[1], -1)).permute(0, 3, 1, 2)
+    return total.view(*total.shape[:2], size[1], -1).permute(0, 3, 1, 2)
 
 
 def init_parts(conv: nn.Conv2d, taps: Sequence[Taps]) -> None:
     """torch's default for the undivided convolution."""
     width = conv.in_channels + sum(tap.weight.shape[0] for tap in taps)
-    for part in (conv, *taps):
-        nn.init.uniform_(part.weight, -((9 * width) ** -0.5), (9 * width) ** -0.5)
+    for weight in (conv.weight, *(tap.weight for tap in taps)):
+        nn.init.uniform_(weight, -((9 * width) ** -0.5), (9 * width) ** -0.5)
 
 
 def part_weight(tensors: Mapping[str, Tensor], conv: str, taps: str, count: int) -> dict[str, Tensor]:
