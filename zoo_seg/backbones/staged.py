@@ -53,6 +53,29 @@ class StagedBackbone(nn.Module):
         return maps
 
 
+class NormedBackbone(StagedBackbone):
+    """One that normalises every map it returns; the next stage reads the map as it was.
+
+    Stages pass (N, H, W, C) on. Only maps that are returned have a norm, `norm0` the finest of all.
+
+    Args:
+        eps: of the norms.
+    """
+
+    def __init__(self, channels: Sequence[int], strides: Sequence[int], levels: int | None, eps: float) -> None:
+        super().__init__(channels, strides, levels)
+        for index, width in enumerate(self.channels, self._skipped):
+            self.add_module(f"norm{index}", nn.LayerNorm(width, eps))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        maps = []
+        for index, stage in enumerate(self.stages(), self._skipped):
+            for module in stage:
+                x = module(x)
+            maps.append(self.get_submodule(f"norm{index}")(x).permute(0, 3, 1, 2))
+        return maps
+
+
 def create_with_timm_names(
     name: str,
     build: Callable[..., StagedBackbone],

@@ -43,7 +43,7 @@ class ASPP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         mean = self.taps(self.pool(x.mean((2, 3), keepdim=True)))  # (N, channels, 3, 3)
-        rows, columns = (tap_matrix(1, side, x) for side in x.shape[-2:])
+        rows, columns = (tap_matrix(1, side, x).flatten(1) for side in x.shape[-2:])
         total = self.bottleneck(torch.cat([branch(x) for branch in self.branches], dim=1))
         out: Tensor = self.act(self.norm(total.add_(rows @ mean @ columns.T)))
         return out

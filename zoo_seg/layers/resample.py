@@ -70,9 +70,9 @@ def pooling_matrix(size: int, bins: int, like: Tensor) -> Tensor:
 
 
 def tap_matrix(size: int, new_size: int, like: Tensor, align_corners: bool = False) -> Tensor:
-    """(new_size, 3 * size): column 3i + t holds what cell i, enlarged and seen through tap t, adds to each place.
+    """(new_size, size, 3): at [:, i, t] what cell i, enlarged and seen through tap t, adds to each place.
 
     Tap t of a 3x3 convolution reads place y + t - 1; beyond the border it reads zero.
     """
     spread = F.pad(bilinear_matrix(size, new_size, like, align_corners=align_corners), (0, 0, 1, 1))
-    return torch.stack([spread[tap : tap + new_size] for tap in range(3)], dim=2).flatten(1)
+    return torch.stack([spread[tap : tap + new_size] for tap in range(3)], dim=2)
