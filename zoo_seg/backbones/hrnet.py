@@ -43,14 +43,16 @@ class Exchange(nn.Module):
         maps = [branch(x) for branch, x in zip(self.branches, maps, strict=True)]
         fused = []
         for target, paths in enumerate(self.fuse_layers):
-            total = maps[target]
-            size = (total.shape[-2], total.shape[-1])
+            assert isinstance(paths, nn.ModuleList)
+            own = maps[target]
+            size = (own.shape[-2], own.shape[-1])
+            total: Tensor | None = None
             for source, (path, x) in enumerate(zip(paths, maps, strict=True)):
-                if source < target:
-                    total = total + path(x)
-                elif source > target:
-                    total = total + _enlarge(path(x), 2 ** (source - target), size)
-            fused.append(total.relu())
+                if source != target:
+                    each = path(x) if source < target else _enlarge(path(x), 2 ** (source - target), size)
+                    total = each if total is None else total.add_(each)
+            assert total is not None
+            fused.append(total.add_(own).relu_())
         return fused
 
 

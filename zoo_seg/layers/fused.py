@@ -46,16 +46,26 @@ class FusedConv(nn.Conv2d):
         if self.kernel_size == (1, 1):
             total = F.conv2d(features[0], parts[0], self.bias)
             for x, part in zip(features[1:], parts[1:], strict=True):
-                total = total + resize(F.conv2d(x, part), size, self.align_corners)
+                total = total.add_(resize(F.conv2d(x, part), size, self.align_corners))
             return total
         finest = torch.cat([resize(x, size, self.align_corners) for x in features[: self.direct]], dim=1)
         total = F.conv2d(finest, torch.cat(parts[: self.direct], dim=1), self.bias, padding=1)
+        coarser = list(zip(features[self.direct :], parts[self.direct :], strict=True))
+        return total.add_(self._spread(coarser, size)) if coarser else total
+
+    def _spread(self, maps: Sequence[tuple[Tensor, Tensor]], size: tuple[int, int]) -> Tensor:
+        """What 3x3 convolutions of these maps with these weights, the maps enlarged to a size, add up to."""
         strips, rows = [], []
-        for x, part in zip(features[self.direct :], parts[self.direct :], strict=True):
-            taps = F.conv_transpose2d(x, part.transpose(0, 1), stride=3)  # (N, out_channels, 3h, 3w)
-            strips.append(taps @ tap_matrix(x.shape[-1], size[1], x, self.align_corners).mT)
-            rows.append(tap_matrix(x.shape[-2], size[0], x, self.align_corners))
-        return total + torch.cat(rows, dim=1) @ torch.cat(strips, dim=2) if strips else total
+        for x, weight in maps:
+            count, _, height, width = x.shape
+            places = x.permute(0, 2, 3, 1).flatten(1, 2)[:, None]
+            taps = places @ weight.permute(2, 1, 3, 0).flatten(2)  # (N, 3, h * w, 3 * out_channels)
+            row = tap_matrix(height, size[0], x, self.align_corners).reshape(size[0], height, 3)
+            column = tap_matrix(width, size[1], x, self.align_corners).reshape(size[1], 3 * width)
+            strips.append((column @ taps.view(count, 3 * height, 3 * width, -1)).flatten(2))
+            rows.append(row.mT.flatten(1))
+        total = torch.cat(rows, dim=1) @ torch.cat(strips, dim=1)  # (N, H, W * out_channels)
+        return total.unflatten(2, (size[1], -1)).permute(0, 3, 1, 2)
 
 
 class FusedConvNormAct(nn.Module):
