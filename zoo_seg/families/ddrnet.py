@@ -77,16 +77,16 @@ class DDRNetTrunk(nn.Module):
         size = (x.shape[-2], x.shape[-1])
         context, detail = self.context_branch_layers[0](x), self.spatial_branch_layers[0](x)
         compressed = resize(self.compression_1(context.relu()), size)
-        context = context + self.down_1(detail.relu())
-        early = detail + compressed
+        context += self.down_1(detail.relu())
+        early = detail.add_(compressed)
 
         context, detail = self.context_branch_layers[1](context.relu()), self.spatial_branch_layers[1](early.relu())
         compressed = resize(self.compression_2(context.relu()), size)
-        context = context + self.down_2(detail.relu())
-        detail = detail + compressed
+        context += self.down_2(detail.relu())
+        detail += compressed
 
         context = self.spp(self.context_branch_layers[2](context.relu()))
-        out = self.spatial_branch_layers[2](detail.relu()) + resize(context, size)
+        out = self.spatial_branch_layers[2](detail.relu()).add_(resize(context, size))
         return [early, out][self._skipped :]
 
 

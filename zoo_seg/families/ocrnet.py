@@ -72,8 +72,13 @@ class OCRHead(nn.Module):
             for _ in range(2)
         )
         self.value = ConvNormAct(channels, key_channels, 1)
-        self.out = ConvNormAct(key_channels, channels, 1)
-        self.mix = ConvNormAct(2 * channels, channels, kernel_size)
+        conv = nn.Conv2d(key_channels, channels, 1, bias=False)
+        self.out = nn.ModuleDict({"conv": conv, "norm": nn.BatchNorm2d(channels)})
+        self.mix: nn.Module
+        if kernel_size == 1:
+            self.mix = FusedConvNormAct((channels, channels), channels, 1)  # the widest maps are not copied
+        else:
+            self.mix = ConvNormAct(2 * channels, channels, kernel_size)
         self.dropout = nn.Dropout2d(0.1)
         self.classifier = nn.Conv2d(channels, num_classes, 1)
 
@@ -85,7 +90,8 @@ class OCRHead(nn.Module):
         coarse: Tensor = self.coarse(features)
         x: Tensor = self.reduce(features if self.fuse else features[-1])
         context = self._context(x, resize(coarse, (x.shape[-2], x.shape[-1]), self.align_corners))
-        mixed = self.mix(torch.cat([context, x], dim=1))
+        parts = (context, x)
+        mixed = self.mix(parts if isinstance(self.mix, FusedConvNormAct) else torch.cat(parts, dim=1))
         return [self.classifier(self.dropout(mixed)), coarse]
 
     def _context(self, x: Tensor, coarse: Tensor) -> Tensor:
@@ -96,12 +102,12 @@ class OCRHead(nn.Module):
         alike = (query @ (key * key.shape[1] ** -0.5)).softmax(dim=2)  # (N, h * w, K)
         # The projection is linear and the weights sum to one, so objects pass it in place of pixels. While training,
         # BatchNorm has to see the pixels.
-        projected = self.out.conv(self.value(objects))
+        projected = self.out["conv"](self.value(objects))
         if not self.training:
-            projected = self.out.norm(projected)
+            projected = self.out["norm"](projected)
         found = (alike @ projected.flatten(2).mT).mT.unflatten(2, (x.shape[-2], x.shape[-1]))
-        context: Tensor = self.out.act(self.out.norm(found) if self.training else found)
-        return context
+        context: Tensor = self.out["norm"](found) if self.training else found
+        return context.relu_()
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ class _Block(nn.Module):
         y = x
         for i in range(1, self.count + 1):
             y = self.get_submodule(f"conv{i}")(y)
-        y = y + (x if self.downsample is None else self.downsample(x))
+        y += x if self.downsample is None else self.downsample(x)
         return y.relu_() if self.relu else y
 
 

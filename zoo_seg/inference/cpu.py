@@ -7,7 +7,6 @@ Adding in place is oneDNN's, through the operators that `torch.compile` calls as
 from __future__ import annotations
 
 from functools import cache
-from itertools import pairwise
 from typing import Any, TypeGuard
 
 import torch
@@ -39,8 +38,10 @@ def optimize_for_cpu(network: nn.Module, dtype: torch.dtype, *, in_place: bool =
         for i, block in enumerate(stage):
             if _is_plain(block):
                 stage[i] = ResidualBlock(block, keep=i == 0)  # a stage's input may be one of the backbone's maps
-    for row in [module for module in network.modules() if in_place and class_name(module) in _ROWS]:
-        _join_relu(row)
+    for module in [module for module in network.modules() if in_place]:
+        for name, child in module.named_children():
+            if conv := _before_relu(child):
+                setattr(module, name, ConvReLU(conv))
 
 
 class SlicedConv(nn.Module):
@@ -121,13 +122,15 @@ class ConvReLU(nn.Module):
         return _conv_relu(x, self.conv)
 
 
-def _join_relu(row: nn.Module) -> None:
-    """Join each convolution that a ReLU follows with it."""
-    parts = [(name, part) for name, part in row.named_children() if type(part) is not nn.Identity]
-    for (name, conv), (act_name, act) in pairwise(parts):
-        if _is_dense(conv) and type(act) is nn.ReLU:
-            setattr(row, name, ConvReLU(conv))
-            setattr(row, act_name, nn.Identity())
+def _before_relu(row: nn.Module) -> nn.Conv2d | None:
+    """The dense convolution of a module that is nothing but it and a ReLU.
+
+    The module is replaced as a whole: who takes its parts out one by one fails, and keeps the network as it is.
+    """
+    parts = [part for part in row.children() if type(part) is not nn.Identity] if class_name(row) in _ROWS else []
+    if len(parts) == 2 and _is_dense(parts[0]) and type(parts[1]) is nn.ReLU:
+        return parts[0]
+    return None
 
 
 # --- oneDNN's operators -------------------------------------------------------------------------

@@ -65,7 +65,7 @@ class FusedConv(nn.Conv2d):
             strips.append((column @ taps.view(count, 3 * height, 3 * width, -1)).flatten(2))
             rows.append(row.mT.flatten(1))
         total = torch.cat(rows, dim=1) @ torch.cat(strips, dim=1)  # (N, H, W * out_channels)
-        return total.unflatten(2, (size[1], -1)).permute(0, 3, 1, 2)
+        return torch.unflatten(total, 2, (size[1], -1)).permute(0, 3, 1, 2)
 
 
 class FusedConvNormAct(nn.Module):
