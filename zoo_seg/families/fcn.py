@@ -1,8 +1,8 @@
 """FCN: 3x3 convolutions on the last feature map. Long et al., https://arxiv.org/abs/1411.4038
 
 As SSSegmentation and MMSegmentation train it on a dilated ResNet; MMSegmentation's concatenates the head's input to its
-features once more (`concat_input`). With one convolution on the map before the last it is also the auxiliary head of
-many families.
+features once more (`concat_input`). On HRNet one 1x1 convolution reads all maps (`fuse`), as in its paper. With one
+convolution on the map before the last it is also the auxiliary head of many families.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zoo_seg.errors import OptionError
 from zoo_seg.families.registry import Family, Heads, Shapes, read_width, register_family
 from zoo_seg.keymap import KeyMap
 from zoo_seg.layers.blocks import ConvNormAct
+from zoo_seg.layers.fused import FusedConvNormAct
 
 
 class FCNHead(nn.Module):
@@ -31,6 +33,12 @@ class FCNHead(nn.Module):
         level: which feature map to read, counted as in a list.
         dilation: of the convolutions.
         concat_input: one more convolution over the input beside the convolutions' output.
+        kernel_size: of the convolutions.
+        fuse: read all maps, enlarged to the finest and concatenated, in place of one; undilated.
+        align_corners: of the enlarging.
+
+    Raises:
+        OptionError: options do not go together.
     """
 
     def __init__(
@@ -43,28 +51,38 @@ class FCNHead(nn.Module):
         level: int = -1,
         dilation: int = 1,
         concat_input: bool = False,
+        kernel_size: int = 3,
+        fuse: bool = False,
+        align_corners: bool = False,
     ) -> None:
         super().__init__()
-        self.level = level
+        if fuse and (concat_input or dilation > 1 or not num_convs):
+            raise OptionError("fuse goes with one or more undilated convolutions and without concat_input")
+        self.level = None if fuse else level
         width = in_channels[level]
         widths = [width] + [channels] * num_convs
-        self.convs = nn.Sequential(*(ConvNormAct(a, b, 3, dilation=dilation) for a, b in pairwise(widths)))
-        self.concat = ConvNormAct(width + channels, channels, 3) if concat_input else None
+        convs: list[nn.Module] = [ConvNormAct(a, b, kernel_size, dilation=dilation) for a, b in pairwise(widths)]
+        if fuse:
+            convs[0] = FusedConvNormAct(in_channels, channels, kernel_size, align_corners=align_corners)
+        self.convs = nn.Sequential(*convs)
+        self.concat = ConvNormAct(width + channels, channels, kernel_size) if concat_input else None
         self.dropout = nn.Dropout2d(0.1)
         self.classifier = nn.Conv2d(channels if num_convs else width, num_classes, 1)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        x = features[self.level]
-        out = self.convs(x)
-        if self.concat is not None:
-            out = self.concat(torch.cat([x, out], dim=1))
+        out = self.convs(features if self.level is None else features[self.level])
+        if self.concat is not None and self.level is not None:
+            out = self.concat(torch.cat([features[self.level], out], dim=1))
         logits: Tensor = self.classifier(self.dropout(out))
         return logits
 
 
 @dataclass(frozen=True)
 class FCNOptions:
-    """See `FCNHead`; `aux_channels` is the width of the auxiliary head, None that of the head."""
+    """See `FCNHead`; `aux_channels` is the width of the auxiliary head, None that of the head.
+
+    With `fuse` the head reads four maps, and there is no auxiliary head.
+    """
 
     channels: int = 512
     aux_channels: int | None = None
@@ -72,6 +90,8 @@ class FCNOptions:
     level: int = -1
     dilation: int = 1
     concat_input: bool = False
+    kernel_size: int = 3
+    fuse: bool = False
 
 
 def _build(channels: Sequence[int], num_classes: int, options: FCNOptions, *, align_corners: bool) -> Heads:
@@ -83,13 +103,19 @@ def _build(channels: Sequence[int], num_classes: int, options: FCNOptions, *, al
         level=options.level,
         dilation=options.dilation,
         concat_input=options.concat_input,
+        kernel_size=options.kernel_size,
+        fuse=options.fuse,
+        align_corners=align_corners,
     )
-    return Heads(head, [aux_head(channels, num_classes, options.aux_channels or options.channels)])
+    if options.fuse:
+        return Heads(head)
+    width = options.aux_channels or options.channels
+    return Heads(head, [aux_head(channels, num_classes, width, dilation=options.dilation)])
 
 
-def aux_head(channels: Sequence[int], num_classes: int, width: int) -> FCNHead:
+def aux_head(channels: Sequence[int], num_classes: int, width: int, *, dilation: int = 1) -> FCNHead:
     """The usual auxiliary head: one convolution on the feature map before the last."""
-    return FCNHead(channels, num_classes, channels=width, num_convs=1, level=-2)
+    return FCNHead(channels, num_classes, channels=width, num_convs=1, level=-2, dilation=dilation)
 
 
 SSSEG_AUX = (
@@ -138,7 +164,9 @@ def read_widths(shapes: Shapes) -> dict[str, Any]:
 
 
 def _read_options(shapes: Shapes) -> dict[str, Any]:
-    return {**read_widths(shapes), "concat_input": "head.concat.conv.weight" in shapes}
+    conv = shapes.get("head.convs.0.conv.weight", ())
+    kernel = {"kernel_size": conv[2]} if len(conv) == 4 else {}
+    return {**read_widths(shapes), "concat_input": "head.concat.conv.weight" in shapes, **kernel}
 
 
 FAMILY = register_family(
@@ -148,7 +176,7 @@ FAMILY = register_family(
         paper="https://arxiv.org/abs/1411.4038",
         options=FCNOptions,
         build=_build,
-        levels=2,
+        levels=lambda options: 4 if options.fuse else 2,
         key_maps={"ssseg": _ssseg, "mmseg": _mmseg},
         read_options=_read_options,
     )

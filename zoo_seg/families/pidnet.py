@@ -23,13 +23,13 @@ from zoo_seg.layers.readout import HeadOutput
 from zoo_seg.layers.resample import resize
 
 
-def _conv_bn(in_channels: int, channels: int, kernel: int = 1, stride: int = 1, *, relu: bool = False) -> nn.Sequential:
+def conv_bn(in_channels: int, channels: int, kernel: int = 1, stride: int = 1, *, relu: bool = False) -> nn.Sequential:
     conv = nn.Conv2d(in_channels, channels, kernel, stride, kernel // 2, bias=False)
     parts = OrderedDict[str, nn.Module](conv=conv, bn=nn.BatchNorm2d(channels))
     return nn.Sequential(OrderedDict(parts, relu=nn.ReLU(inplace=True)) if relu else parts)
 
 
-def _bn_conv(in_channels: int, channels: int, kernel: int = 1, groups: int = 1) -> nn.Sequential:
+def bn_conv(in_channels: int, channels: int, kernel: int = 1, groups: int = 1) -> nn.Sequential:
     """BatchNorm and ReLU in front of the convolution."""
     conv = nn.Conv2d(in_channels, channels, kernel, padding=kernel // 2, groups=groups, bias=False)
     return nn.Sequential(OrderedDict(bn=nn.BatchNorm2d(in_channels), relu=nn.ReLU(inplace=True), conv=conv))
@@ -44,34 +44,34 @@ class _Block(nn.Module):
         for i, conv in enumerate(convs, 1):
             self.add_module(f"conv{i}", conv)
         same = stride == 1 and in_channels == out
-        self.downsample = None if same else _conv_bn(in_channels, out, stride=stride)
+        self.downsample = None if same else conv_bn(in_channels, out, stride=stride)
         self.relu = relu
 
     def forward(self, x: Tensor) -> Tensor:
         y = x
         for i in range(1, self.count + 1):
             y = self.get_submodule(f"conv{i}")(y)
-        y = y + (x if self.downsample is None else self.downsample(x))
+        y += x if self.downsample is None else self.downsample(x)
         return y.relu_() if self.relu else y
 
 
-def _basic(in_channels: int, out: int, count: int, stride: int = 1) -> list[_Block]:
+def basic_blocks(in_channels: int, out: int, count: int, stride: int = 1) -> list[_Block]:
     """Two 3x3 convolutions each; ReLU follows all but the last."""
     blocks = []
     for i in range(count):
         width, step = (in_channels, stride) if i == 0 else (out, 1)
-        convs = [_conv_bn(width, out, 3, step, relu=True), _conv_bn(out, out, 3)]
+        convs = [conv_bn(width, out, 3, step, relu=True), conv_bn(out, out, 3)]
         blocks.append(_Block(convs, width, out, step, relu=i < count - 1))
     return blocks
 
 
-def _bottlenecks(in_channels: int, channels: int, count: int, stride: int = 1) -> list[_Block]:
+def bottlenecks(in_channels: int, channels: int, count: int, stride: int = 1) -> list[_Block]:
     """A 1x1, a 3x3 and a 1x1 convolution each, which doubles the channels; no ReLU follows."""
     blocks = []
     for i in range(count):
         width, step = (in_channels, stride) if i == 0 else (2 * channels, 1)
-        first, middle = _conv_bn(width, channels, relu=True), _conv_bn(channels, channels, 3, step, relu=True)
-        convs = [first, middle, _conv_bn(channels, 2 * channels)]
+        first, middle = conv_bn(width, channels, relu=True), conv_bn(channels, channels, 3, step, relu=True)
+        convs = [first, middle, conv_bn(channels, 2 * channels)]
         blocks.append(_Block(convs, width, 2 * channels, step, relu=False))
     return blocks
 
@@ -81,7 +81,7 @@ class _Guided(nn.Module):
 
     def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__()
-        self.f_i, self.f_p = _conv_bn(in_channels, channels), _conv_bn(in_channels, channels)
+        self.f_i, self.f_p = conv_bn(in_channels, channels), conv_bn(in_channels, channels)
 
     def forward(self, detail: Tensor, context: Tensor) -> Tensor:
         size = (detail.shape[-2], detail.shape[-1])
@@ -90,7 +90,7 @@ class _Guided(nn.Module):
         return mixed
 
 
-class _Pyramid(nn.Module):
+class ContextPyramid(nn.Module):
     """Context pooled over windows of 5, 9 and 17 pixels and over the whole map.
 
     `side_by_side` (PAPPM) adds each to the unpooled map; without it (DDRNet's DAPPM) each builds on the one before.
@@ -99,15 +99,15 @@ class _Pyramid(nn.Module):
     def __init__(self, in_channels: int, channels: int, out: int, *, side_by_side: bool) -> None:
         super().__init__()
         pools = [nn.AvgPool2d(4 * step + 1, 2 * step, 2 * step) for step in (1, 2, 4)]
-        self.scales = nn.ModuleList([_bn_conv(in_channels, channels)])
-        self.scales.extend(nn.Sequential(pool, _bn_conv(in_channels, channels)) for pool in pools)
-        self.scales.append(nn.Sequential(nn.AdaptiveAvgPool2d(1), _bn_conv(in_channels, channels)))
+        self.scales = nn.ModuleList([bn_conv(in_channels, channels)])
+        self.scales.extend(nn.Sequential(pool, bn_conv(in_channels, channels)) for pool in pools)
+        self.scales.append(nn.Sequential(nn.AdaptiveAvgPool2d(1), bn_conv(in_channels, channels)))
         self.processes: nn.Module
         if side_by_side:
-            self.processes = _bn_conv(4 * channels, 4 * channels, 3, groups=4)
+            self.processes = bn_conv(4 * channels, 4 * channels, 3, groups=4)
         else:
-            self.processes = nn.ModuleList(_bn_conv(channels, channels, 3) for _ in range(4))
-        self.compression, self.shortcut = _bn_conv(5 * channels, out), _bn_conv(in_channels, out)
+            self.processes = nn.ModuleList(bn_conv(channels, channels, 3) for _ in range(4))
+        self.compression, self.shortcut = bn_conv(5 * channels, out), bn_conv(in_channels, out)
 
     def forward(self, x: Tensor) -> Tensor:
         size = (x.shape[-2], x.shape[-1])
@@ -127,7 +127,7 @@ class _LightFusion(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.f_p, self.f_i = _conv_bn(channels, channels), _conv_bn(channels, channels)
+        self.f_p, self.f_i = conv_bn(channels, channels), conv_bn(channels, channels)
 
     def forward(self, detail: Tensor, context: Tensor, boundary: Tensor) -> Tensor:
         share = boundary.sigmoid()
@@ -140,7 +140,7 @@ class _Fusion(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = _bn_conv(channels, channels, 3)
+        self.conv = bn_conv(channels, channels, 3)
 
     def forward(self, detail: Tensor, context: Tensor, boundary: Tensor) -> Tensor:
         share = boundary.sigmoid()
@@ -175,37 +175,37 @@ class PIDNetTrunk(nn.Module):
         self.strides: tuple[int, ...] = (8, 8, 8)[self._skipped :]
         few, many = (3, 4) if deep else (2, 3)
         self.stem = nn.Sequential(
-            _conv_bn(in_chans, width, 3, 2, relu=True),
-            _conv_bn(width, width, 3, 2, relu=True),
-            nn.Sequential(*_basic(width, width, few)),
+            conv_bn(in_chans, width, 3, 2, relu=True),
+            conv_bn(width, width, 3, 2, relu=True),
+            nn.Sequential(*basic_blocks(width, width, few)),
             nn.ReLU(),
-            nn.Sequential(*_basic(width, 2 * width, few, 2)),
+            nn.Sequential(*basic_blocks(width, 2 * width, few, 2)),
             nn.ReLU(),
         )
         self.i_branch_layers = nn.ModuleList(
             nn.Sequential(*blocks)
             for blocks in (
-                _basic(2 * width, 4 * width, many, 2),
-                _basic(4 * width, 8 * width, many, 2),
-                _bottlenecks(8 * width, 8 * width, 2, 2),
+                basic_blocks(2 * width, 4 * width, many, 2),
+                basic_blocks(4 * width, 8 * width, many, 2),
+                bottlenecks(8 * width, 8 * width, 2, 2),
             )
         )
         self.p_branch_layers = nn.ModuleList(
             nn.Sequential(*blocks)
             for blocks in (
-                _basic(2 * width, 2 * width, few),
-                _basic(2 * width, 2 * width, few),
-                _bottlenecks(2 * width, 2 * width, 1),
+                basic_blocks(2 * width, 2 * width, few),
+                basic_blocks(2 * width, 2 * width, few),
+                bottlenecks(2 * width, 2 * width, 1),
             )
         )
         thin = 2 * width if deep else width
-        second = _basic(thin, thin, 1)[0] if deep else nn.Sequential(*_bottlenecks(thin, thin, 1))
-        last = nn.Sequential(*_bottlenecks(2 * width, 2 * width, 1))
-        self.d_branch_layers = nn.ModuleList([_basic(2 * width, thin, 1)[0], second, last])
-        self.compression_1, self.compression_2 = _conv_bn(4 * width, 2 * width), _conv_bn(8 * width, 2 * width)
+        second = basic_blocks(thin, thin, 1)[0] if deep else nn.Sequential(*bottlenecks(thin, thin, 1))
+        last = nn.Sequential(*bottlenecks(2 * width, 2 * width, 1))
+        self.d_branch_layers = nn.ModuleList([basic_blocks(2 * width, thin, 1)[0], second, last])
+        self.compression_1, self.compression_2 = conv_bn(4 * width, 2 * width), conv_bn(8 * width, 2 * width)
         self.pag_1, self.pag_2 = _Guided(2 * width, width), _Guided(2 * width, width)
-        self.diff_1, self.diff_2 = _conv_bn(4 * width, thin, 3), _conv_bn(8 * width, 2 * width, 3)
-        self.spp = _Pyramid(16 * width, pyramid, 4 * width, side_by_side=not deep)
+        self.diff_1, self.diff_2 = conv_bn(4 * width, thin, 3), conv_bn(8 * width, 2 * width, 3)
+        self.spp = ContextPyramid(16 * width, pyramid, 4 * width, side_by_side=not deep)
         self.dfm = _Fusion(4 * width) if deep else _LightFusion(4 * width)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -266,7 +266,7 @@ class PIDHead(nn.Module):
     def __init__(self, in_channels: Sequence[int], out: int, channels: int, level: int) -> None:
         super().__init__()
         self.level = level
-        self.conv = _bn_conv(in_channels[level], channels, 3)
+        self.conv = bn_conv(in_channels[level], channels, 3)
         self.norm, self.act = nn.BatchNorm2d(channels), nn.ReLU(inplace=True)
         self.dropout = nn.Dropout2d(0.1)
         self.classifier = nn.Conv2d(channels, out, 1)

@@ -15,8 +15,14 @@ from torch import Tensor, nn
 
 from zoo_seg.inference.snapshot import class_name
 
-_BOTTLENECKS = {"zoo_seg.backbones.resnet.Bottleneck", "timm.models.resnet.Bottleneck"}
-"""Residual blocks of one structure; timm's may hold more."""
+_BLOCKS = {
+    f"{module}.{name}": count
+    for module in ("zoo_seg.backbones.resnet", "timm.models.resnet")
+    for name, count in (("BasicBlock", 2), ("Bottleneck", 3))
+}
+"""Residual blocks of one structure, and how many convolutions they have; timm's may hold more."""
+_ROWS = {"torch.nn.modules.container.Sequential", "zoo_seg.layers.blocks.ConvNormAct"}
+"""Modules whose children follow one another."""
 _SLICE = 512
 """Channels of a slice: oneDNN's 3x3 kernels reach their full rate up to about this many."""
 
@@ -30,9 +36,12 @@ def optimize_for_cpu(network: nn.Module, dtype: torch.dtype, *, in_place: bool =
                 setattr(module, name, SlicedConv(child, in_place))
     for stage in [module for module in network.modules() if in_place and type(module) is nn.Sequential]:
         for i, block in enumerate(stage):
-            # A stage's input may be one of the backbone's maps: its first block has a downsample, or stays.
-            if _is_plain(block) and (i > 0 or block.downsample is not None):
-                stage[i] = ResidualBlock(block)
+            if _is_plain(block):
+                stage[i] = ResidualBlock(block, keep=i == 0)  # a stage's input may be one of the backbone's maps
+    for module in [module for module in network.modules() if in_place]:
+        for name, child in module.named_children():
+            if conv := _before_relu(child):
+                setattr(module, name, ConvReLU(conv))
 
 
 class SlicedConv(nn.Module):
@@ -71,33 +80,57 @@ def _is_dense(module: nn.Module) -> TypeGuard[nn.Conv2d]:
 class ResidualBlock(nn.Module):
     """A ResNet's block, its BatchNorm folded, that adds into its shortcut: the widest map is held once, not twice.
 
-    Without a `downsample` the shortcut is the input itself, which is overwritten.
+    Without a `downsample` the shortcut is the input itself, which is overwritten, or a copy of it to `keep` it.
     """
 
-    def __init__(self, block: Any) -> None:
+    def __init__(self, block: Any, *, keep: bool) -> None:
         super().__init__()
-        self.conv1, self.conv2, self.conv3, self.downsample = block.conv1, block.conv2, block.conv3, block.downsample
+        *first, self.last = (getattr(block, f"conv{i + 1}") for i in range(_BLOCKS[class_name(block)]))
+        self.first, self.downsample, self.keep = nn.Sequential(*map(ConvReLU, first)), block.downsample, keep
 
     def forward(self, x: Tensor) -> Tensor:
-        y = _conv_relu(x, self.conv1)
-        y = _conv_relu(y, self.conv2)
-        shortcut: Tensor = x if self.downsample is None else self.downsample(x)
-        conv = self.conv3
-        return _add_conv(shortcut, y, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, "relu")
+        y, conv = self.first(x), self.last
+        if self.downsample is not None:
+            x = self.downsample(x)
+        elif self.keep:
+            x = x.clone()
+        return _add_conv(x, y, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, "relu")
 
 
 def _is_plain(block: Any) -> bool:
-    """A Bottleneck that is three dense convolutions and ReLUs, and nothing else."""
-    if class_name(block) not in _BOTTLENECKS:
-        return False
-    convs = block.conv1, block.conv2, block.conv3
+    """A block that is dense convolutions and ReLUs, and nothing else."""
+    count = _BLOCKS.get(class_name(block), 0)
+    convs, norms, acts = ([getattr(block, f"{part}{i + 1}") for i in range(count)] for part in ("conv", "bn", "act"))
     more = [getattr(block, name, None) for name in ("se", "drop_path", "aa", "drop_block")]
-    nothing = block.bn1, block.bn2, block.bn3, *(part for part in more if part is not None)
+    nothing = *norms, *(part for part in more if part is not None)
     return (
-        all(_is_dense(conv) for conv in convs)
+        count > 0
+        and all(_is_dense(conv) for conv in convs)
         and all(type(part) is nn.Identity for part in nothing)
-        and all(type(act) is nn.ReLU for act in (block.act1, block.act2, block.act3))
+        and all(type(act) is nn.ReLU for act in acts)
     )
+
+
+class ConvReLU(nn.Module):
+    """A convolution and a ReLU, in one pass over the result."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.conv = conv
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _conv_relu(x, self.conv)
+
+
+def _before_relu(row: nn.Module) -> nn.Conv2d | None:
+    """The dense convolution of a module that is nothing but it and a ReLU.
+
+    The module is replaced as a whole: who takes its parts out one by one fails, and keeps the network as it is.
+    """
+    parts = [part for part in row.children() if type(part) is not nn.Identity] if class_name(row) in _ROWS else []
+    if len(parts) == 2 and _is_dense(parts[0]) and type(parts[1]) is nn.ReLU:
+        return parts[0]
+    return None
 
 
 # --- oneDNN's operators -------------------------------------------------------------------------

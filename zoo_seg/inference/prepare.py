@@ -16,6 +16,7 @@ from zoo_seg.errors import OptionError
 from zoo_seg.inference.cpu import optimize_for_cpu
 from zoo_seg.inference.memory import drop_file_pages, give_back
 from zoo_seg.inference.snapshot import LOCK, Snapshot, class_name, is_called_otherwise
+from zoo_seg.layers.fused import FusedConv
 from zoo_seg.layers.readout import HeadOutput
 from zoo_seg.network import SegmentationNetwork
 
@@ -250,7 +251,7 @@ def _pairs(network: SegmentationNetwork, noise: Tensor) -> list[tuple[nn.Conv2d,
 
     handles = []
     for module in network.modules():
-        if type(module) is nn.Conv2d:
+        if type(module) in (nn.Conv2d, FusedConv):
             handles.append(module.register_forward_hook(note))
         elif class_name(module) in _NORMS:
             handles.append(module.register_forward_hook(match))
