@@ -43,13 +43,8 @@ def prepare(
         OptionError: the network is to be used as it is, and is on another device.
     """
     owner = owner or network
-    reason = Snapshot(owner, contents=False).reason
-    if reason is None:
-        try:
-            ready = _copy(network, device)
-        except (RuntimeError, TypeError, NotImplementedError) as error:
-            reason = f"it cannot be copied ({error})"
-    if reason is not None:
+    ready, reason = plain_copy(network, device, owner)
+    if ready is None:
         _log.info("the network is used as it is, neither copied nor rewritten for speed: %s", reason)
         return AsItIs(network, owner, device, dtype)
 
@@ -67,6 +62,18 @@ def prepare(
             dtype, memory_format=torch.channels_last if parameter.ndim == 4 else torch.preserve_format
         )
     return ready.to(dtype=dtype)
+
+
+def plain_copy(
+    network: SegmentationNetwork, device: torch.device, owner: nn.Module
+) -> tuple[SegmentationNetwork | None, str]:
+    """A float32 copy in `eval()` that nothing was rewritten in, or None and why it may compute something else."""
+    if reason := Snapshot(owner, contents=False).reason:
+        return None, reason
+    try:
+        return _copy(network, device), ""
+    except (RuntimeError, TypeError, NotImplementedError) as error:
+        return None, f"it cannot be copied ({error})"
 
 
 def _copy(network: SegmentationNetwork, device: torch.device) -> SegmentationNetwork:
