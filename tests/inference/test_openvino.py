@@ -35,7 +35,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path({here!r}).parent))
 import numpy as np, test_openvino as test
 from zoo_seg.export import backend
-backend.trace = None
+backend._Kept._convert = None
 np.save({out!r}, test.small().predict(test.IMAGE, resize=None, backend="openvino").mask)
 """
 
@@ -43,7 +43,7 @@ np.save({out!r}, test.small().predict(test.IMAGE, resize=None, backend="openvino
 def small() -> SegmentationModel:
     """A network of which each class is the likeliest somewhere."""
     torch.manual_seed(0)
-    model = zoo_seg.build_model("fcn", "mobilenetv3_small_050", 5, channels=8).eval()
+    model = zoo_seg.build_model("fcn", "test_resnet", 5, channels=8).eval()
     with torch.no_grad():
         model.head.classifier.weight *= 100
         model.head.classifier.bias -= model(image(model)).mean((0, 2, 3))
@@ -93,23 +93,24 @@ def kept(home: Path) -> Path:
 
 
 @pytest.fixture
-def traces(monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """Every network that is traced from now on."""
+def made(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Every network that is exported from now on; that of `small` is not traced again, which takes seconds."""
     found: list[object] = []
-    trace: Callable[..., Any] = backend.trace
+    convert = backend._Kept._convert
 
-    def counting(graph: nn.Module, in_chans: int) -> Any:
-        found.append(graph)
-        return trace(graph, in_chans)
+    def counting(kept: Any) -> Any:
+        found.append(kept)
+        (graph,) = graphs().glob("*/graph.xml")
+        return openvino.Core().read_model(graph) if kept._folder.name == graph.parent.name else convert(kept)
 
-    monkeypatch.setattr(backend, "trace", counting)
+    monkeypatch.setattr(backend._Kept, "_convert", counting)
     return found
 
 
 # --- the graph and its cache --------------------------------------------------------------------
 
 
-def test_the_class_map_is_torch_s(kept: Path, traces: list[object]) -> None:
+def test_the_class_map_is_torch_s(kept: Path, made: list[object]) -> None:
     model = small()
     assert len(np.unique(expected(model))) > 2
     check(model)
@@ -117,7 +118,7 @@ def test_the_class_map_is_torch_s(kept: Path, traces: list[object]) -> None:
     options: dict[str, Any] = {"mode": "slide", "crop": (64, 80), "flip": True, "scales": (0.75, 1.0), "resize": None}
     here, there = model.predict(IMAGE, **options), model.predict(IMAGE, **options, backend="openvino")
     assert (here.mask == there.mask).mean() >= 0.999
-    assert not traces
+    assert not made
 
 
 def test_bfloat16_is_as_far_from_float32_as_torch_s(kept: Path) -> None:
@@ -141,54 +142,52 @@ def test_another_process_takes_the_graph_from_the_cache(kept: Path, tmp_path: Pa
 
 @pytest.mark.parametrize("name", ["graph.xml", "graph.bin"])
 @pytest.mark.parametrize("damage", [b"", b"<?xml>", None], ids=["empty", "other", "gone"])
-def test_a_damaged_graph_is_made_anew(kept: Path, name: str, damage: bytes | None, traces: list[object]) -> None:
+def test_a_damaged_graph_is_made_anew(kept: Path, name: str, damage: bytes | None, made: list[object]) -> None:
     path = kept.with_name(name)
-    size = path.stat().st_size
     path.unlink()
     if damage is not None:
         path.write_bytes(damage)
-    check(small())
-    assert len(traces) == 1
-    assert path.stat().st_size == size
+    for _ in range(2):
+        check(small())
+        assert len(made) == 1
     assert not [each for each in kept.parent.iterdir() if each.is_dir()]
 
 
-def test_changed_values_in_the_cache_are_noticed(kept: Path, traces: list[object]) -> None:
+def test_changed_values_in_the_cache_are_noticed(kept: Path, made: list[object]) -> None:
     path = kept.with_suffix(".bin")
     values = np.frombuffer(path.read_bytes(), np.float32).copy()
     values[:1000] *= -1
     path.write_bytes(values.tobytes())
     check(small())
-    assert len(traces) == 1
+    assert len(made) == 1
 
 
-def test_a_home_that_cannot_be_written_is_done_without(home: Path, traces: list[object]) -> None:
+def test_a_home_that_cannot_be_written_is_done_without(home: Path, made: list[object]) -> None:
     (home / "openvino").write_text("in its place")
     check(small())
-    assert len(traces) == 1
+    assert len(made) == 1
 
 
-def test_only_so_many_bytes_are_kept(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_so_many_bytes_are_kept(kept: Path, made: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "KEPT", 1)
-    model = small()
-    with torch.no_grad():
-        model.head.classifier.bias[0] += 1
-    check(model)
-    assert not kept.exists()
-    assert len(list(kept.parent.parent.glob("*/graph.xml"))) == 1
+    other = kept.parent.with_name("other")
+    kept.parent.rename(other)
+    check(small())
+    assert kept.exists()
+    assert not other.exists()
 
 
 # --- the network as it is now -------------------------------------------------------------------
 
 
-def test_changed_weights_have_a_graph_of_their_own(kept: Path, traces: list[object]) -> None:
+def test_changed_weights_have_a_graph_of_their_own(kept: Path, made: list[object]) -> None:
     model = small()
     check(model)
     before = expected(model)
     model.head.classifier.weight.data.mul_(-1)
     assert (before != expected(model)).mean() > 0.5
     check(model)
-    assert len(traces) == 1
+    assert len(made) == 1
 
 
 def twist(module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
@@ -217,7 +216,7 @@ def patched(model: SegmentationModel) -> None:
 
 @pytest.mark.parametrize("change", [hooked, replaced, patched])
 def test_code_of_the_user_s_stays_in_torch(
-    change: Callable[[SegmentationModel], None], kept: Path, traces: list[object]
+    change: Callable[[SegmentationModel], None], kept: Path, made: list[object]
 ) -> None:
     model = small()
     check(model)
@@ -226,11 +225,11 @@ def test_code_of_the_user_s_stays_in_torch(
     assert (before != expected(model)).mean() > 0.5
     check(model)
     assert computes_in(model) != "InOpenVINO"
-    assert not traces
+    assert not made
 
 
 def test_a_class_that_was_patched_stays_in_torch(
-    kept: Path, traces: list[object], monkeypatch: pytest.MonkeyPatch
+    kept: Path, made: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = small()
     check(model)
@@ -242,7 +241,7 @@ def test_a_class_that_was_patched_stays_in_torch(
 
 
 def test_where_the_class_map_differs_torch_is_used(
-    kept: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    kept: Path, made: list[object], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(backend, "_different", lambda found, expected: 0.002)
     model = small()
@@ -300,19 +299,20 @@ def test_auto_measures_what_it_says(kept: Path) -> None:
     assert '"f32, ' in kept.with_name("speed.json").read_text()
 
 
-def test_auto_is_torch_where_openvino_cannot_have_it(
-    home: Path, monkeypatch: pytest.MonkeyPatch, traces: list[object]
-) -> None:
+def test_auto_is_torch_where_openvino_cannot_have_it(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[object] = []
+
     def fail(program: object) -> None:
         raise RuntimeError("no such operator")
 
+    monkeypatch.setattr(backend, "trace", lambda *arguments: tried.append(arguments))
     monkeypatch.setattr(backend.openvino, "convert_model", fail)
     with pytest.raises(ExportError, match=r"no such operator.*backend='torch'"):
         small().predict(IMAGE, backend="openvino")
     for _ in range(2):
         model = small()
         assert (model.predict(IMAGE, resize=None, backend="auto").mask == expected(model)).all()
-    assert len(traces) == 2  # and is not tried again
+    assert len(tried) == 2  # and is not tried again
     assert computes_in(small(), "auto", dtype="float16") == "SegmentationNetwork"
 
 

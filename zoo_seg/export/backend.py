@@ -8,6 +8,7 @@ same, which takes two pictures' time: a damaged file, another processor or chang
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import os
@@ -26,11 +27,11 @@ from torch import Tensor, nn
 
 from zoo_seg import settings
 from zoo_seg.errors import ExportError, MissingExtraError, OptionError
-from zoo_seg.export.graph import Logits, brief, trace
+from zoo_seg.export.graph import Logits, brief, quiet, trace
 from zoo_seg.hub.files import exclusive, replacing
 from zoo_seg.inference.backends import InferenceBackend
 from zoo_seg.inference.identity import UnknownCodeError, network_sha256
-from zoo_seg.inference.prepare import plain_copy, prepare
+from zoo_seg.inference.prepare import fold_batchnorm, plain_copy, prepare
 from zoo_seg.layers.readout import HeadOutput, Queries
 from zoo_seg.network import SegmentationNetwork
 
@@ -166,7 +167,7 @@ class _Kept:
     """A network's graph in the cache.
 
     Args:
-        plain: a copy of the network that is changed when it is traced.
+        plain: a copy of the network, which may be changed when it is traced.
         digest: of all that its graph depends on.
     """
 
@@ -248,9 +249,11 @@ class _Kept:
         return found if isinstance(found, dict) else {}
 
     def _convert(self) -> Any:
-        program = trace(Logits(self._plain), self._plain.in_chans)
+        network = copy.deepcopy(self._plain)
+        program = trace(Logits(network if fold_batchnorm(network) else self._plain), network.in_chans)
         try:
-            return openvino.convert_model(program)
+            with quiet():
+                return openvino.convert_model(program)
         except Exception as error:  # has no common base
             raise ExportError(f"OpenVINO cannot convert this network ({brief(error)}); use backend='torch'") from error
 
