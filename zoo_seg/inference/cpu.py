@@ -1,11 +1,13 @@
-"""A network's convolutions rewritten for inference on a CPU: in slices that fit its cache, and adding in place.
+"""A network's convolutions rewritten for inference on a CPU: in slices that fit its cache, adding in place, with ReLU.
 
-Adding in place is oneDNN's, through the operators that `torch.compile` calls as well. They have no public name, so
-`can_add_in_place` tries them first; where they are missing, residual blocks stay as they are.
+Adding in place, and ReLU in the same pass, are oneDNN's, through the operators that `torch.compile` calls as well. They
+have no public name, so `can_add_in_place` tries them first; where they are missing, blocks stay as they are.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
 from functools import cache
 from typing import Any, TypeGuard
 
@@ -21,8 +23,14 @@ _SLICE = 512
 """Channels of a slice: oneDNN's 3x3 kernels reach their full rate up to about this many."""
 
 
-def optimize_for_cpu(network: nn.Module, dtype: torch.dtype, *, in_place: bool = True) -> None:
-    """Rewrite a network without BatchNorm for inference in `dtype` on a CPU; in place where that is possible."""
+def optimize_for_cpu(
+    network: nn.Module, dtype: torch.dtype, run: Callable[[], object], *, in_place: bool = True
+) -> None:
+    """Rewrite a network without BatchNorm for inference in `dtype` on a CPU; in place where that is possible.
+
+    Args:
+        run: computes the network once, which shows what follows what.
+    """
     in_place = in_place and can_add_in_place(torch.float32) and can_add_in_place(dtype)  # compared in float32
     for module in network.modules():
         for name, child in module.named_children():
@@ -33,6 +41,8 @@ def optimize_for_cpu(network: nn.Module, dtype: torch.dtype, *, in_place: bool =
             # A stage's input may be one of the backbone's maps: its first block has a downsample, or stays.
             if _is_plain(block) and (i > 0 or block.downsample is not None):
                 stage[i] = ResidualBlock(block)
+    if in_place:
+        _fuse_relu(network, run)
 
 
 class SlicedConv(nn.Module):
@@ -100,6 +110,52 @@ def _is_plain(block: Any) -> bool:
     )
 
 
+class ConvReLU(nn.Module):
+    """A convolution and the ReLU on its output, in one pass over it."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.conv = conv
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _conv_relu(x, self.conv)
+
+
+def _fuse_relu(network: nn.Module, run: Callable[[], object]) -> None:
+    """Make ReLU in place a part of the convolutions whose outputs alone it is given, each computed once."""
+    made_by: dict[int, tuple[nn.Conv2d, Tensor, int]] = {}  # the tensor is kept so that its id stays its own
+    outputs: Counter[nn.Module] = Counter()
+    reads: dict[nn.Module, list[nn.Conv2d | None]] = {}
+
+    def note(module: nn.Conv2d, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        made_by[id(output)] = module, output, output._version
+        outputs[module] += 1
+
+    def match(module: nn.ReLU, inputs: tuple[Tensor, ...]) -> None:
+        conv, made, version = made_by.get(id(inputs[0]), (None, inputs[0], -1))
+        reads.setdefault(module, []).append(conv if made._version == version else None)
+
+    handles = []
+    for module in network.modules():
+        if type(module) is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str):
+            handles.append(module.register_forward_hook(note))
+        elif type(module) is nn.ReLU and module.inplace:  # whoever else reads the map sees it after ReLU as well
+            handles.append(module.register_forward_pre_hook(match))
+    try:
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    fused: dict[nn.Module, nn.Module] = {}
+    for relu, convs in reads.items():
+        if all(conv is not None and outputs[conv] == 1 for conv in convs):
+            fused |= {relu: nn.Identity(), **{conv: ConvReLU(conv) for conv in convs if conv is not None}}
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            if child in fused:
+                setattr(module, name, fused[child])
+
+
 # --- oneDNN's operators -------------------------------------------------------------------------
 
 
@@ -122,7 +178,7 @@ def can_add_in_place(dtype: torch.dtype) -> bool:
 def _conv_relu(x: Tensor, conv: nn.Conv2d) -> Tensor:
     """relu(conv(x)), in one pass over the result."""
     call = torch.ops.mkldnn._convolution_pointwise
-    y: Tensor = call(x, conv.weight, conv.bias, conv.padding, conv.stride, conv.dilation, 1, "relu", [], "")
+    y: Tensor = call(x, conv.weight, conv.bias, conv.padding, conv.stride, conv.dilation, conv.groups, "relu", [], "")
     return y
 
 

@@ -51,7 +51,8 @@ def prepare(
     def rewrite() -> None:
         _fold(ready)
         if device.type == "cpu":
-            optimize_for_cpu(ready, dtype, in_place=not compiled)
+            noise = _noise(ready, (ready.probe, ready.probe))
+            optimize_for_cpu(ready, dtype, lambda: ready.forward_logits(noise), in_place=not compiled)
         _keep_last_map_only(ready, trim=device.type == "cpu" and not compiled)
 
     if not _computes_the_same(ready, rewrite):
