@@ -149,7 +149,8 @@ def _fuse_relu(network: nn.Module, run: Callable[[], object]) -> None:
     fused: dict[nn.Module, nn.Module] = {}
     for relu, convs in reads.items():
         if all(conv is not None and outputs[conv] == 1 for conv in convs):
-            fused |= {relu: nn.Identity(), **{conv: ConvReLU(conv) for conv in convs if conv is not None}}
+            fused[relu] = nn.Identity()
+            fused.update({conv: ConvReLU(conv) for conv in convs if conv is not None})
     for module in list(network.modules()):
         for name, child in module.named_children():
             if child in fused:

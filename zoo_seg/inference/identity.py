@@ -78,7 +78,7 @@ def _described(value: Any, within: set[int]) -> object:
     if isinstance(value, (set, frozenset)):
         return sorted(json.dumps(_described(each, within)) for each in value)
     if isinstance(value, Mapping):
-        return sorted(([str(key), _described(each, within)] for key, each in value.items()), key=lambda item: item[0])
+        return [[str(key), _described(value[key], within)] for key in sorted(value, key=str)]
     if isinstance(value, functools.partial):
         return _described((value.func, value.args, value.keywords), within)
     if isinstance(value, types.MethodType):

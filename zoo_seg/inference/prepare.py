@@ -43,10 +43,11 @@ def prepare(
         OptionError: the network is to be used as it is, and is on another device.
     """
     owner = owner or network
-    ready, reason = plain_copy(network, device, owner)
-    if ready is None:
+    copied, reason = plain_copy(network, device, owner)
+    if copied is None:
         _log.info("the network is used as it is, neither copied nor rewritten for speed: %s", reason)
         return AsItIs(network, owner, device, dtype)
+    ready = copied
 
     def rewrite() -> None:
         _fold(ready)
