@@ -81,7 +81,7 @@ def main() -> None:
         ready = ready.to(memory_format=torch.channels_last)
     step("BatchNorm folded", lambda: class_map(ready.forward_logits(y), [SIZE]))
     with torch.inference_mode(False):
-        optimize_for_cpu(ready, torch.float32)
+        optimize_for_cpu(ready, torch.float32, lambda: ready.forward_logits(x))
         ready = ready.to(memory_format=torch.channels_last)
     step("wide convolutions in slices", lambda: class_map(ready.forward_logits(y), [SIZE]))
     if arguments.compile:

@@ -178,8 +178,9 @@ LAYERS = [
     {"__main__"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
-LAZY = {("zoo", "factory")}
-"""`import zoo_seg` loads no torch, so the factories are reached when they are called."""
+LAZY = {("zoo", "factory"), ("inference", "export")}
+"""`import zoo_seg` loads no torch, so the factories are reached when they are called; `predict` has networks traced
+where it is told to compute in another runtime."""
 
 
 def module_name(path: Path) -> str:

@@ -20,6 +20,7 @@ from zoo_seg.errors import CheckpointError, DownloadError, OptionError, UnknownN
 from zoo_seg.families.registry import find_family
 from zoo_seg.hub import huggingface
 from zoo_seg.images.reading import Picture, drawn_street, read_picture
+from zoo_seg.inference.backends import Backend
 from zoo_seg.inference.predicting import Predicting
 from zoo_seg.inference.predictor import Predictor, Predictors, choose_dtype
 from zoo_seg.info import ModelInfo, as_palette
@@ -220,8 +221,9 @@ class SegmentationModel(nn.Module, Predicting):
         device: str | torch.device | None = None,
         dtype: str | torch.dtype = "float32",
         compile: bool = False,  # noqa: A002
+        backend: Backend | None = None,
     ) -> Predictor:
-        """The network made ready for many images; one for each device and dtype is kept until the network changes."""
+        """The network made ready for many images; one for all these options is kept until the network changes."""
 
         def make() -> Predictor:
             return Predictor(
@@ -233,11 +235,12 @@ class SegmentationModel(nn.Module, Predicting):
                 device=device,
                 dtype=dtype,
                 compile=compile,
+                backend=backend,
                 owner=self,
             )
 
         where = next(self.network.parameters()).device if device is None else device
-        return self._predictors.get(self, make, str(where), choose_dtype(dtype), compile)
+        return self._predictors.get(self, make, str(where), choose_dtype(dtype), compile, backend)
 
     # --- folders and the Hugging Face Hub ---------------------------------------------------------
     #

@@ -22,7 +22,8 @@ def model() -> SegmentationModel:
 def test_any_size(model: SegmentationModel) -> None:
     for size in [(113, 75), (9, 40), (1, 1)]:
         logits = model(torch.randn(1, 3, *size))
-        assert logits.shape == (1, 5, *size) and logits.isfinite().all()
+        assert logits.shape == (1, 5, *size)
+        assert logits.isfinite().all()
 
 
 def test_training_reaches_every_parameter() -> None:

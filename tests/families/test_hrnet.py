@@ -53,7 +53,8 @@ def test_a_fused_convolution_is_small() -> None:
 def test_hrnet_s_names_are_not_timm_s() -> None:
     import timm
 
-    assert len(HRNETS) == 3 and not set(HRNETS) & set(timm.list_models())
+    assert len(HRNETS) == 3
+    assert not set(HRNETS) & set(timm.list_models())
     wanted = find_backbone("hrnetv2_w18_small").create().state_dict()
     theirs = timm.create_model("hrnet_w18_small_v2", pretrained=False).state_dict()
     assert all(theirs[name].shape == tensor.shape for name, tensor in wanted.items())
@@ -78,7 +79,8 @@ def model(request: pytest.FixtureRequest) -> SegmentationModel:
 def test_any_size(model: SegmentationModel) -> None:
     for size in [(97, 130), (33, 47), (1, 1)]:
         logits = model(torch.randn(1, 3, *size))
-        assert logits.shape == (1, 5, *size) and logits.isfinite().all()
+        assert logits.shape == (1, 5, *size)
+        assert logits.isfinite().all()
     assert [each.shape[-1] for each in model.forward_features(torch.randn(1, 3, 64, 96))] == [24, 12, 6, 3]
 
 
@@ -118,7 +120,8 @@ def test_the_coarse_head_is_trained() -> None:
     terms = [each.total.item() for each in family.loss(outputs, labels, pixel, 0.4)]
     wanted = [pixel(each, labels).total.item() for each in outputs]
     assert terms == pytest.approx([wanted[0], 0.4 * wanted[1]])
-    assert family.is_classifier("head.classifier.bias") and family.is_classifier("head.coarse.classifier.weight")
+    assert family.is_classifier("head.classifier.bias")
+    assert family.is_classifier("head.coarse.classifier.weight")
 
 
 @torch.inference_mode()

@@ -18,11 +18,12 @@ from torch import Tensor
 
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
     """The digest, 64 hex digits; 1.7 GB/s on one core."""
-    digests = sorted(_sha256(tensor) for tensor in tensors.values() if tensor.is_floating_point())
+    digests = sorted(tensor_sha256(tensor) for tensor in tensors.values() if tensor.is_floating_point())
     return hashlib.sha256("".join(f"{digest}\n" for digest in digests).encode("ascii")).hexdigest()
 
 
-def _sha256(tensor: Tensor) -> str:
+def tensor_sha256(tensor: Tensor) -> str:
+    """A tensor's own digest, of its type, shape and elements."""
     kind = str(tensor.dtype).removeprefix("torch.")
     line = json.dumps([kind, list(tensor.shape)], separators=(",", ":"))
     digest = hashlib.sha256(f"{line}\n".encode("ascii"))

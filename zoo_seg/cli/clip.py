@@ -37,6 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
                 device=device,
                 dtype=arguments.dtype,
                 compile=arguments.compile,
+                backend=arguments.backend,
             )
             written = overlay_clip(clip, target, predict, alpha=arguments.alpha)
     except ImageError as error:

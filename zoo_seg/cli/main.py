@@ -476,6 +476,12 @@ def _add_predict(verbs: Any) -> None:
         "--out", default="out", type=_path, metavar="DIR", help="where to write (default out); or CLIP.mp4"
     )
     parser.add_argument(
+        "--backend",
+        choices=["torch", "openvino", "auto"],
+        help="what computes on a CPU: openvino suits small networks, auto measures it once; they need "
+        "pip install 'zoo_seg[openvino]' (default: torch, or the runtime of an exported file)",
+    )
+    parser.add_argument(
         "--range",
         nargs=2,
         type=float,

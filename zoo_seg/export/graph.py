@@ -16,7 +16,7 @@ from zoo_seg.errors import ExportError, MissingExtraError
 from zoo_seg.export.facts import Facts
 from zoo_seg.export.windows import count_in_windows
 from zoo_seg.inference.labels import id_type
-from zoo_seg.layers.readout import Queries
+from zoo_seg.layers.readout import HeadOutput, Queries
 from zoo_seg.network import SegmentationNetwork
 
 _BATCH, _HEIGHT, _WIDTH = 3, 397, 509
@@ -52,8 +52,21 @@ class Graph(nn.Module):
         return logits.argmax(1).to(self.ids) if self.gives_ids else logits
 
 
+class Logits(nn.Module):
+    """A network up to its head's logits, at their own stride."""
+
+    takes_image = False
+
+    def __init__(self, network: SegmentationNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> HeadOutput:
+        return self.network.forward_logits(x)
+
+
 @torch.no_grad()
-def trace(graph: Graph, in_chans: int) -> ExportedProgram:
+def trace(graph: Graph | Logits, in_chans: int) -> ExportedProgram:
     """The graph's operators, for any batch, height and width.
 
     Raises:

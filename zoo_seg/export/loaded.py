@@ -12,6 +12,7 @@ from torch import Tensor
 from zoo_seg.errors import CheckpointError, OptionError
 from zoo_seg.export.facts import read_facts
 from zoo_seg.export.formats import SUFFIXES, format_of, handler
+from zoo_seg.inference.backends import Backend
 from zoo_seg.inference.predicting import Predicting
 from zoo_seg.inference.predictor import Predictor
 from zoo_seg.manifest import Preprocess, TestOptions
@@ -130,11 +131,12 @@ class ExportedModel(Predicting):
         device: str | torch.device | None = None,
         dtype: str | torch.dtype = "float32",
         compile: bool = False,  # noqa: A002
+        backend: Backend | None = None,
     ) -> Predictor:
         """What `predict` uses; kept.
 
         Raises:
-            OptionError: another device than the CPU, another type than the file's, or `compile`.
+            OptionError: another device than the CPU, another type or runtime than the file's, or `compile`.
         """
         if device is not None and torch.device(device).type != "cpu":
             raise OptionError(f"device is {str(device)!r}; {self.path.name} runs on the CPU, use the network itself")
@@ -142,6 +144,8 @@ class ExportedModel(Predicting):
             raise OptionError(f"dtype is {str(dtype)!r}; {self.path.name} computes in {self.dtype}, export another one")
         if compile:
             raise OptionError(f"compile is for networks; {self.path.name} was compiled by its runtime")
+        if backend not in (None, self.format):
+            raise OptionError(f"backend is {backend!r}; {self.path.name} runs in its own, {self.format}; leave it out")
         if self._predictor is None:
             rules = self.preprocess
             if self._takes_image:

@@ -1,11 +1,13 @@
-"""A network's convolutions rewritten for inference on a CPU: in slices that fit its cache, and adding in place.
+"""A network's convolutions rewritten for inference on a CPU: in slices that fit its cache, adding in place, with ReLU.
 
-Adding in place is oneDNN's, through the operators that `torch.compile` calls as well. They have no public name, so
-`can_add_in_place` tries them first; where they are missing, residual blocks stay as they are.
+Adding in place, and ReLU in the same pass, are oneDNN's, through the operators that `torch.compile` calls as well. They
+have no public name, so `can_add_in_place` tries them first; where they are missing, blocks stay as they are.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
 from functools import cache
 from typing import Any, TypeGuard
 
@@ -21,14 +23,18 @@ _BLOCKS = {
     for name, count in (("BasicBlock", 2), ("Bottleneck", 3))
 }
 """Residual blocks of one structure, and how many convolutions they have; timm's may hold more."""
-_ROWS = {"torch.nn.modules.container.Sequential", "zoo_seg.layers.blocks.ConvNormAct"}
-"""Modules whose children follow one another."""
 _SLICE = 512
 """Channels of a slice: oneDNN's 3x3 kernels reach their full rate up to about this many."""
 
 
-def optimize_for_cpu(network: nn.Module, dtype: torch.dtype, *, in_place: bool = True) -> None:
-    """Rewrite a network without BatchNorm for inference in `dtype` on a CPU; in place where that is possible."""
+def optimize_for_cpu(
+    network: nn.Module, dtype: torch.dtype, run: Callable[[], object], *, in_place: bool = True
+) -> None:
+    """Rewrite a network without BatchNorm for inference in `dtype` on a CPU; in place where that is possible.
+
+    Args:
+        run: computes the network once, which shows what follows what.
+    """
     in_place = in_place and can_add_in_place(torch.float32) and can_add_in_place(dtype)  # compared in float32
     for module in network.modules():
         for name, child in module.named_children():
@@ -38,10 +44,8 @@ def optimize_for_cpu(network: nn.Module, dtype: torch.dtype, *, in_place: bool =
         for i, block in enumerate(stage):
             if _is_plain(block):
                 stage[i] = ResidualBlock(block, keep=i == 0)  # a stage's input may be one of the backbone's maps
-    for module in [module for module in network.modules() if in_place]:
-        for name, child in module.named_children():
-            if conv := _before_relu(child):
-                setattr(module, name, ConvReLU(conv))
+    if in_place:
+        _fuse_relu(network, run)
 
 
 class SlicedConv(nn.Module):
@@ -122,15 +126,40 @@ class ConvReLU(nn.Module):
         return _conv_relu(x, self.conv)
 
 
-def _before_relu(row: nn.Module) -> nn.Conv2d | None:
-    """The dense convolution of a module that is nothing but it and a ReLU.
+def _fuse_relu(network: nn.Module, run: Callable[[], object]) -> None:
+    """Make ReLU in place a part of the convolutions whose outputs alone it is given, each computed once."""
+    made_by: dict[int, tuple[nn.Conv2d, Tensor, int]] = {}  # the tensor is kept so that its id stays its own
+    outputs: Counter[nn.Module] = Counter()
+    reads: dict[nn.Module, list[nn.Conv2d | None]] = {}
 
-    The module is replaced as a whole: who takes its parts out one by one fails, and keeps the network as it is.
-    """
-    parts = [part for part in row.children() if type(part) is not nn.Identity] if class_name(row) in _ROWS else []
-    if len(parts) == 2 and _is_dense(parts[0]) and type(parts[1]) is nn.ReLU:
-        return parts[0]
-    return None
+    def note(module: nn.Conv2d, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        made_by[id(output)] = module, output, output._version
+        outputs[module] += 1
+
+    def match(module: nn.ReLU, inputs: tuple[Tensor, ...]) -> None:
+        conv, made, version = made_by.get(id(inputs[0]), (None, inputs[0], -1))
+        reads.setdefault(module, []).append(conv if made._version == version else None)
+
+    handles = []
+    for module in network.modules():
+        if type(module) is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str):
+            handles.append(module.register_forward_hook(note))
+        elif type(module) is nn.ReLU and module.inplace:  # whoever else reads the map sees it after ReLU as well
+            handles.append(module.register_forward_pre_hook(match))
+    try:
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    fused: dict[nn.Module, nn.Module] = {}
+    for relu, convs in reads.items():
+        if all(conv is not None and outputs[conv] == 1 for conv in convs):
+            fused[relu] = nn.Identity()
+            fused.update({conv: ConvReLU(conv) for conv in convs if conv is not None})
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            if child in fused:
+                setattr(module, name, fused[child])
 
 
 # --- oneDNN's operators -------------------------------------------------------------------------
@@ -155,7 +184,7 @@ def can_add_in_place(dtype: torch.dtype) -> bool:
 def _conv_relu(x: Tensor, conv: nn.Conv2d) -> Tensor:
     """relu(conv(x)), in one pass over the result."""
     call = torch.ops.mkldnn._convolution_pointwise
-    y: Tensor = call(x, conv.weight, conv.bias, conv.padding, conv.stride, conv.dilation, 1, "relu", [], "")
+    y: Tensor = call(x, conv.weight, conv.bias, conv.padding, conv.stride, conv.dilation, conv.groups, "relu", [], "")
     return y
 
 

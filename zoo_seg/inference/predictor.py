@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import typing
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,9 +17,9 @@ from zoo_seg.errors import ImageError, NumericalError, OptionError, OutOfMemoryE
 from zoo_seg.images.preprocess import normalise, resize_uint8, resized_size
 from zoo_seg.images.reading import RGB, Picture, Range, check_range, most_pixels, read_picture
 from zoo_seg.inference.augmented import Geometry, Infer, Size, StridedLogits
+from zoo_seg.inference.backends import Backend, InferenceBackend, find_backend
 from zoo_seg.inference.labels import class_map, id_type
 from zoo_seg.inference.memory import give_back, keep_large_blocks
-from zoo_seg.inference.prepare import AsItIs, prepare
 from zoo_seg.inference.protocol import augmented_logits, find_protocol, scaled_inputs, strips
 from zoo_seg.inference.segmentation import Segmentation
 from zoo_seg.inference.snapshot import LOCK, Snapshot
@@ -73,18 +72,6 @@ _SIZES_BETWEEN_CLEARINGS = 8
 """Pictures of so many sizes are worked on before free memory is returned to the system."""
 
 
-class InferenceBackend(typing.Protocol):
-    """What computes logits, see `SegmentationNetwork`: a prepared network, or an exported file in its runtime."""
-
-    @property
-    def in_chans(self) -> int: ...
-    @property
-    def align_corners(self) -> bool: ...
-    @property
-    def size_divisor(self) -> int: ...
-    def forward_logits(self, x: Tensor) -> HeadOutput: ...
-
-
 class Predictor:
     """A network prepared once for many pictures; the network it is made from stays as it was.
 
@@ -99,9 +86,12 @@ class Predictor:
         dtype: `"float32"`, `"bfloat16"` or `"float16"`.
         compile: let `torch.compile` fuse the network; the first picture of every new size then waits for
             the compiler.
+        backend: what computes a network, see `Predicting.predict`.
 
     Raises:
-        OptionError: the device or dtype cannot be used, or the network does not take RGB.
+        OptionError: the device, dtype or backend cannot be used, or the network does not take RGB.
+        ExportError: OpenVINO cannot have the network.
+        MissingExtraError: OpenVINO is not installed.
     """
 
     def __init__(
@@ -115,6 +105,7 @@ class Predictor:
         device: str | torch.device | None = None,
         dtype: str | torch.dtype = "float32",
         compile: bool = False,  # noqa: A002  (torch's word for it)
+        backend: Backend | None = None,
         owner: nn.Module | None = None,
     ) -> None:
         if network.in_chans != 3:
@@ -123,17 +114,18 @@ class Predictor:
             )
         self.dtype = choose_dtype(dtype)
         self.network: InferenceBackend
+        make = find_backend(backend)
         if isinstance(network, SegmentationNetwork):
             self.device = choose_device(next(network.parameters()).device if device is None else device)
             with _undisturbed(self.device), torch.inference_mode(False), torch.no_grad(), self.device:
-                self.network = prepare(network, self.device, self.dtype, owner=owner, compiled=compile)
+                self.network = make(network, self.device, self.dtype, owner=owner, compiled=compile)
         else:
             self.device, self.network = torch.device("cpu"), network
         if self.device.type == "cpu":
             keep_large_blocks()  # from now on: what the preparation left over is gone
         self._sizes: set[Size] = set()
         self._infer: Infer = self.network.forward_logits
-        if compile and not isinstance(self.network, AsItIs):
+        if compile and isinstance(self.network, SegmentationNetwork):
             # Frozen weights are laid out and folded into the kernels; the prepared copy never changes.
             self._infer = torch.compile(self.network.forward_logits, options={"freezing": True})
         self.classes, self.palette = tuple(classes), tuple(palette)
@@ -323,21 +315,18 @@ def _undisturbed(device: torch.device) -> torch.autocast:
 
 
 class Predictors:
-    """A network's predictors, one for each device, dtype and `compile`, until the network changes."""
+    """A network's predictors, one for each device, dtype, `compile` and backend, until the network changes."""
 
     def __init__(self) -> None:
-        self._made: dict[tuple[str, torch.dtype, bool], Predictor] = {}
+        self._made: dict[tuple[object, ...], Predictor] = {}
         self._snapshot: Snapshot | None = None
 
     def __reduce__(self) -> tuple[type[Predictors], tuple[()]]:
         """A copy or a pickle of a network carries nothing that was prepared from it."""
         return Predictors, ()
 
-    def get(
-        self, owner: nn.Module, make: Callable[[], Predictor], device: str, dtype: torch.dtype, compiled: bool
-    ) -> Predictor:
+    def get(self, owner: nn.Module, make: Callable[[], Predictor], *options: object) -> Predictor:
         """The predictor of these options, made where there is none for the network as it is now."""
-        options = device, dtype, compiled
         with LOCK:
             if self._snapshot is None or not self._snapshot.is_current(owner):
                 self._made = {}  # first free the old ones

@@ -44,20 +44,17 @@ def prepare(
         OptionError: the network is to be used as it is, and is on another device.
     """
     owner = owner or network
-    reason = Snapshot(owner, contents=False).reason
-    if reason is None:
-        try:
-            ready = _copy(network, device)
-        except (RuntimeError, TypeError, NotImplementedError) as error:
-            reason = f"it cannot be copied ({error})"
-    if reason is not None:
+    copied, reason = plain_copy(network, device, owner)
+    if copied is None:
         _log.info("the network is used as it is, neither copied nor rewritten for speed: %s", reason)
         return AsItIs(network, owner, device, dtype)
+    ready = copied
 
     def rewrite() -> None:
         _fold(ready)
         if device.type == "cpu":
-            optimize_for_cpu(ready, dtype, in_place=not compiled)
+            noise = _noise(ready, (ready.probe, ready.probe))
+            optimize_for_cpu(ready, dtype, lambda: ready.forward_logits(noise), in_place=not compiled)
         _keep_last_map_only(ready, trim=device.type == "cpu" and not compiled)
 
     if not _computes_the_same(ready, rewrite):
@@ -68,6 +65,18 @@ def prepare(
             dtype, memory_format=torch.channels_last if parameter.ndim == 4 else torch.preserve_format
         )
     return ready.to(dtype=dtype)
+
+
+def plain_copy(
+    network: SegmentationNetwork, device: torch.device, owner: nn.Module
+) -> tuple[SegmentationNetwork | None, str]:
+    """A float32 copy in `eval()` that nothing was rewritten in, or None and why it may compute something else."""
+    if reason := Snapshot(owner, contents=False).reason:
+        return None, reason
+    try:
+        return _copy(network, device), ""
+    except (RuntimeError, TypeError, NotImplementedError) as error:
+        return None, f"it cannot be copied ({error})"
 
 
 def _copy(network: SegmentationNetwork, device: torch.device) -> SegmentationNetwork:

@@ -30,7 +30,7 @@ if hasattr(os, "register_at_fork"):  # the thread that held it is not there in a
     os.register_at_fork(after_in_child=LOCK._at_fork_reinit)  # type: ignore[attr-defined]
 
 _GLOBAL_HOOKS = _torch_module._global_forward_hooks, _torch_module._global_forward_pre_hooks
-_OF_LIBRARIES = ("torch", "timm", "zoo_seg")
+LIBRARIES = ("torch", "timm", "zoo_seg")
 """Their functions read nothing but their arguments: no global and no captured variable of the user's."""
 _UNCHANGING = (
     *(types.NoneType, types.EllipsisType, types.ModuleType, types.BuiltinFunctionType, type, enum.Enum),
@@ -155,7 +155,7 @@ class Snapshot:
         elif isinstance(value, types.MethodType):
             self._visit_all((value.__func__, value.__self__), name)
         elif isinstance(value, types.FunctionType):
-            if _library(value) not in _OF_LIBRARIES:
+            if library_of(value) not in LIBRARIES:
                 self._visit_all([each for each in self._hold(_reads, value) if isinstance(each, _FOLLOWED)], name)
         elif hasattr(value, "__dict__"):
             self._visit_class(type(value), name)
@@ -170,7 +170,7 @@ _NO_ATTRIBUTES = {name for name in vars(nn.Module()) if name.startswith("_")} | 
 """torch's own tables, the mode (`predict` computes in eval) and what is made from the network."""
 
 
-def class_name(module: nn.Module) -> str:
+def class_name(module: object) -> str:
     """Of its exact class, with the module that defines it: a class of timm can be told without importing timm."""
     return f"{type(module).__module__}.{type(module).__qualname__}"
 
@@ -207,14 +207,17 @@ def _same(found: list[object], held: list[object]) -> bool:
     return len(found) == len(held) and all(map(is_, found, held))
 
 
-def _library(function: object) -> str:
+def library_of(function: object) -> str:
+    """The package that defines a function or class."""
     return str(getattr(function, "__module__", "")).split(".")[0]
 
 
 def _is_frozen(value: object) -> bool:
     """A record of ours, such as the weights' own."""
     kind = type(value)
-    return dataclasses.is_dataclass(kind) and _library(kind) == "zoo_seg" and vars(kind)["__dataclass_params__"].frozen
+    return (
+        dataclasses.is_dataclass(kind) and library_of(kind) == "zoo_seg" and vars(kind)["__dataclass_params__"].frozen
+    )
 
 
 def is_called_otherwise(module: nn.Module) -> bool:
@@ -226,7 +229,7 @@ def _is_special(module: nn.Module) -> str | None:
     """What a copy of the module may lose, or compute with the user's own objects."""
     attributes = vars(module)
     for hook in (hook for name in _HOOKS for hook in attributes[name].values()):
-        if _library(getattr(hook, "func", hook)) != "timm":  # which reads some backbones' feature maps so
+        if library_of(getattr(hook, "func", hook)) != "timm":  # which reads some backbones' feature maps so
             return "has a hook"
     if "parametrizations" in attributes["_modules"]:
         return "is parametrised"
@@ -234,7 +237,7 @@ def _is_special(module: nn.Module) -> str | None:
         if callable(value) and callable(getattr(type(module), name, None)):
             return f"has a {name} of its own"
     for name in _STEPS if hasattr(type(module), "forward_logits") else ():
-        if _library(getattr(type(module), name)) != "zoo_seg":
+        if library_of(getattr(type(module), name)) != "zoo_seg":
             return f"is a {type(module).__name__}, which has a {name} of its own"
     return None
 
