@@ -48,6 +48,65 @@ def fcn_resnet101_os16(
 
 fcn_r101_os16 = fcn_resnet101_os16
 
+def fcn_hrnet_w48(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """FCN on HRNetV2-W48."""
+
+def fcn_hrnet_w18(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """FCN on HRNetV2-W18."""
+
+def fcn_hrnet_w18_small(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """FCN on HRNetV2-W18-small."""
+
+def fcn_resnet101_os16_d6(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """FCN on ResNet-101-c, dilation 6, output stride 16."""
+
+fcn_r101_os16_d6 = fcn_resnet101_os16_d6
+
+def fcn_resnet101b_os16_d6(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """FCN on ResNet-101, dilation 6, output stride 16."""
+
+def fcn_resnet101b_os8(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """FCN on ResNet-101, output stride 8."""
+
+def fcn_resnet50_os16_d6(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """FCN on ResNet-50-c, dilation 6, output stride 16."""
+
+fcn_r50_os16_d6 = fcn_resnet50_os16_d6
+
+def fcn_resnet50b_os16_d6(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """FCN on ResNet-50, dilation 6, output stride 16."""
+
+def fcn_resnet50b_os8(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """FCN on ResNet-50, output stride 8."""
+
+def fcn_resnet18_os8(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """FCN on ResNet-18-c, output stride 8."""
+
+def fcn_resnet18b_os8(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """FCN on ResNet-18, output stride 8."""
+
 def pspnet_resnet50_os8(
     pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
 ) -> SegmentationModel:
@@ -265,6 +324,147 @@ def segformer_mit_b5(
     pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
 ) -> SegmentationModel:
     """SegFormer on MiT-B5."""
+
+def upernet_resnet101_os8(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """UPerNet on ResNet-101-c, output stride 8."""
+
+upernet_r101_os8 = upernet_resnet101_os8
+
+def upernet_resnet101_os16(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """UPerNet on ResNet-101-c, output stride 16."""
+
+upernet_r101_os16 = upernet_resnet101_os16
+
+def upernet_resnet50_os16(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """UPerNet on ResNet-50-c, output stride 16."""
+
+upernet_r50_os16 = upernet_resnet50_os16
+
+def upernet_resnet101(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """UPerNet on ResNet-101-c."""
+
+upernet_r101 = upernet_resnet101
+
+def upernet_resnet50_os8(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """UPerNet on ResNet-50-c, output stride 8."""
+
+upernet_r50_os8 = upernet_resnet50_os8
+
+def upernet_resnet50(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """UPerNet on ResNet-50-c."""
+
+upernet_r50 = upernet_resnet50
+
+def upernet_resnet18(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """UPerNet on ResNet-18-c."""
+
+def upernet_convnext_xlarge(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """UPerNet on ConvNeXt-XL."""
+
+def upernet_convnext_large(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """UPerNet on ConvNeXt-L."""
+
+def upernet_convnext_base(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """UPerNet on ConvNeXt-B."""
+
+def upernet_swin_large_window12(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """UPerNet on Swin-L, windows of 12."""
+
+def upernet_swin_large(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """UPerNet on Swin-L."""
+
+def upernet_swin_base_window12(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """UPerNet on Swin-B, windows of 12."""
+
+def upernet_swin_base(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """UPerNet on Swin-B."""
+
+def upernet_convnext_small(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """UPerNet on ConvNeXt-S."""
+
+def upernet_swin_small(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """UPerNet on Swin-S."""
+
+def upernet_convnext_tiny(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """UPerNet on ConvNeXt-T."""
+
+def upernet_swin_tiny(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """UPerNet on Swin-T."""
+
+def ocrnet_resnet101_os8(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """OCRNet on ResNet-101-c, output stride 8."""
+
+ocrnet_r101_os8 = ocrnet_resnet101_os8
+
+def ocrnet_hrnet_w48(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """OCRNet on HRNetV2-W48."""
+
+def ocrnet_resnet50_os8(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """OCRNet on ResNet-50-c, output stride 8."""
+
+ocrnet_r50_os8 = ocrnet_resnet50_os8
+
+def ocrnet_hrnet_w18(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """OCRNet on HRNetV2-W18."""
+
+def ocrnet_hrnet_w18_small(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """OCRNet on HRNetV2-W18-small."""
+
+def ddrnet_23(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """DDRNet-23."""
+
+def ddrnet_23_slim(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """DDRNet-23-slim."""
 
 def semanticfpn_mobilenetv4_small(
     pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
