@@ -38,8 +38,9 @@ class Windows(NamedTuple):
         """Windows of size x size places on a map that is padded at the right and bottom and shifted up and left."""
         high, wide = (height + size - 1) // size, (width + size - 1) // size
         cell = torch.arange(size * size, device=like.device)
-        row = (torch.arange(high, device=like.device) * size).repeat_interleave(wide)[:, None] + cell // size
-        column = (torch.arange(wide, device=like.device) * size).repeat(high)[:, None] + cell % size
+        down, right = torch.arange(high, device=like.device)[:, None], torch.arange(wide, device=like.device)
+        row = (size * down + 0 * right).flatten()[:, None] + cell // size  # (windows, size * size)
+        column = (0 * down + size * right).flatten()[:, None] + cell % size
         y, x = _wrapped(row + shift, high * size), _wrapped(column + shift, wide * size)
         places = torch.where((y < height) & (x < width), y * width + x, height * width)
         # The other way round: the row and the column at which the windows have a place of the map.
