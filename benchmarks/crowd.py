@@ -3,7 +3,7 @@
     python benchmarks/crowd.py [--processes 16] [--threads 4] [--model pspnet_resnet50_os8.voc] [--write]
 
 A server of this process has the file (full size, generated values) and the cache is empty. Each thread of each process,
-all of them started afresh, loads the network, gives it the same picture, and keeps it. Memory is the sum over the
+all of them started afresh, loads the network, gives it the same image, and keeps it. Memory is the sum over the
 processes of what Linux calls Pss, in which pages that several share are counted once: before the first asks, at most
 until all have answered (looked at five times a second), and then. `--write` puts the table into `docs/reliability.md`.
 """

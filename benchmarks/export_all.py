@@ -26,7 +26,7 @@ from zoo_seg.errors import ZooSegError
 
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch_export": ".pt2"}
 GRAPHS = {"plain": {}, "image": {"preprocess": True, "argmax": True}}
-"""Normalised tensor to logits, and uint8 picture to class map."""
+"""Normalised tensor to logits, and uint8 image to class map."""
 CONVNEXT = {
     f"{family}_convnext_tiny": lambda family=family: zoo_seg.build_model(family, "convnext_tiny", 21)
     for family in ("semanticfpn", "fcn")
@@ -36,9 +36,9 @@ WIDTHS = (29, 12, 5, 8, 7, 9, 8)
 
 @torch.no_grad()
 def awake(model: zoo_seg.SegmentationModel) -> zoo_seg.SegmentationModel:
-    """Give every layer a say, and every class a part of the picture.
+    """Give every layer a say, and every class a part of the image.
 
-    In a fresh network residual branches are multiplied by zero, the picture fades from layer to layer, and one logit is
+    In a fresh network residual branches are multiplied by zero, the image fades from layer to layer, and one logit is
     the largest everywhere.
     """
     torch.manual_seed(0)

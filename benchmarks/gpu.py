@@ -1,9 +1,9 @@
-"""What a GPU makes of the networks: pictures a second, beside the plain eager network of timm parts in the same run.
+"""What a GPU makes of the networks: images a second, beside the plain eager network of timm parts in the same run.
 
     python benchmarks/gpu.py [--batch 8] [--only pspnet] [--write]
     python benchmarks/gpu.py --device cpu --smoke      # the same code in small form, where there is no GPU
 
-A picture is a normalised tensor that already lies on the device; what is timed is its way to a class map at its own
+An image is a normalised tensor that already lies on the device; what is timed is its way to a class map at its own
 size. All versions of a network have the same random values and take turns, round by round; the medians are given.
 The card's rate is that of one large matrix product in the version's type, measured in the same run. A version's share
 of it counts the multiplications that it does itself: what the factorised bottleneck saves is no merit there.
@@ -37,7 +37,7 @@ BEGIN, END = "<!-- GPU table: written by gpu.py -->", "<!-- end of the GPU table
 HEAD = [
     "work",
     "version",
-    "pictures/s",
+    "images/s",
     "than plain float32",
     "than plain bfloat16",
     "of the card's rate",
@@ -71,7 +71,7 @@ PLAIN, PLAIN_HALF = "plain, float32", "plain, bfloat16"
 
 @dataclass
 class Version:
-    """A way to compute the class map (N, H, W) of pictures (N, 3, H, W) of one type."""
+    """A way to compute the class map (N, H, W) of images (N, 3, H, W) of one type."""
 
     name: str
     dtype: torch.dtype
@@ -146,9 +146,9 @@ def measure(name: str, scale: Scale, device: torch.device) -> list[list[str]]:
         found = versions(zoo_seg.create_model(name, num_classes=CLASSES).eval(), device)
     maps = {}
     for version in found:
-        picture = x.to(version.dtype)
+        image = x.to(version.dtype)
         for _ in range(3):  # compiles, and records the graph
-            maps[version.name] = version.run(picture).cpu()
+            maps[version.name] = version.run(image).cpu()
     for version in found[:3]:  # what is compiled does the third one's work
         with FlopCounterMode(display=False) as counter:
             version.run(x.to(version.dtype))
@@ -158,8 +158,8 @@ def measure(name: str, scale: Scale, device: torch.device) -> list[list[str]]:
     times: dict[str, list[float]] = {version.name: [] for version in found}
     for _ in range(scale.rounds):
         for version in found:
-            picture = x.to(version.dtype)
-            times[version.name].append(seconds(lambda v=version, p=picture: v.run(p), scale.calls, device))
+            image = x.to(version.dtype)
+            times[version.name].append(seconds(lambda v=version, p=image: v.run(p), scale.calls, device))
     rates = {dtype: matrix_rate(dtype, scale, device) for dtype in (torch.float32, torch.bfloat16)}
     medians = {version: statistics.median(values) for version, values in times.items()}
     return [
@@ -179,8 +179,8 @@ def measure(name: str, scale: Scale, device: torch.device) -> list[list[str]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--smoke", action="store_true", help="small pictures, one round; the figures say nothing")
-    parser.add_argument("--batch", type=int, help="pictures at a time")
+    parser.add_argument("--smoke", action="store_true", help="small images, one round; the figures say nothing")
+    parser.add_argument("--batch", type=int, help="images at a time")
     parser.add_argument("--only", default="", help="networks whose name contains this")
     parser.add_argument("--write", action="store_true", help="write the table into benchmarks/README.md")
     arguments = parser.parse_args()

@@ -2,9 +2,9 @@
 
     python benchmarks/loading.py [--data DIR] [--workers 0 1 2] [--crop 360 480] [--runs 3]
 
-Both sides read the same JPEG pictures and PNG masks (generated ones of 360x480, or the train split of a folder) and
+Both sides read the same JPEG images and PNG masks (generated ones of 360x480, or the train split of a folder) and
 give batches of 8 normalised float32 crops with their masks. They take turns, each time in a process of its own; the
-medians are printed. torchvision's transforms are those of `references/segmentation/presets.py`, on PIL pictures and on
+medians are printed. torchvision's transforms are those of `references/segmentation/presets.py`, on PIL images and on
 tensors: random size, flip, padding, random crop, normalising. Ours are the published protocol, with its colours (which
 the recipe has none of) and without.
 """
@@ -51,15 +51,15 @@ def draw(root: Path, count: int = 64) -> Path:
         for split in ("train", "val"):
             (root / folder / split).mkdir(parents=True)
     for number in range(count):
-        picture = np.zeros((height, width, 3))
+        image = np.zeros((height, width, 3))
         for cells, strength in ((4, 90), (24, 45), (120, 45)):
             noise = random.integers(0, 256, (cells * 3 // 4, cells, 3), dtype=np.uint8)
-            picture += (
+            image += (
                 np.asarray(Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)) * strength / 180
             )
         classes = Image.fromarray(random.integers(0, 11, (9, 12), dtype=np.uint8))
         name = f"{'train' if number < count - 2 else 'val'}/{number:03}"
-        Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(root / "images" / f"{name}.jpg", quality=90)
+        Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(root / "images" / f"{name}.jpg", quality=90)
         classes.resize((width, height), Image.Resampling.NEAREST).save(root / "masks" / f"{name}.png")
     names = [f"class {index}" for index in range(11)]
     palette = [[20 * index, 100, 250 - 20 * index] for index in range(11)]
@@ -117,9 +117,9 @@ class Recipe(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitem__(self, address: tuple[int, int]) -> tuple[Tensor, Tensor]:
         sample = self.samples[address[1]]
-        picture = Image.open(sample.picture).convert("RGB")
+        image = Image.open(sample.image).convert("RGB")
         mask = tv_tensors.Mask(np.array(Image.open(sample.mask)))
-        return self.transform(picture, mask)
+        return self.transform(image, mask)
 
 
 def collate(samples: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -182,7 +182,7 @@ def processor_seconds() -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="a data set of 'zoo-seg check-data' instead of generated pictures")
+    parser.add_argument("--data", type=Path, help="a data set of 'zoo-seg check-data' instead of generated images")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--crop", type=int, nargs=2, default=SIZE)
     parser.add_argument("--batches", type=int, default=40)
@@ -192,7 +192,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as scratch:
         data = open_data(options.data or draw(Path(scratch) / "drawn"))
-        with Image.open(data.samples("train")[0].picture) as first:
+        with Image.open(data.samples("train")[0].image) as first:
             short = min(first.size)
         published: dict[str, Any] = {"mean": MEAN, "std": STD, "ignore_index": data.ignore_index}
         sides: dict[str, Dataset[Any]] = {

@@ -79,8 +79,8 @@ def image_tensor(height: int, width: int, seed: int = 0, batch: int = 1) -> np.n
     return np.ascontiguousarray(blocks + 0.25 * rng.standard_normal((batch, 3, height, width)), dtype=np.float32)
 
 
-def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
-    """An RGB uint8 picture (height, width, 3): coloured blocks with a gradient and some grain, in 16 levels."""
+def image(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """An RGB uint8 image (height, width, 3): coloured blocks with a gradient and some grain, in 16 levels."""
     rng = np.random.Generator(np.random.PCG64([11, seed]))
     blocks = np.kron(rng.integers(0, 13, (-(-height // 12), -(-width // 12), 3)), np.ones((12, 12, 1), np.int64))
     rows, columns = np.ogrid[:height, :width]

@@ -2,7 +2,7 @@
 
     python benchmarks/run.py --peers ~/peers/bin/python [--only pspnet] [--runs 5] [--write]
 
-Each row runs us and the peer in processes of their own, turn by turn (A B A B ...), on the same picture and the same
+Each row runs us and the peer in processes of their own, turn by turn (A B A B ...), on the same image and the same
 full-size checkpoint (generated values, see `reference_checkpoint.py`), and compares the class maps. Medians; the
 machine should be idle. `--peers` is the Python of the environment that `peers/setup.sh` makes.
 """
@@ -45,7 +45,7 @@ class Row:
     peer: str
     """What `peers/worker.py` runs."""
     size: tuple[int, int] = (512, 683)
-    """Height and width of the picture, which is also the test size."""
+    """Height and width of the image, which is also the test size."""
     dtype: str = "float32"
     peer_dtype: str = "float32"
     faster: float | None = None
@@ -85,11 +85,11 @@ INIT = Row("cached weights to ready network, PSPNet R-50-D8", PSPNET, 150, "mmse
 
 
 def ours(work: dict[str, Any]) -> Callable[[], np.ndarray]:
-    """From a decoded picture to its class map with `predict`."""
+    """From a decoded image to its class map with `predict`."""
     from PIL import Image
 
     model = cached(work)
-    image = np.asarray(Image.open(work["picture"]))
+    image = np.asarray(Image.open(work["image"]))
     return lambda: model.predict(image, resize=None, dtype=work["dtype"]).mask
 
 
@@ -127,17 +127,17 @@ def ours_init(work: dict[str, Any]) -> Callable[[], np.ndarray]:
 
 
 def ours_slide(work: dict[str, Any]) -> Callable[[], np.ndarray]:
-    """Windows over a picture whose float32 logits would take 10 GB."""
+    """Windows over an image whose float32 logits would take 10 GB."""
     model = cached(work)
     image = np.random.default_rng(0).integers(0, 256, (*work["size"], 3), dtype=np.uint8)
     return lambda: model.predict(image, resize=None, mode="slide", crop=(512, 512), stride=(341, 341)).mask
 
 
 def ours_folder(work: dict[str, Any]) -> Callable[[], np.ndarray]:
-    """A folder of pictures of mixed sizes: streamed, or one call of `predict` after the other."""
+    """A folder of images of mixed sizes: streamed, or one call of `predict` after the other."""
     from PIL import Image
 
-    folder = Path(work["checkpoint"]).parent / "pictures"
+    folder = Path(work["checkpoint"]).parent / "images"
     if not folder.exists():
         folder.mkdir()
         street = Image.open(HERE.parent / "examples" / "street.jpg")
@@ -213,10 +213,10 @@ class Worker:
 
 def compare(row: Row, peers: str, folder: Path, runs: int) -> list[str]:
     """The cells of a row."""
-    picture = make_picture(folder, row.size)
+    image = make_image(folder, row.size)
     work: dict[str, Any] = {
         "checkpoint": str(make_checkpoint(folder, row, peers)),
-        "picture": str(picture),
+        "image": str(image),
         "threads": THREADS,
         "model": row.model,
         "source": row.source,
@@ -254,7 +254,7 @@ def compare(row: Row, peers: str, folder: Path, runs: int) -> list[str]:
 
 
 def slide(peers: str, folder: Path) -> list[str]:
-    """Peak memory on a picture of 4096x4096."""
+    """Peak memory on an image of 4096x4096."""
     row = Row("PSPNet R-50-D8, 150 classes, 4096x4096, slide", PSPNET, 150, "mmseg", "-")
     work: dict[str, Any] = {
         "side": "ours_slide",
@@ -281,9 +281,9 @@ def slide(peers: str, folder: Path) -> list[str]:
     return cells
 
 
-def folder_of_pictures(peers: str, folder: Path, runs: int) -> list[str]:
-    """100 pictures streamed, beside one call of `predict` after the other."""
-    row = Row("Semantic FPN R-50, a folder of 100 pictures of mixed size", FPN, 150, "mmseg", "-", faster=1.3)
+def folder_of_images(peers: str, folder: Path, runs: int) -> list[str]:
+    """100 images streamed, beside one call of `predict` after the other."""
+    row = Row("Semantic FPN R-50, a folder of 100 images of mixed size", FPN, 150, "mmseg", "-", faster=1.3)
     work = {
         "side": "ours_folder",
         "model": row.model,
@@ -332,7 +332,7 @@ def listing(runs: int) -> list[str]:
     return cells
 
 
-def make_picture(folder: Path, size: tuple[int, int]) -> Path:
+def make_image(folder: Path, size: tuple[int, int]) -> Path:
     """The drawn street at the size the network is given."""
     from PIL import Image
 
@@ -377,7 +377,7 @@ def main() -> None:
         if arguments.only in "slide":
             table.append(slide(arguments.peers, folder))
         if arguments.only in "folder":
-            table.append(folder_of_pictures(arguments.peers, folder, 2))
+            table.append(folder_of_images(arguments.peers, folder, 2))
         if arguments.only in "list":
             table.append(listing(arguments.runs))
     if arguments.write:

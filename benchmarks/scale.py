@@ -31,7 +31,7 @@ ROWS = {"one process: `--engine local`": 0, "`--engine ray --workers 1`": 1, "`-
 """Workers of each row."""
 
 
-def run(workers: int, weights: str, model: str | None, pictures: Path, out: Path) -> dict[str, float]:
+def run(workers: int, weights: str, model: str | None, images: Path, out: Path) -> dict[str, float]:
     """One row, in this process."""
     import torch
 
@@ -43,7 +43,7 @@ def run(workers: int, weights: str, model: str | None, pictures: Path, out: Path
     torch.set_num_threads(1)
     name, _, tag = weights.partition(".")
     network = zoo_seg.create_model(model or name, weights if model else tag)
-    paths = sorted(pictures.iterdir())
+    paths = sorted(images.iterdir())
     jobs = [Job(str(path), str(out / f"{path.stem}_mask.png"), str(out / f"{path.stem}_overlay.png")) for path in paths]
     work = Work({"device": "cpu"}, 0.5, False)
     first, last = len(jobs) // 4, len(jobs) * 9 // 10
@@ -88,7 +88,7 @@ def plan_a_million() -> dict[str, float]:
 
     before, begun = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
     names = (f"cameras/{number % 1000:04}/frame_{number:08}" for number in range(1_000_000))
-    found = ((f"s3://bucket/pictures/{name}.jpg", f"s3://bucket/masks/{name}") for name in names)
+    found = ((f"s3://bucket/images/{name}.jpg", f"s3://bucket/masks/{name}") for name in names)
     outcome = Outcome()
     jobs = list(plan(found, True, lambda *_: None))
     tables = [cluster._table(jobs[first : first + 64], first) for first in range(0, len(jobs), 64)]
@@ -138,7 +138,7 @@ def table(head: list[str], rows: list[list[str]]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=200)
+    parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--runs", type=int, default=3, help="of each row, in turn; the median counts")
     parser.add_argument("--weights", default="semanticfpn_mobilenetv4_small.camvid_zoo")
     parser.add_argument("--model", help="where --weights is a file")
@@ -149,7 +149,7 @@ def main() -> None:
         task: dict[str, Any] = json.loads(arguments.work)
         print(
             json.dumps(
-                run(**{**task, "pictures": Path(task["pictures"]), "out": Path(task["out"])})
+                run(**{**task, "images": Path(task["images"]), "out": Path(task["out"])})
                 if task
                 else plan_a_million()
             )
@@ -157,18 +157,18 @@ def main() -> None:
         return
     measured: dict[str, list[dict[str, float]]] = {name: [] for name in ROWS}
     with tempfile.TemporaryDirectory() as temporary:
-        pictures = Path(temporary, "pictures")
-        pictures.mkdir()
-        draw(pictures, arguments.pictures)
+        images = Path(temporary, "images")
+        images.mkdir()
+        draw(images, arguments.images)
         for turn in range(arguments.runs):
             for name, workers in ROWS.items():
                 out = Path(temporary, f"{workers}_{turn}")
                 task = {"workers": workers, "weights": arguments.weights, "model": arguments.model}
-                task |= {"pictures": str(pictures), "out": str(out)}
+                task |= {"images": str(images), "out": str(out)}
                 measured[name].append(own_process("--work", json.dumps(task)))
                 print(name, measured[name][-1], flush=True)
         size = statistics.mean(
-            sum(path.stat().st_size for path in out.glob(f"{n:04}_*")) for n in range(arguments.pictures)
+            sum(path.stat().st_size for path in out.glob(f"{n:04}_*")) for n in range(arguments.images)
         )
     driver = own_process("--work", "{}")
     tell(measured, size, driver, arguments)
@@ -204,7 +204,7 @@ def tell(measured: dict[str, list[dict[str, float]]], size: float, driver: dict[
         "memory",
     ]
     where = f"{os.cpu_count()} cores {platform.machine()}, torch {torch.__version__}, Ray {ray.__version__}"
-    what = f"`{arguments.model or arguments.weights}`, {arguments.pictures} JPEGs of 640x480, {arguments.runs} runs"
+    what = f"`{arguments.model or arguments.weights}`, {arguments.images} JPEGs of 640x480, {arguments.runs} runs"
     busy = os.getloadavg()[2]
     load = "the machine did nothing else"
     if busy > 3:

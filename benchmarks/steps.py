@@ -1,4 +1,4 @@
-"""What each step brings: PSPNet R-50-D8, 150 classes, one 512x683 picture, from the plain network to `predict`.
+"""What each step brings: PSPNet R-50-D8, 150 classes, one 512x683 image, from the plain network to `predict`.
 
 python benchmarks/steps.py [--compile]
 """

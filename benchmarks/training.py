@@ -1,10 +1,10 @@
-"""Pictures a second of whole training steps, loading included, beside torchvision's own reference recipe.
+"""Images a second of whole training steps, loading included, beside torchvision's own reference recipe.
 
     python benchmarks/training.py [--models fcn_resnet50_os8 --steps 8] [--batch 8] [--device cuda] [--runs 3]
 
 Ours is `zoo_seg.finetune` with its defaults. The recipe is that of `references/segmentation/train.py`: its transforms
-on PIL pictures or tensors, its collating, SGD, a learning rate that falls every step, full-size logits, and cross
-entropy with 0.5 of the auxiliary one. Both train the same network from random values on the same generated pictures,
+on PIL images or tensors, its collating, SGD, a learning rate that falls every step, full-size logits, and cross
+entropy with 0.5 of the auxiliary one. Both train the same network from random values on the same generated images,
 with the same batch, crop and workers. They take turns, each time in a process of its own. A step's time and its wait
 for data are taken at the same places of torch for both: the end of `Optimizer.step` and the DataLoader's iterator.
 """
@@ -53,7 +53,7 @@ class Work:
 @dataclass(frozen=True)
 class Speed:
     rate: float
-    """Pictures a second, from the median step."""
+    """Images a second, from the median step."""
     waited: float
     """Share of the time that was spent waiting for data."""
     processor: float
@@ -100,7 +100,7 @@ def criterion(outputs: dict[str, Tensor], target: Tensor) -> Tensor:
     return losses["out"] + 0.5 * losses["aux"] if "aux" in losses else losses["out"]
 
 
-def recipe_on_pictures(work: Work) -> None:
+def recipe_on_images(work: Work) -> None:
     torchvisions(work, "PIL")
 
 
@@ -110,7 +110,7 @@ def recipe_on_tensors(work: Work) -> None:
 
 def torchvisions(work: Work, backend: str) -> None:
     data, device = open_data(work.data), torch.device(work.device)
-    with Image.open(data.samples("train")[0].picture) as first:
+    with Image.open(data.samples("train")[0].image) as first:
         dataset = Recipe(data, recipe(work.crop, backend, min(first.size)))
     loader = DataLoader(
         dataset,
@@ -137,7 +137,7 @@ def torchvisions(work: Work, backend: str) -> None:
         loss.item()
 
 
-SIDES = {"torchvision, PIL": recipe_on_pictures, "torchvision, tensor": recipe_on_tensors, "ours": ours}
+SIDES = {"torchvision, PIL": recipe_on_images, "torchvision, tensor": recipe_on_tensors, "ours": ours}
 
 
 # --- measuring ----------------------------------------------------------------------------------
@@ -218,7 +218,7 @@ def main() -> None:
                 waited = statistics.median(run[side].waited for run in runs)
                 processor = statistics.median(run[side].processor for run in runs)
                 print(
-                    f"{model}  {side:20} {rate:6.2f} pictures/s  {rate / best:.2f}x  {waited:6.2%} of it waiting for "
+                    f"{model}  {side:20} {rate:6.2f} images/s  {rate / best:.2f}x  {waited:6.2%} of it waiting for "
                     f"data, {processor:6.2f} s of processor time a step",
                     flush=True,
                 )

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 from reference_checkpoint import filled_state_dict
-from run import THREADS, Worker, make_picture, serve
+from run import THREADS, Worker, make_image, serve
 
 import zoo_seg
 from zoo_seg.manifest import Architecture, load_manifest, published_manifest
@@ -72,7 +72,7 @@ def ours(work: dict[str, Any]) -> Callable[[], np.ndarray]:
     names = tuple(map(str, range(meta["num_classes"])))
     info = ModelInfo(classes=names, palette=((0, 0, 0),) * len(names), protocol=meta["project"])
     model = SegmentationModel(network, info).eval()
-    image = np.asarray(Image.open(work["picture"]))
+    image = np.asarray(Image.open(work["image"]))
     return lambda: model.predict(image, resize=None, mode="whole", dtype=work["dtype"]).mask
 
 
@@ -96,20 +96,20 @@ def measure(arguments: argparse.Namespace) -> None:
     results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     with tempfile.TemporaryDirectory() as temporary:
         folder, size = Path(temporary), tuple(arguments.size)
-        picture = make_picture(folder, size)
+        image = make_image(folder, size)
         for name in networks(arguments.patterns):
             key = name if size == SIZE else f"{name}@{size[0]}x{size[1]}"
             if key in results:
                 continue
-            results[key] = {"size": size, **_beside(name, picture, folder, arguments)}
+            results[key] = {"size": size, **_beside(name, image, folder, arguments)}
             RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n", encoding="utf-8")
             row = results[key]
             print(key, f"{row['seconds']:.2f} s", *(f"{each}: {row[each]}" for each in ("faster", "bfloat16", "same")))
 
 
-def _beside(name: str, picture: Path, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+def _beside(name: str, image: Path, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     meta = meta_of(name)
-    work: dict[str, Any] = {"network": name, "picture": str(picture), "threads": THREADS, "side": "ours"}
+    work: dict[str, Any] = {"network": name, "image": str(image), "threads": THREADS, "side": "ours"}
     work |= {"config": meta["config"], "changes": meta["changes"], "project": meta["project"], "seed": meta["seed"]}
     work |= {"scales": meta["scales"], "ssseg": arguments.ssseg}
     masks = {side: folder / f"{side}.npy" for side in ("float32", "bfloat16", "original")}

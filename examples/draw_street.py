@@ -1,4 +1,4 @@
-"""Draw `street.jpg`, the picture of the examples: a street seen from a car, the same on every run."""
+"""Draw `street.jpg`, the image of the examples: a street seen from a car, the same on every run."""
 
 import random
 from pathlib import Path

@@ -1,6 +1,6 @@
 """A network as an ONNX file, run without zoo_seg: python examples/export_onnx.py [--out FILE]
 
-Needs pip install 'zoo_seg[onnx]'. The graph normalises and chooses the class itself: pictures in, class ids out.
+Needs pip install 'zoo_seg[onnx]'. The graph normalises and chooses the class itself: images in, class ids out.
 """
 
 import argparse
@@ -21,10 +21,10 @@ written = zoo_seg.export(model, arguments.out, preprocess=True, argmax=True)
 print(f"{written.path}: {written.size / 1e6:.1f} MB; beside the network: {written.differences[0]}")
 
 # From here on nothing of zoo_seg is needed.
-picture = np.asarray(Image.open(Path(__file__).with_name("street.jpg")).convert("RGB"))
+image = np.asarray(Image.open(Path(__file__).with_name("street.jpg")).convert("RGB"))
 session = onnxruntime.InferenceSession(written.path)
-(class_map,) = session.run(None, {"image": picture[None]})
+(class_map,) = session.run(None, {"image": image[None]})
 print(f"onnxruntime: class map {class_map.shape}, {class_map.dtype}")
 
-same = (class_map[0] == model.predict(picture, resize=None).mask).mean()
+same = (class_map[0] == model.predict(image, resize=None).mask).mean()
 print(f"{same:.2%} of the pixels are those of model.predict")

@@ -20,13 +20,13 @@ def draw_data(folder: Path, size: int = 96) -> None:
     colours = ["olive", "crimson", "royalblue"]
     for split, count in (("train", 16), ("val", 4)):
         for number in range(count):
-            picture, mask = Image.new("RGB", (size, size), colours[0]), Image.new("L", (size, size))
+            pixels, mask = Image.new("RGB", (size, size), colours[0]), Image.new("L", (size, size))
             for class_id in (1, 2):
                 x, y = random.randrange(size - 40), random.randrange(size - 40)
-                for image, fill in ((picture, colours[class_id]), (mask, class_id)):
+                for image, fill in ((pixels, colours[class_id]), (mask, class_id)):
                     draw = ImageDraw.Draw(image)
                     (draw.ellipse if class_id == 1 else draw.rectangle)((x, y, x + 40, y + 40), fill)
-            for kind, image in (("images", picture), ("masks", mask)):
+            for kind, image in (("images", pixels), ("masks", mask)):
                 path = folder / kind / split / f"{number:03}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 image.save(path)
@@ -34,7 +34,7 @@ def draw_data(folder: Path, size: int = 96) -> None:
     (folder / "dataset.json").write_text(json.dumps(description), encoding="utf-8")
 
 
-if __name__ == "__main__":  # the processes that read pictures import this file
+if __name__ == "__main__":  # the processes that read images import this file
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", type=Path)
     parser.add_argument("--out", type=Path, default=Path("out/run"))
@@ -49,5 +49,5 @@ if __name__ == "__main__":  # the processes that read pictures import this file
         arguments.data, weights="semanticfpn_mobilenetv4_small.camvid", out=arguments.out, workers=0, **options
     )
     print(f"mIoU {model.metrics[0].value:.1f} % on val")
-    picture = sorted((arguments.data / "images" / "val").iterdir())[0]
-    print(zoo_seg.from_pretrained(arguments.out).predict(picture))
+    image = sorted((arguments.data / "images" / "val").iterdir())[0]
+    print(zoo_seg.from_pretrained(arguments.out).predict(image))

@@ -75,9 +75,9 @@ def test_batch_folder(tmp_path: Path) -> None:
     with Image.open(EXAMPLES / "street.jpg") as street:
         street.resize((160, 90)).save(folder / "small.jpg")
         street.resize((90, 160)).save(folder / "deeper" / "tall.png")
-    (folder / "broken.jpg").write_bytes(b"not a picture")
+    (folder / "broken.jpg").write_bytes(b"not an image")
     printed = run("batch_folder.py", tmp_path, folder, "--out", "results")
-    assert "2 of 3 pictures" in printed
+    assert "2 of 3 images" in printed
     assert "broken.jpg" in printed
     with (tmp_path / "results/areas.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -104,7 +104,7 @@ def test_the_notebook_runs_and_shows_what_is_stored(tmp_path: Path) -> None:
 
 
 def _kinds(outputs: list[nbformat.NotebookNode]) -> set[str]:
-    """What a cell shows; stderr is left out, and the picture of a result, which its HTML shows as well."""
+    """What a cell shows; stderr is left out, and the image of a result, which its HTML shows as well."""
     kinds = {
         kind for each in outputs if each.get("name") != "stderr" for kind in each.get("data", {each.output_type: None})
     }

@@ -194,7 +194,7 @@ def test_in_chans_adapts_the_stem(in_chans: int, folder: Path) -> None:
     rgb = zoo_seg.create_model(MODEL, path)
     grey = torch.rand(1, 1, 32, 32)
     assert model(torch.rand(1, in_chans, 33, 40)).shape == (1, 19, 33, 40)
-    if in_chans == 1:  # the sum over the channels: a grey picture gives what its RGB copy gives
+    if in_chans == 1:  # the sum over the channels: a grey image gives what its RGB copy gives
         torch.testing.assert_close(model(grey), rgb(grey.expand(1, 3, 32, 32)), rtol=1e-3, atol=1e-2)
 
 

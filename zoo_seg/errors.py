@@ -44,7 +44,7 @@ class CheckpointError(ZooSegError, RuntimeError):
 
 
 class ImageError(ZooSegError, ValueError):
-    """A picture cannot be read or has a shape that is not a picture's."""
+    """An image cannot be read or has a shape that is not an image's."""
 
 
 class DataError(ZooSegError, ValueError):

@@ -35,7 +35,7 @@ def create_model(
             `finetune` wrote, or a record; None for random weights.
         num_classes: other than the weights': both classifiers start anew, everything else is kept.
             None takes the weights' number, 21 without weights.
-        in_chans: channels of the picture; other than 3 adapts the first convolution.
+        in_chans: channels of the image; other than 3 adapts the first convolution.
         progress: show a bar while downloading (on a terminal only).
 
     Returns:
@@ -85,7 +85,7 @@ def build_model(
         num_classes: at least 1.
         output_stride: of the backbone's last map (8 and 16 are usual for FCN and PSPNet); None keeps
             the backbone's own.
-        in_chans: channels of the picture.
+        in_chans: channels of the image.
         backbone_pretrained: fetch timm's ImageNet weights for the backbone; else random values.
         classes, palette: names and RGB colours; None for `class_0`, ... and VOC's colours.
         options: the family's own, such as `channels=`, the width of its head; see its options' dataclass.

@@ -19,7 +19,7 @@ from zoo_seg.data.labels import voc_palette
 from zoo_seg.errors import CheckpointError, DownloadError, OptionError, UnknownNameError
 from zoo_seg.families.registry import find_family
 from zoo_seg.hub import huggingface
-from zoo_seg.images.reading import Picture, drawn_street, read_picture
+from zoo_seg.images.reading import ImageLike, drawn_street, read_image
 from zoo_seg.inference.backends import Backend
 from zoo_seg.inference.predicting import Predicting
 from zoo_seg.inference.predictor import Predictor, Predictors, choose_dtype
@@ -28,7 +28,7 @@ from zoo_seg.layers.readout import HeadOutput
 from zoo_seg.manifest import Architecture, Licence, Metric, Preprocess, Recipe, TestOptions, Weights, get_weights
 from zoo_seg.network import SegmentationNetwork, with_all_options
 from zoo_seg.pretrained import Checkpoint, open_folder, open_repository
-from zoo_seg.saving.card import PICTURE, model_card
+from zoo_seg.saving.card import OVERLAY, model_card
 from zoo_seg.saving.folder import write_folder
 from zoo_seg.saving.rebuild import check_rebuilds
 
@@ -342,7 +342,7 @@ class SegmentationModel(nn.Module, Predicting):
         token: str | None = None,
         commit_message: str | None = None,
         create_pr: bool = False,
-        example: Picture | None = None,
+        example: ImageLike | None = None,
         card: str | None = None,
     ) -> str:
         """Write the network into a repository of the Hugging Face Hub, made where it does not exist.
@@ -354,7 +354,7 @@ class SegmentationModel(nn.Module, Predicting):
             token: None is huggingface_hub's own: `HF_TOKEN`, or what `hf auth login` left.
             commit_message: None names the library.
             create_pr: open a pull request instead.
-            example: a picture to show on the card under the network's colours; None is a drawn street, for networks
+            example: an image to show on the card under the network's colours; None is a drawn street, for networks
                 that know streets.
             card: the text of README.md; None is made from what is known of the network.
 
@@ -367,22 +367,22 @@ class SegmentationModel(nn.Module, Predicting):
         """
         info = self._saved_info(None, (), None, None)
         if example is not None:
-            picture: Picture | None = read_picture(example)
+            image: ImageLike | None = read_image(example)
         else:
-            picture = self._example() if card is None or PICTURE in card else None
+            image = self._example() if card is None or OVERLAY in card else None
         target = huggingface.open_target(repo_id, private=private, revision=revision, token=token)
-        overlay = None if picture is None else self.predict(picture).overlay(legend=True)
+        overlay = None if image is None else self.predict(image).overlay(legend=True)
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             write_folder(
                 folder,
                 info,
                 self.state_dict(),
-                card or model_card(info, name=target.repository.name, picture=overlay is not None),
+                card or model_card(info, name=target.repository.name, image=overlay is not None),
             )
             if overlay is not None:
                 overlay.thumbnail((1024, 1024))
-                overlay.save(folder / PICTURE, quality=90)
+                overlay.save(folder / OVERLAY, quality=90)
             return target.upload(
                 folder, commit_message or f"{LIBRARY}: {self.num_classes} classes", create_pr=create_pr
             )

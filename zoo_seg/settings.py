@@ -32,7 +32,7 @@ def manifests() -> list[Path]:
 
 
 def max_pixels() -> str | None:
-    """`ZOO_SEG_MAX_PIXELS`: the most pixels that a picture file may announce; without it Pillow's limit holds."""
+    """`ZOO_SEG_MAX_PIXELS`: the most pixels that an image file may announce; without it Pillow's limit holds."""
     return os.environ.get("ZOO_SEG_MAX_PIXELS") or None
 
 

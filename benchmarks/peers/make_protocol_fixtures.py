@@ -6,7 +6,7 @@ Needs the environment of this folder's README. The weights are those of `referen
 
     meta      JSON: source, family, num_classes, seed, how it was run, the sizes, the versions
     keys      JSON: [name, shape, dtype] of every entry of the checkpoint, in the source's own names
-    picture   (h, w, 3) uint8 RGB, resized to meta.test_scale. Without it (ssseg) the input is
+    image   (h, w, 3) uint8 RGB, resized to meta.test_scale. Without it (ssseg) the input is
               `image_tensor(*meta.input_size, meta.image_seed)`
     logits    (C, ...) float32: the averaged logits [:, ::s, ::s] at the output size, s = meta.subsample
               (mmseg with several scales or flip: the averaged probabilities; meta.kind says which)
@@ -53,7 +53,7 @@ SSSEG_CASES: dict[str, tuple[tuple[int, int], tuple[int, int], dict[str, Any]]] 
     "msflip": ((97, 141), (111, 160), SCALES),
     "slide_msflip": ((97, 141), (111, 160), {**GRID, **SCALES}),
 }
-# case: (picture size, test scale, whether the ratio is kept); of the last family only
+# case: (image size, test scale, whether the ratio is kept); of the last family only
 SSSEG_RESIZED: dict[str, tuple[tuple[int, int], list[int], bool]] = {
     "square": ((111, 160), [97, 97], True),
     "stretched": ((160, 111), [97, 97], False),
@@ -65,7 +65,7 @@ MMSEG = {
     "pspnet_r50_d8": ("pspnet", 21, 7, 2.0**-2),
 }
 TEST_SCALE = [161, 97]
-# case: (picture size, options)
+# case: (image size, options)
 MMSEG_CASES: dict[str, tuple[tuple[int, int], dict[str, Any]]] = {
     "whole": ((73, 118), {}),
     "portrait": ((118, 73), {}),
@@ -73,7 +73,7 @@ MMSEG_CASES: dict[str, tuple[tuple[int, int], dict[str, Any]]] = {
     "msflip": ((73, 118), SCALES),
     "slide_msflip": ((73, 118), {**GRID, **SCALES}),
 }
-# case: (picture size, test scale, options); of the first family only
+# case: (image size, test scale, options); of the first family only
 MMSEG_RESIZED: dict[str, tuple[tuple[int, int], list[int], dict[str, Any]]] = {
     "square": ((73, 118), [97, 97], {}),
     "square_enlarged": ((73, 52), [112, 112], {}),
@@ -140,8 +140,8 @@ def make_ssseg(out: Path, folder: Path) -> None:
             }
             write(out / f"protocol_ssseg_{family}_{case}.npz", logits, meta, entries)
     for number, (case, (size, test_scale, keep_ratio)) in enumerate(SSSEG_RESIZED.items(), len(SSSEG_CASES)):
-        picture = reference.picture(*size, seed=number)
-        x = ssseg_peer.prepare(np.ascontiguousarray(picture[:, :, ::-1]), test_scale, keep_ratio)
+        image = reference.image(*size, seed=number)
+        x = ssseg_peer.prepare(np.ascontiguousarray(image[:, :, ::-1]), test_scale, keep_ratio)
         meta = {
             "source": "ssseg",
             "family": family,
@@ -157,13 +157,13 @@ def make_ssseg(out: Path, folder: Path) -> None:
             "versions": ssseg_peer.VERSIONS,
         }
         logits = ssseg_peer.predict(model, x, size, **WHOLE)[0].numpy()
-        write(out / f"protocol_ssseg_{family}_{case}.npz", logits, meta, entries, picture=picture)
+        write(out / f"protocol_ssseg_{family}_{case}.npz", logits, meta, entries, image=image)
 
 
 def order_of_0x(
     model: torch.nn.Module, image: np.ndarray, scales: Sequence[float], flip: bool, test_scale: Sequence[int]
 ) -> np.ndarray:
-    """The published numbers' order: logits to the picture's size, softmax, only then un-flip. 1.x un-flips first."""
+    """The published numbers' order: logits to the image's size, softmax, only then un-flip. 1.x un-flips first."""
     total, count = 0.0, 0
     resizes = [{"scale": (int(test_scale[0] * r), int(test_scale[1] * r))} for r in scales]
     batch = mmseg_peer._augmented(image, resizes, flip)
@@ -194,8 +194,8 @@ def make_mmseg(out: Path, folder: Path) -> None:
             options = {**WHOLE, **changes}
             run = {key: options.pop(key) for key in ("scales", "flip")}
             model = mmseg_peer.load(path, test_scale=test_scale, **options)
-            picture = reference.picture(*size, seed=number)
-            bgr = np.ascontiguousarray(picture[:, :, ::-1])
+            image = reference.image(*size, seed=number)
+            bgr = np.ascontiguousarray(image[:, :, ::-1])
             result = mmseg_peer.predict(model, bgr, test_scale=test_scale, scale_rule="0.x", **run)
             assert np.array_equal(result["mask"], result["logits"].argmax(axis=0))
             meta = {
@@ -217,7 +217,7 @@ def make_mmseg(out: Path, folder: Path) -> None:
                 older = order_of_0x(model, bgr, test_scale=test_scale, **run)
                 meta.update(
                     kind="probabilities",
-                    scale_rule="0.x: scale r resizes the picture into (int(W0 * r), int(H0 * r)), W0, H0 = test_scale",
+                    scale_rule="0.x: scale r resizes the image into (int(W0 * r), int(H0 * r)), W0, H0 = test_scale",
                     input_sizes=result["sizes"],
                     largest_logit=result["largest_logit"],
                     largest_difference_to_order_of_0x=float(np.abs(older - result["logits"]).max()),
@@ -227,7 +227,7 @@ def make_mmseg(out: Path, folder: Path) -> None:
                 height, width = size
                 ratio = min(max(test_scale) / max(size), min(test_scale) / min(size))
                 meta["input_size"] = [int(height * ratio + 0.5), int(width * ratio + 0.5)]
-            write(out / f"protocol_mmseg_{family}_{case}.npz", result["logits"], meta, entries, picture=picture)
+            write(out / f"protocol_mmseg_{family}_{case}.npz", result["logits"], meta, entries, image=image)
 
 
 def main() -> None:

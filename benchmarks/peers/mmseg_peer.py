@@ -1,9 +1,9 @@
-"""mmsegmentation's own networks and its own inference, on one picture. Needs the environment of this folder's README.
+"""mmsegmentation's own networks and its own inference, on one image. Needs the environment of this folder's README.
 
-    python benchmarks/peers/mmseg_peer.py --checkpoint fpn_r50.pth --picture street.jpg --mode whole --out result.npz
-    python benchmarks/peers/mmseg_peer.py --checkpoint X --picture Y --scales 0.5 1.0 1.5 --flip --out result.npz
+    python benchmarks/peers/mmseg_peer.py --checkpoint fpn_r50.pth --image street.jpg --mode whole --out result.npz
+    python benchmarks/peers/mmseg_peer.py --checkpoint X --image Y --scales 0.5 1.0 1.5 --flip --out result.npz
 
-Family, depth and number of classes are read off the checkpoint. `result.npz` holds `mask` (uint8, the picture's size),
+Family, depth and number of classes are read off the checkpoint. `result.npz` holds `mask` (uint8, the image's size),
 `logits` (classes, height, width; float32; averaged probabilities with several scales or flip) and `meta` (JSON).
 """
 
@@ -111,7 +111,7 @@ def load(checkpoint: str | Path, **options: Any) -> torch.nn.Module:
 
 
 def _augmented(image: np.ndarray, resizes: Sequence[Mapping[str, Any]], flip: bool) -> dict[str, Any]:
-    """The picture through mmseg's TestTimeAug: for every resize plain, then flipped."""
+    """The image through mmseg's TestTimeAug: for every resize plain, then flipped."""
     flips = [{"type": "RandomFlip", "prob": p, "direction": "horizontal"} for p in ((0.0, 1.0) if flip else (0.0,))]
     steps = [[{"type": "Resize", "keep_ratio": True, **r} for r in resizes], flips, [{"type": "PackSegInputs"}]]
     packed = Compose([{"type": "LoadImageFromNDArray"}, {"type": "TestTimeAug", "transforms": steps}])({"img": image})
@@ -127,11 +127,11 @@ def predict(
     test_scale: Sequence[int] = TEST_SCALE,
     scale_rule: str = "0.x",
 ) -> dict[str, Any]:
-    """One BGR uint8 picture.
+    """One BGR uint8 image.
 
-    One scale without flip: `inference_model`; `logits` are its `seg_logits`, at the picture's size.
+    One scale without flip: `inference_model`; `logits` are its `seg_logits`, at the image's size.
     Otherwise `SegTTAModel`, mmseg's average of probabilities; `logits` are these probabilities. With the "0.x" rule
-    (the published numbers) scale r resizes the picture into (int(W0 * r), int(H0 * r)), (W0, H0) the test scale; with
+    (the published numbers) scale r resizes the image into (int(W0 * r), int(H0 * r)), (W0, H0) the test scale; with
     "1.x" by r itself.
     """
     if tuple(scales) == (1.0,) and not flip:
@@ -169,9 +169,9 @@ def predict(
 def main() -> None:
     import cv2
 
-    parser = argparse.ArgumentParser(description="mmsegmentation on one picture.")
+    parser = argparse.ArgumentParser(description="mmsegmentation on one image.")
     parser.add_argument("--checkpoint", required=True)
-    parser.add_argument("--picture", required=True)
+    parser.add_argument("--image", required=True)
     parser.add_argument("--out", help=".npz to write")
     parser.add_argument("--mode", choices=("whole", "slide"), default="whole")
     parser.add_argument("--crop", type=int, nargs=2, metavar=("H", "W"), default=(512, 512))
@@ -187,7 +187,7 @@ def main() -> None:
     started = time.perf_counter()
     model = load(a.checkpoint, mode=a.mode, crop=a.crop, stride=a.stride, test_scale=a.test_scale)
     loaded = time.perf_counter() - started
-    image = cv2.imread(a.picture)
+    image = cv2.imread(a.image)
     options = {"scales": a.scales, "flip": a.flip, "test_scale": a.test_scale, "scale_rule": a.scale_rule}
     seconds, cpu_seconds = [], []  # far more wall time than cpu time / threads: the machine was busy
     for _ in range(a.repeat):

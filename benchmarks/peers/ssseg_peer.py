@@ -1,10 +1,10 @@
-"""SSSegmentation's own networks and its own inference, on one picture. Needs the environment of this folder's README.
+"""SSSegmentation's own networks and its own inference, on one image. Needs the environment of this folder's README.
 
-    python benchmarks/peers/ssseg_peer.py --checkpoint pspnet_resnet50os8_voc.pth --outstride 8 --picture street.jpg \
+    python benchmarks/peers/ssseg_peer.py --checkpoint pspnet_resnet50os8_voc.pth --outstride 8 --image street.jpg \
         --mode whole --out result.npz
 
 Family, depth and number of classes are read off the checkpoint; the output stride cannot be. `result.npz` holds `mask`
-(uint8, the picture's size), `logits` (classes, height, width; float32; averaged over scales and flips), `meta` (JSON).
+(uint8, the image's size), `logits` (classes, height, width; float32; averaged over scales and flips), `meta` (JSON).
 """
 
 from __future__ import annotations
@@ -103,14 +103,14 @@ def load(checkpoint: str | Path, outstride: int = 8) -> torch.nn.Module:
     return model
 
 
-def read(picture: str | Path, test_scale: Sequence[int] | None = TEST_SCALE) -> tuple[torch.Tensor, tuple[int, int]]:
-    """A picture through ssseg's own test transforms: (1, 3, h, w) and its original size. None keeps the size."""
-    image = cv2.imread(str(picture))
+def read(pixels: str | Path, test_scale: Sequence[int] | None = TEST_SCALE) -> tuple[torch.Tensor, tuple[int, int]]:
+    """An image through ssseg's own test transforms: (1, 3, h, w) and its original size. None keeps the size."""
+    image = cv2.imread(str(pixels))
     return prepare(image, test_scale), image.shape[:2]
 
 
 def prepare(image: np.ndarray, test_scale: Sequence[int] | None, keep_ratio: bool = True) -> torch.Tensor:
-    """A BGR uint8 picture through ssseg's own test transforms."""
+    """A BGR uint8 image through ssseg's own test transforms."""
     sample: dict[str, Any] = {"image": image}
     steps: list[dict[str, Any]] = [{"type": "Normalize", "mean": MEAN, "std": STD}, {"type": "ToTensor"}]
     if test_scale is not None:
@@ -151,9 +151,9 @@ def predict(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="SSSegmentation on one picture.")
+    parser = argparse.ArgumentParser(description="SSSegmentation on one image.")
     parser.add_argument("--checkpoint", required=True)
-    parser.add_argument("--picture", required=True)
+    parser.add_argument("--image", required=True)
     parser.add_argument("--out", help=".npz to write")
     parser.add_argument("--outstride", type=int, choices=(8, 16), default=8, help="of FCN and PSPNet")
     parser.add_argument("--mode", choices=("whole", "slide"), default="whole")
@@ -172,7 +172,7 @@ def main() -> None:
     seconds, cpu_seconds = [], []  # far more wall time than cpu time / threads: the machine was busy
     for _ in range(a.repeat):
         started, started_cpu = time.perf_counter(), time.process_time()
-        x, original = read(a.picture, a.test_scale)
+        x, original = read(a.image, a.test_scale)
         options = {"mode": a.mode, "crop": a.crop, "stride": a.stride, "scales": a.scales, "flip": a.flip}
         logits = predict(model, x, original, **options)[0]
         mask = logits.argmax(dim=0).numpy().astype(np.uint8)

@@ -1,6 +1,6 @@
 """One peer doing one work, a run for every line it is sent. Started by `benchmarks/run.py`, in the peers' environment.
 
-    python worker.py mmseg|mmseg_init|ssseg|network|openvino|onnxruntime '{"checkpoint": ..., "picture": ..., ...}'
+    python worker.py mmseg|mmseg_init|ssseg|network|openvino|onnxruntime '{"checkpoint": ..., "image": ..., ...}'
 
 Prints one line of JSON when ready, one after each run, and at the end writes the class map to `mask`.
 """
@@ -23,12 +23,12 @@ MEAN, STD = np.float32([123.675, 116.28, 103.53]), np.float32([58.395, 57.12, 57
 
 
 def mmseg(work: dict[str, Any]) -> Callable[[], np.ndarray]:
-    """`inference_model` on a decoded picture."""
+    """`inference_model` on a decoded image."""
     import cv2
     import mmseg_peer as peer
 
     model = peer.load(work["checkpoint"], test_scale=work["test_scale"])
-    image = cv2.imread(work["picture"])
+    image = cv2.imread(work["image"])
     return lambda: peer.inference_model(model, image).pred_sem_seg.data[0].numpy()
 
 
@@ -48,13 +48,13 @@ def mmseg_init(work: dict[str, Any]) -> Callable[[], np.ndarray]:
 
 
 def ssseg(work: dict[str, Any]) -> Callable[[], np.ndarray]:
-    """ssseg's transforms, `auginference` and the resize of its test.py, on a decoded picture's file."""
+    """ssseg's transforms, `auginference` and the resize of its test.py, on a decoded image's file."""
     import ssseg_peer as peer
 
     model = peer.load(work["checkpoint"])
 
     def run() -> np.ndarray:
-        x, size = peer.read(work["picture"], work["test_scale"])
+        x, size = peer.read(work["image"], work["test_scale"])
         return peer.predict(model, x, size)[0].argmax(0).numpy()
 
     return run
@@ -78,7 +78,7 @@ def network(work: dict[str, Any]) -> Callable[[], np.ndarray]:
             original = references.SSSegNetwork(work["config"])
     references.fill(original, [tuple(scale) for scale in work["scales"]])
     original.model.requires_grad_(False)
-    image = cv2.imread(work["picture"])[..., ::-1].astype(np.float32)
+    image = cv2.imread(work["image"])[..., ::-1].astype(np.float32)
     x = torch.from_numpy(((image - MEAN) / STD).transpose(2, 0, 1)[None].copy())
     height, width = x.shape[-2:]
     padded = torch.nn.functional.pad(x, (0, -width % original.size_divisor, 0, -height % original.size_divisor))
@@ -86,7 +86,7 @@ def network(work: dict[str, Any]) -> Callable[[], np.ndarray]:
 
 
 class Plain(torch.nn.Module):
-    """mmseg's network from normalised pictures to class ids: logits, resize to the picture and argmax, in one graph."""
+    """mmseg's network from normalised images to class ids: logits, resize to the image and argmax, in one graph."""
 
     def __init__(self, network: torch.nn.Module) -> None:
         super().__init__()
@@ -98,12 +98,12 @@ class Plain(torch.nn.Module):
 
 
 def plain(work: dict[str, Any]) -> tuple[Plain, Callable[[], np.ndarray]]:
-    """mmseg's network, and how the decoded picture becomes its input."""
+    """mmseg's network, and how the decoded image becomes its input."""
     import cv2
     import mmseg_peer as peer
 
     network = peer.load(work["checkpoint"], test_scale=work["test_scale"])
-    image = cv2.imread(work["picture"])
+    image = cv2.imread(work["image"])
 
     def normalised() -> np.ndarray:
         return np.ascontiguousarray(((image[..., ::-1].astype(np.float32) - MEAN) / STD).transpose(2, 0, 1)[None])

@@ -29,7 +29,7 @@ def run(capfd: pytest.CaptureFixture[str]) -> Run:
 
 
 def picture(path: Path, width: int = 40, height: int = 30, seed: int = 0) -> Path:
-    """A picture file of coloured blocks."""
+    """An image file of coloured blocks."""
     blocks = np.random.default_rng(seed).integers(0, 256, (-(-height // 10), -(-width // 10), 3), dtype=np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(blocks.repeat(10, 0).repeat(10, 1)[:height, :width]).save(path)
@@ -273,12 +273,12 @@ def test_legend_stands_beside_the_overlay(predict: Run) -> None:
 def test_folders_keep_their_tree_and_a_broken_picture_stops_nothing(predict: Run, tmp_path: Path) -> None:
     names = ["a.png", "sub folder/ä é.jpg", "sub folder/deep/日本.PNG", "z.bmp"]
     for seed, name in enumerate(names):
-        picture(tmp_path / "my pictures" / name, seed=seed)
-    broken = tmp_path / "my pictures" / "broken.png"
-    broken.write_bytes((tmp_path / "my pictures" / "a.png").read_bytes()[:60])
-    (tmp_path / "my pictures" / "notes.txt").write_text("no picture")
+        picture(tmp_path / "my images" / name, seed=seed)
+    broken = tmp_path / "my images" / "broken.png"
+    broken.write_bytes((tmp_path / "my images" / "a.png").read_bytes()[:60])
+    (tmp_path / "my images" / "notes.txt").write_text("no image")
 
-    result = predict("my pictures")
+    result = predict("my images")
     assert result.code == 1
     assert result.err.startswith(f"zoo-seg: {Path('my pictures/broken.png')}: cannot be read")
     assert result.err.count("\n") == 1
@@ -288,10 +288,10 @@ def test_folders_keep_their_tree_and_a_broken_picture_stops_nothing(predict: Run
     assert tree(tmp_path / "out") == sorted(f"{stem}_{kind}.png" for stem in stems for kind in ("mask", "overlay"))
 
     before = [mask.stat().st_mtime_ns for mask in masks]
-    again = predict("my pictures")
+    again = predict("my images")
     assert (again.code, again.out) == (1, "4 already there, 1 failed; results in out\n")
     picture(broken)
-    repaired = predict("my pictures")
+    repaired = predict("my images")
     assert (repaired.code, repaired.out, repaired.err) == (0, "1 done, 4 already there; results in out\n", "")
     assert [mask.stat().st_mtime_ns for mask in masks] == before
 
@@ -354,7 +354,7 @@ def test_other_settings_do_not_mix(predict: Run) -> None:
 @pytest.mark.parametrize("out", ["p", "p/out", "p/q/out", "."])
 def test_results_among_the_pictures_are_not_predicted(out: str, predict: Run, tmp_path: Path) -> None:
     picture(Path("p/a.png"))
-    picture(Path("p/q/face_mask.png"))  # a user's picture, whatever it is called
+    picture(Path("p/q/face_mask.png"))  # a user's image, whatever it is called
     assert predict("p", "--out", out).out == f"2 done; results in {Path(out)}\n"
     for name in ("a_mask.png", "a_overlay.png", "q/face_mask_mask.png", "q/face_mask_overlay.png"):
         assert (tmp_path / out / name).is_file()
@@ -465,7 +465,7 @@ CARELESS: list[tuple[str, int, str]] = [
     ("{toy} p --scales 0.5,1", 2, "invalid float value: '0.5,1'"),
     ("{toy} p --resize 0", 2, "'0' is not a whole number"),
     ("{toy} p --resize 100000", 2, "100000 is more pixels than an image's side may have, 32768"),
-    ("{toy} p --resize 30000", 1, "p/a.png: a picture of 30x40 pixels would become one of 30000x40000"),
+    ("{toy} p --resize 30000", 1, "p/a.png: an image of 30x40 pixels would become one of 30000x40000"),
     ("{toy} p --overwite", 2, "unrecognized arguments: --overwite; did you mean --overwrite?"),
     ("finetune --data p --out o --learning-rate 1", 2, "did you mean --lr?"),
     ("{toy} p --resize 512x512", 2, "'512x512' is not a whole number"),
@@ -478,7 +478,7 @@ CARELESS: list[tuple[str, int, str]] = [
     ("{toy} ''", 2, "empty"),
     ("{toy} missing.png", 1, "there is no such file"),
     ("{toy} note.txt", 1, "Dear diary: there is no such file"),
-    ("{toy} nothing", 1, "holds no pictures"),
+    ("{toy} nothing", 1, "holds no images"),
     ("{toy} *.tiff", 1, "*.tiff: no file matches this pattern"),
     ("predict p --out note.txt --weights toy_r50.toys", 2, "note.txt is a file"),
     ("predict p --out note.txt/o --weights toy_r50.toys", 1, "note.txt"),

@@ -35,7 +35,7 @@ def predict(zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: py
 
 
 def picture(path: str, seed: int = 0) -> Path:
-    """A picture file of coloured blocks, 40x30; as BMP of the same size in bytes whatever it shows."""
+    """An image file of coloured blocks, 40x30; as BMP of the same size in bytes whatever it shows."""
     blocks = np.random.default_rng(seed).integers(0, 256, (3, 4, 3), dtype=np.uint8)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(blocks.repeat(10, 0).repeat(10, 1)).save(path)
@@ -122,7 +122,7 @@ def test_a_run_that_was_stopped_within_overwrite_does_the_rest(predict: Run, mon
     assert predict("p", "--flip").out == "1 done, 1 already there; results in out\n"
 
 
-# --- another picture ----------------------------------------------------------------------------
+# --- another image ----------------------------------------------------------------------------
 
 
 def test_an_older_picture_in_its_place(predict: Run) -> None:
@@ -236,7 +236,7 @@ def test_a_list_of_pictures(predict: Run, tmp_path: Path) -> None:
     assert (result.code, result.out) == (1, "3 done, 3 failed; results in out\n")
     assert result.err.splitlines() == [
         "zoo-seg: p/none.png: there is no such file; check the path",
-        "zoo-seg: p: is a folder; expected a picture",
+        "zoo-seg: p: is a folder; expected an image",
         "zoo-seg: s3://b/d.png: is a URL, which the cluster's workers read; add --engine ray",
     ]
     outside = f"{str(tmp_path.parent)[1:]}/elsewhere/c_mask.png"

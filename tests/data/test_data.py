@@ -24,7 +24,7 @@ from zoo_seg.data.findings import DataReport, SplitReport, ValueCount
 from zoo_seg.data.labels import voc_palette
 from zoo_seg.data.layouts import published_labels
 from zoo_seg.errors import DataError, OptionError, ZooSegError
-from zoo_seg.images.reading import read_picture
+from zoo_seg.images.reading import read_image
 from zoo_seg.manifest import load_manifest
 
 DRAW = {"folder": draw_folder, "voc": draw_voc, "ade20k": draw_ade20k, "cityscapes": draw_cityscapes}
@@ -122,7 +122,7 @@ def test_a_mask_is_turned_as_its_image_is(orientation: int, tmp_path: Path) -> N
     exif[0x0112] = orientation
     for name in ("a.png", "a.tif"):
         index_picture(ids).save(tmp_path / name, exif=exif)
-        np.testing.assert_array_equal(own(6).read(tmp_path / name), read_picture(tmp_path / name)[:, :, 0])
+        np.testing.assert_array_equal(own(6).read(tmp_path / name), read_image(tmp_path / name)[:, :, 0])
 
 
 def test_masks_whose_values_pillow_alters_are_refused(tmp_path: Path) -> None:
@@ -236,7 +236,7 @@ def test_strays_are_named_with_their_cause(image: Image.Image, labels: Labels, m
     [
         ("mask.jpg", None, "JPEG can alter the values"),
         ("mask.png", None, "JPEG can alter the values"),  # what a file is counts, not what it is called
-        ("mask.png", b"no picture", "not an image"),
+        ("mask.png", b"no image", "not an image"),
         ("mask.png", b"", "not an image"),
         ("none.png", None, "no such file"),
     ],
@@ -293,7 +293,7 @@ def test_each_layout_is_recognised_and_read(layout: str, given: str, tmp_path: P
         assert list(samples) == sorted(samples, key=lambda sample: sample.name)
         for sample in samples:
             ids = data.labels.read(sample.mask)
-            with Image.open(sample.picture) as picture:
+            with Image.open(sample.image) as picture:
                 assert ids.shape == (picture.height, picture.width)
             assert set(np.unique(ids)) <= {*range(data.num_classes), 255}
             assert 255 in ids
@@ -327,7 +327,7 @@ def test_pictures_of_several_suffixes_in_folders(tmp_path: Path) -> None:
             new.parent.mkdir(exist_ok=True)
             old.rename(new)
     (root / "images" / "train" / "._hidden.jpg").write_bytes(b"left by a file manager")
-    (root / "images" / "train" / "notes.txt").write_text("no picture")
+    (root / "images" / "train" / "notes.txt").write_text("no image")
     data = open_data(root)
     assert [sample.name for sample in data.samples("train")] == ["a/z", "b/y", "b/z"]
     assert not check_data(data, progress=False).errors
@@ -485,7 +485,7 @@ def test_the_histogram_counts_every_pixel(tmp_path: Path) -> None:
         ValueCount("1", "thing 1", 1, 8, 0.4, 1, ()),
         ValueCount("255", "ignored", None, 4, 0.2, 1, ()),
     )
-    assert (split.pictures, split.smallest, split.largest, split.absent) == (1, (4, 5), (4, 5), ("thing 2",))
+    assert (split.images, split.smallest, split.largest, split.absent) == (1, (4, 5), (4, 5), ("thing 2",))
 
 
 def test_sizes_are_of_the_smallest_and_largest_picture(tmp_path: Path) -> None:
@@ -533,7 +533,7 @@ def copy_picture(to: str) -> Callable[[Path], None]:
 
 
 FAULTS: dict[str, tuple[Callable[[Path], None], list[str]]] = {
-    "broken picture": (break_picture, [r"train: 1 file cannot be used: cannot be read .*: images/train/001.jpg"]),
+    "broken image": (break_picture, [r"train: 1 file cannot be used: cannot be read .*: images/train/001.jpg"]),
     "broken mask": (break_mask, [r"train: 1 file cannot be used: not an image .*: masks/train/001.png"]),
     "size": (shrink_mask, [r"train: 1 mask of another size .*: images/train/001.jpg is 64x48 pixels, its mask 32x24"]),
     "orientation": (
@@ -545,7 +545,7 @@ FAULTS: dict[str, tuple[Callable[[Path], None], list[str]]] = {
         copy_picture("train/001.JPEG"),
         [r"train: images that share a mask: images/train/001.JPEG, images/train/001.jpg"],
     ),
-    "no picture": (without("images/val/000.jpg", "images/val/001.jpg"), [r"val: no image; expected images/"]),
+    "no image": (without("images/val/000.jpg", "images/val/001.jpg"), [r"val: no image; expected images/"]),
     "no split": (without("masks/val"), [r"there is no split 'val'"]),
     "JPEG masks": (
         each_mask(lambda ids: ids, ".jpg"),
@@ -647,12 +647,12 @@ def test_the_report_does_not_depend_on_the_workers(workers: int, tmp_path: Path)
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """The pictures that the check reads."""
+    """The images that the check reads."""
     pictures: list[Path] = []
     look = check._look
 
     def counting(sample: Any, data: Any) -> Any:
-        pictures.append(sample.picture)
+        pictures.append(sample.image)
         return look(sample, data)
 
     monkeypatch.setattr(check, "_look", counting)

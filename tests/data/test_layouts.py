@@ -188,7 +188,7 @@ def test_every_layout_is_recognised_and_its_masks_are_class_ids(case: Case, tmp_
     assert (data.layout, data.splits, data.classes) == (case.dataset, ("train", "val"), record.classes)
     for split, files in case.files.items():
         samples = data.samples({"test": "val"}.get(split, split))
-        pairs = [(sample.picture, sample.mask) for sample in samples]
+        pairs = [(sample.image, sample.mask) for sample in samples]
         assert sorted(pairs) == sorted((tmp_path / picture, tmp_path / mask) for picture, mask in files)
         for sample in samples:
             expected = np.vectorize(case.stored.__getitem__)(stored)

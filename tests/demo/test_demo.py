@@ -54,7 +54,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 
 
 def blocks(path: Path, width: int = 60, height: int = 40) -> Path:
-    """A picture file of coloured blocks."""
+    """An image file of coloured blocks."""
     colours = np.random.default_rng(0).integers(0, 256, (-(-height // 10), -(-width // 10), 3), dtype=np.uint8)
     Image.fromarray(colours.repeat(10, 0).repeat(10, 1)[:height, :width]).save(path)
     return path
@@ -73,7 +73,7 @@ def result(height: int, width: int, classes: int = 4) -> Segmentation:
 
 
 def from_link(text: str) -> Image.Image:
-    """The picture in the link that is a mask's file."""
+    """The image in the link that is a mask's file."""
     (data,) = re.findall(r'download="[^"]*" href="data:image/png;base64,([^"]*)"', text)
     return Image.open(io.BytesIO(base64.b64decode(data)))
 
@@ -146,7 +146,7 @@ def test_agreement_is_of_networks_with_the_same_classes() -> None:
     first = result(10, 10)
     mask = first.mask.copy()
     mask[:3] = (mask[:3] + 1) % 4
-    second = Segmentation(mask, first.classes, first.palette, first.picture)
+    second = Segmentation(mask, first.classes, first.palette, first.image)
     assert agreement(first, second) == 0.7
     assert agreement(first, result(10, 10, 5)) is None
     views = [View("a", "", first), View("runs/b", "", second)]
@@ -334,7 +334,7 @@ def page(browser: Browser, address: str) -> Iterator[Page]:
     page.set_default_timeout(60_000)
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.goto(address)
-    page.wait_for_selector(".zoo-picture")
+    page.wait_for_selector(".zoo-image")
     yield page
     context.close()
     assert requests
@@ -366,8 +366,8 @@ def downloaded(page: Page, folder: Path) -> Path:
 
 
 def point(page: Page, x: float, y: float) -> None:
-    """Move to the middle of a pixel of the first picture that is shown, at fractions of its sides."""
-    box = page.locator(".zoo-picture").first.bounding_box()
+    """Move to the middle of a pixel of the first image that is shown, at fractions of its sides."""
+    box = page.locator(".zoo-image").first.bounding_box()
     assert box
     page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"])
 
@@ -437,11 +437,11 @@ def test_two_networks_are_compared(page: Page) -> None:
     assert here == there
     choose(page, "second", "none")
     page.wait_for_selector(".zoo-agreement", state="detached")
-    assert page.locator(".zoo-picture").count() == 1
+    assert page.locator(".zoo-image").count() == 1
 
 
 def test_what_fails_is_a_message_in_the_page(page: Page, tmp_path: Path) -> None:
-    (tmp_path / "broken.jpg").write_bytes(b"not a picture")
+    (tmp_path / "broken.jpg").write_bytes(b"not an image")
     upload(page, tmp_path / "broken.jpg")
     page.wait_for_selector("[role=alert] >> text=that Pillow can read")
     upload(page, blocks(tmp_path / "whole.png"))
@@ -468,7 +468,7 @@ def test_a_picture_is_pasted_dropped_and_removed(page: Page, tmp_path: Path) -> 
     page.wait_for_selector("[role=status] >> text=No image yet")
     page.click("text=Show the drawn street")
     wait_for_mask(page, "street_mask.png")
-    (tmp_path / "broken.jpg").write_bytes(b"not a picture")
+    (tmp_path / "broken.jpg").write_bytes(b"not an image")
     upload(page, tmp_path / "broken.jpg")  # it is zoo_seg that reads it, after an example as well
     page.wait_for_selector("[role=alert] >> text=that Pillow can read")
 

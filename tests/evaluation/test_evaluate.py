@@ -55,7 +55,7 @@ DRAWN = {"classes": ["ground", "thing 1", "thing 2"], "palette": [[0, 0, 0], [12
 
 
 def fitted(pictures: Sequence[Image.Image], ids: Sequence[Ids], num_classes: int) -> SegmentationModel:
-    """A random network whose classifier is fitted to the pictures by least squares: far from right, far from chance."""
+    """A random network whose classifier is fitted to the images by least squares: far from right, far from chance."""
     torch.manual_seed(0)
     model = build_model("semanticfpn", "mobilenetv3_small_050", num_classes, channels=32).eval()
     inputs = [model.predictor().inputs(picture, resize=64)[0] for picture in pictures]
@@ -123,7 +123,7 @@ def _bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
             model.protocol = "mmseg" if source == "mm" else "ssseg"
             name, metrics = f"toy.{kind.dataset}_{source}", []
             for key, protocol in (("", toys["metrics"][0]["test"]), (" several", SEVERAL)):
-                masks = [model.predict(sample.picture, resize=64, **protocol).mask for sample in samples]
+                masks = [model.predict(sample.image, resize=64, **protocol).mask for sample in samples]
                 bench.masks.setdefault(layout, masks)
                 value = bench.miou[name + key] = miou(masks, ids, num_classes)
                 metrics.append({**toys["metrics"][0], "value": round(value, 2), "test": protocol})
@@ -371,14 +371,14 @@ def _share(rank: int, data: Path, folder: Path) -> None:
         found = measure(small_model(), open_data(data), rank=rank, world_size=2)
     finally:
         dist.destroy_process_group()
-    (folder / f"{rank}.json").write_text(json.dumps([found.scores, found.per_class["IoU"].tolist(), found.pictures]))
+    (folder / f"{rank}.json").write_text(json.dumps([found.scores, found.per_class["IoU"].tolist(), found.images]))
 
 
 @pytest.mark.usefixtures("_bench")
 @pytest.mark.slow
 def test_two_processes_measure_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    data = _bench.data / "folder"  # three pictures: one process has more than the other
+    data = _bench.data / "folder"  # three images: one process has more than the other
     other = mp.get_context("spawn").Process(target=_share, args=(1, data, tmp_path))
     other.start()
     _share(0, data, tmp_path)

@@ -244,7 +244,7 @@ def test_without_torchmetrics_the_message_names_the_extra() -> None:
 
 
 def _share(rank: int, folder: str) -> None:
-    """Of five pictures one process counts three, the other two; each then has the whole score."""
+    """Of five images one process counts three, the other two; each then has the whole score."""
     meeting = f"file://{folder}/meeting"
     dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2, timeout=timedelta(minutes=2))
     try:

@@ -743,7 +743,7 @@ def test_command_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None
     assert lines[0].endswith("image -> class_map")
     assert [line.split(":")[0].strip() for line in lines[1:4]] == ["2x97x131", "1x160x128", "1x269x307"]
     assert all("of their standard deviation" in line and "allowed 0.001" in line for line in lines[1:4])
-    assert lines[4] == f"zoo-seg predict PICTURE --weights {path}"
+    assert lines[4] == f"zoo-seg predict IMAGE --weights {path}"
     assert onnx.load(path).opset_import[0].version == 20
 
     assert command("predict", tmp_path / "street.png", "--weights", path, "--out", tmp_path / "out") == 0
@@ -808,7 +808,7 @@ def test_command_line_without_packages(
 
 
 def test_normalising_in_the_graph_is_the_librarys(opened: Open) -> None:
-    """Without argmax and resize in between: the picture's logits, value by value."""
+    """Without argmax and resize in between: the image's logits, value by value."""
     image, model = picture(64, 96), network("pspnet")
     with torch.inference_mode():
         expected = model.forward_logits(normalise(image, model.preprocess.mean, model.preprocess.std))

@@ -22,7 +22,7 @@ warnings.simplefilter("ignore")
 import torch  # noqa: E402, F401  (not instrumented: it is large, and only its readers matter)
 from PIL import Image  # noqa: E402
 
-Image.MAX_IMAGE_PIXELS = 1 << 20  # large pictures take long, and find nothing
+Image.MAX_IMAGE_PIXELS = 1 << 20  # large images take long, and find nothing
 
 with atheris.instrument_imports(include=["zoo_seg", "zipfile", "pickle", "json", "email"]):
     from targets import TARGETS

@@ -24,7 +24,7 @@ IGNORED = 65535
 
 
 def scenes(count: int, size: Size, classes: int, seed: int) -> Iterator[tuple[Image.Image, Ids]]:
-    """Pictures and their class ids (H, W): boxes and discs of the higher classes on class 0, a corner IGNORED."""
+    """Images and their class ids (H, W): boxes and discs of the higher classes on class 0, a corner IGNORED."""
     height, width = size
     random = np.random.default_rng(seed)
     palette = np.array(voc_palette(classes + 1))[:classes] // 2 + 60
@@ -96,7 +96,7 @@ def draw_folder(
 def draw_voc(
     root: Path, train: int = 4, val: int = 2, size: Size = (48, 64), *, augmented: int = 0, seed: int = 0
 ) -> Path:
-    """As `VOC2012/`; `augmented` further pictures have index masks in `SegmentationClassAug`, listed in trainaug."""
+    """As `VOC2012/`; `augmented` further images have index masks in `SegmentationClassAug`, listed in trainaug."""
     names: dict[str, list[str]] = {"train": [], "val": [], "aug": []}
     for place, (split, count) in enumerate({"train": train, "val": val, "aug": augmented}.items()):
         for number, (picture, ids) in enumerate(scenes(count, size, 21, 3 * seed + place)):

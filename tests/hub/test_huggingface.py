@@ -417,7 +417,7 @@ def test_the_card_of_published_weights(hub: Hub, zoo: Zoo) -> None:
     (result,) = card.data.eval_results
     assert (result.metric_type, result.metric_value, result.dataset_name) == ("mean_iou", 12.5, "Toys")
     assert (result.dataset_split, result.metric_args) == ("val", {"mode": "whole", "scales": [1.0], "flip": False})
-    assert "| mIoU | 12.50 % | Toys, val | whole pictures, scale 1, no flip | zoo_seg |" in card.text
+    assert "| mIoU | 12.50 % | Toys, val | whole images, scale 1, no flip | zoo_seg |" in card.text
     assert "The values are those of `toy_r50.toys_me`" in card.text
     assert "not trained any further" in card.text
     assert "crop 48x64" in card.text

@@ -181,8 +181,8 @@ def test_what_is_kept_of_a_download_holds_no_secret(
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["predict", "picture.jpg", "--weights", LINKS[1]],
-        ["predict", "picture.jpg", "--weights", LINKS[0], "--model", "fcn_resnet50_os8"],
+        ["predict", "image.jpg", "--weights", LINKS[1]],
+        ["predict", "image.jpg", "--weights", LINKS[0], "--model", "fcn_resnet50_os8"],
         ["evaluate", "--data", "nowhere", "--weights", LINKS[1]],
         ["finetune", "--data", "nowhere", "--out", "run", "--weights", LINKS[1]],
     ],

@@ -1,4 +1,4 @@
-"""Pictures from anywhere: what is broken or built to harm is named with its reason, and the batch goes on."""
+"""Images from anywhere: what is broken or built to harm is named with its reason, and the batch goes on."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from PIL import EpsImagePlugin, Image, ImageFile
 
 import zoo_seg.cli.predict
 from zoo_seg.cli import main
-from zoo_seg.cli.pictures import pictures
+from zoo_seg.cli.inputs import images as pictures
 from zoo_seg.errors import ImageError, OptionError
-from zoo_seg.images.reading import read_picture
+from zoo_seg.images.reading import read_image
 from zoo_seg.inference.segmentation import Segmentation
 
 RGB = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
@@ -56,7 +56,7 @@ BOMB = png(50_000, 50_000, 8, 2, bytes(1000))
 PIXEL = bytes([0, 1, 2, 3])  # a row of one RGB pixel, unfiltered
 MUCH = zlib.compress(bytes(100_000_000), 9)
 
-# --- one picture --------------------------------------------------------------------------------
+# --- one image --------------------------------------------------------------------------------
 
 
 def test_a_bomb_is_refused_by_what_it_announces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,7 +65,7 @@ def test_a_bomb_is_refused_by_what_it_announces(tmp_path: Path, monkeypatch: pyt
     path.write_bytes(BOMB)
     assert path.stat().st_size < 1000
     with pytest.raises(ImageError, match=r"2500000000 pixels.* set the environment variable ZOO_SEG_MAX_PIXELS"):
-        read_picture(path)
+        read_image(path)
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
@@ -74,21 +74,21 @@ def test_max_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path.write_bytes(encoded("PNG"))  # 600 pixels
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(ImageError, match="600 pixels"):
-        read_picture(path)
+        read_image(path)
     monkeypatch.setenv("ZOO_SEG_MAX_PIXELS", "600")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        np.testing.assert_array_equal(read_picture(path), RGB)
+        np.testing.assert_array_equal(read_image(path), RGB)
     monkeypatch.setenv("ZOO_SEG_MAX_PIXELS", "599")
     with pytest.raises(ImageError, match=r"600 pixels.* 599 pixels.*ZOO_SEG_MAX_PIXELS"):
-        read_picture(path)
+        read_image(path)
 
 
 @pytest.mark.parametrize("value", ["many", "0", "-1", "1e9"])
 def test_max_pixels_that_are_no_number(value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ZOO_SEG_MAX_PIXELS", value)
     with pytest.raises(OptionError, match=f"ZOO_SEG_MAX_PIXELS is '{value}'; expected a number of pixels"):
-        read_picture(tmp_path / "a.png")
+        read_image(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize(
@@ -110,18 +110,18 @@ def test_broken_files_are_named_with_a_reason(content: bytes, reason: str, tmp_p
     path = tmp_path / "a.jpg"
     path.write_bytes(content)
     with pytest.raises(ImageError, match=reason) as caught:
-        read_picture(path)
+        read_image(path)
     assert str(caught.value).startswith(str(path))
     assert len(str(caught.value)) < 400
 
 
 def test_no_program_is_run_on_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """PostScript by the name of a picture: Pillow would hand it to Ghostscript."""
+    """PostScript by the name of an image: Pillow would hand it to Ghostscript."""
     monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_: pytest.fail("Ghostscript was called"))
     for name in ("holiday.jpg", "figure.eps"):
         (tmp_path / name).write_bytes(encoded("EPS"))
         with pytest.raises(ImageError, match=f"{name}: EPS holds drawing commands, which are not run"):
-            read_picture(tmp_path / name)
+            read_image(tmp_path / name)
 
 
 def grey16(*values: int) -> bytes:
@@ -156,7 +156,7 @@ def moving(kind: str) -> bytes:
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.txt"])  # the ending does not matter
 def test_odd_files_are_read(content: bytes, first: tuple[int, int, int], name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
-    np.testing.assert_allclose(read_picture(tmp_path / name)[0, 0], first, atol=2)
+    np.testing.assert_allclose(read_image(tmp_path / name)[0, 0], first, atol=2)
 
 
 def test_too_little_memory_is_a_reason_like_any_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,7 +166,7 @@ def test_too_little_memory_is_a_reason_like_any_other(tmp_path: Path, monkeypatc
     (tmp_path / "a.png").write_bytes(encoded("PNG"))
     monkeypatch.setattr(ImageFile.ImageFile, "load", load)
     with pytest.raises(ImageError, match=r"a\.png: there is too little memory to read it"):
-        read_picture(tmp_path / "a.png")
+        read_image(tmp_path / "a.png")
 
 
 # --- mutated files ------------------------------------------------------------------------------
@@ -194,7 +194,7 @@ SEEDS += [png(3, 1, 16, 0, grey16(1, 2, 3)), cmyk()]
 
 @st.composite
 def mutated(draw: st.DrawFn) -> bytes:
-    """A picture file with bytes changed, repeated, cut out, and its end cut off."""
+    """An image file with bytes changed, repeated, cut out, and its end cut off."""
     content = bytearray(draw(st.sampled_from(SEEDS)))
     for _ in range(draw(st.integers(1, 6))):
         # headers decide most, so half of the changes are made there
@@ -228,7 +228,7 @@ def test_a_mutated_file_is_a_picture_or_an_image_error(content: bytes, tmp_path:
         patch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # put back, for the next line sets it
         patch.setenv("ZOO_SEG_MAX_PIXELS", "1000000")
         try:
-            picture = read_picture(path)
+            picture = read_image(path)
         except ImageError as error:
             assert str(path) in str(error)
             return
@@ -483,7 +483,7 @@ import sys
 from zoo_seg.cli import main
 code = main(["check-data", sys.argv[1]])
 from zoo_seg.inference import Segmentation
-from zoo_seg.images.reading import read_picture
+from zoo_seg.images.reading import read_image
 print(code, {"torch", "torchvision", "timm"} & set(sys.modules))
 """
     done = subprocess.run(

@@ -49,7 +49,7 @@ def test_a_prepared_network_computes_the_same(family: str, in_place: bool, monke
     with torch.inference_mode():
         given = x.clone()
         expected, found = model.forward_logits(x), ready.forward_logits(given)
-    assert torch.equal(given, x)  # the blocks that overwrite their input do not overwrite the picture
+    assert torch.equal(given, x)  # the blocks that overwrite their input do not overwrite the image
     assert (found - expected).abs().max() < 1e-4 * expected.std()
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 

@@ -1,4 +1,4 @@
-"""Pictures in, class maps out."""
+"""Images in, class maps out."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_any_size(model: SegmentationModel, size: tuple[int, int]) -> None:
 
 def test_every_kind_of_picture(model: SegmentationModel, tmp_path: Path) -> None:
     array = noise(40, 56)
-    path = tmp_path / "picture.png"
+    path = tmp_path / "image.png"
     Image.fromarray(array).save(path)
     expected = model.predict(array).mask
     for picture in (path, str(path), Image.open(path), torch.from_numpy(array).permute(2, 0, 1)):
@@ -267,7 +267,7 @@ def test_too_little_memory_makes_smaller_batches(model: SegmentationModel, monke
 
 @pytest.mark.slow
 def test_a_slide_holds_no_full_size_logits() -> None:
-    """A tall picture of many classes: float32 logits at its size would be 920 MB."""
+    """A tall image of many classes: float32 logits at its size would be 920 MB."""
     model = build("fcn", num_classes=150)
     picture = noise(6000, 256)
     peak = 0

@@ -67,7 +67,7 @@ def test_repr_is_short() -> None:
         ((MASK[:0], NAMES, COLOURS), r"of shape \(0, 5\)"),
         ((MASK, NAMES, COLOURS[:3]), "4 classes but 3 palette colours"),
         ((MASK, NAMES[:3], COLOURS[:3]), "class id 3, but there are 3 classes"),
-        ((MASK, NAMES, COLOURS, PICTURE[:2]), r"picture's shape is \(2, 5, 3\), expected the mask's: \(3, 5, 3\)"),
+        ((MASK, NAMES, COLOURS, PICTURE[:2]), r"image's shape is \(2, 5, 3\), expected the mask's: \(3, 5, 3\)"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(parts: Any, match: str) -> None:
@@ -75,7 +75,7 @@ def test_parts_that_do_not_fit_are_refused(parts: Any, match: str) -> None:
         Segmentation(*parts)
 
 
-# --- pictures of it -----------------------------------------------------------------------------
+# --- images of it -----------------------------------------------------------------------------
 
 
 def test_colorize_paints_each_pixel_in_its_class_colour() -> None:
@@ -99,7 +99,7 @@ def test_overlay_says_what_it_needs() -> None:
     for alpha in (-0.1, 1.5, float("nan")):
         with pytest.raises(OptionError, match=r"alpha is .*expected a number from 0"):
             segmentation.overlay(alpha)
-    with pytest.raises(ImageError, match=r"no picture to draw over; use colorize\(\)"):
+    with pytest.raises(ImageError, match=r"no image to draw over; use colorize\(\)"):
         Segmentation(MASK, NAMES, COLOURS).overlay()
 
 

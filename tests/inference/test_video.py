@@ -140,7 +140,7 @@ def test_other_kinds_of_clips_are_read(ending: str, codec: str, tmp_path: Path) 
 
 
 def test_a_clip_filmed_upright_stays_upright(tmp_path: Path) -> None:
-    """Phones store the picture as the sensor saw it, and by how much to turn it."""
+    """Phones store the image as the sensor saw it, and by how much to turn it."""
     source = draw_clip(tmp_path / "clip.mp4", count=3)
     straight = struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
     turned = struct.pack(">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30)  # a quarter to the right
@@ -297,8 +297,8 @@ def test_a_clip_that_cannot_be_read_fetches_no_weights(predict: Run, monkeypatch
     ("line", "message"),
     [
         ("clip.mp4 a.png", "found 2 paths; a clip is predicted by itself"),
-        ("clip.mp4 --legend", "--legend is for pictures"),
-        ("clip.mp4 --no-overlay", "--no-overlay is for pictures"),
+        ("clip.mp4 --legend", "--legend is for images"),
+        ("clip.mp4 --no-overlay", "--no-overlay is for images"),
         ("clip.mp4 --out clip.mp4 --overwrite", "--out clip.mp4 is the clip itself"),
         ("clip.mp4 --out there.mp4", "there.mp4 is there already; choose another --out, or add --overwrite"),
         ("clip.mp4 --out overlay.webm", "a clip is written as .mp4"),

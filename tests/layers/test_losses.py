@@ -16,7 +16,7 @@ KINDS = ("cross_entropy", "ohem", "dice")
 
 
 def batch(pictures: int = 4, size: tuple[int, int] = (24, 32), classes: int = CLASSES) -> tuple[Tensor, Tensor]:
-    """Logits at a quarter of the size, and labels of which a fifth is ignored, more in the later pictures."""
+    """Logits at a quarter of the size, and labels of which a fifth is ignored, more in the later images."""
     generator = torch.Generator().manual_seed(1)
     logits = torch.randn(pictures, classes, size[0] // 4, size[1] // 4, generator=generator) * 3
     labels = torch.randint(0, classes, (pictures, *size), generator=generator)

@@ -1,4 +1,4 @@
-"""`zoo-seg predict --engine ray`: the pictures that one machine does, done by the workers of a cluster."""
+"""`zoo-seg predict --engine ray`: the images that one machine does, done by the workers of a cluster."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from helpers.drawn import draw_folder
 from PIL import Image
 
 from zoo_seg.errors import OptionError
-from zoo_seg.images.reading import read_picture
+from zoo_seg.images.reading import read_image
 from zoo_seg.inference.predicting import Predicting
 from zoo_seg.inference.segmentation import Segmentation
 from zoo_seg.scale import places
@@ -175,11 +175,11 @@ def test_a_killed_worker_leaves_every_picture_done_once(predict: Run, two_cores:
 
 
 class Deadly(Predicting):
-    """A network that ends its process at a picture of one pixel."""
+    """A network that ends its process at an image of one pixel."""
 
     def stream(self, images: Any, **options: Any) -> Iterator[Any]:  # type: ignore[override]
         for image in images:
-            rgb = read_picture(image)
+            rgb = read_image(image)
             if rgb.shape == (1, 1, 3):
                 os.kill(os.getpid(), signal.SIGKILL)
             yield Segmentation(np.zeros(rgb.shape[:2], np.uint8), ("all",), ((0, 0, 0),), rgb)
@@ -196,7 +196,7 @@ def test_a_picture_that_takes_its_worker_along_is_given_up(two_cores: list[str],
     work, staging = Work({}, 0.5, False), str(tmp_path / "staging")
     with cluster.cluster(None):
         outcomes = list(cluster.predict(jobs, Deadly(), work, cluster.share(1, "cpu"), staging))
-    assert sorted(job.picture for job, _ in outcomes) == sorted(job.picture for job in jobs)
+    assert sorted(job.image for job, _ in outcomes) == sorted(job.image for job in jobs)
     reasons = {job: reason for job, reason in outcomes if reason}
     assert reasons == {jobs[4]: "2 workers were lost while they were at it; is there enough memory for it?"}
     assert [Path(job.mask).exists() for job in jobs] == [job != jobs[4] for job in jobs]
@@ -319,7 +319,7 @@ def test_what_is_in_an_archive_is_a_picture(tmp_path: Path) -> None:
     path = picture(tmp_path / "a.png")
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.write(path, "a.png")
-    assert np.array_equal(read_picture(zipfile.Path(tmp_path / "a.zip", "a.png")), read_picture(path))
+    assert np.array_equal(read_image(zipfile.Path(tmp_path / "a.zip", "a.png")), read_image(path))
 
 
 def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,13 +54,13 @@ Lines = list[dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve pictures to train on and three to measure, 48x64, of three classes."""
+    """Twelve images to train on and three to measure, 48x64, of three classes."""
     return draw_folder(tmp_path_factory.mktemp("data") / "shapes", train=12, val=3)
 
 
 @pytest.fixture(scope="module")
 def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four pictures to train on: one step an epoch."""
+    """Four images to train on: one step an epoch."""
     return draw_folder(tmp_path_factory.mktemp("data") / "few", train=4, val=1)
 
 
@@ -210,7 +210,7 @@ def test_predict_takes_the_folder(
 
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the two pictures at the end, which take longer than such a run."""
+    """Without the two images at the end, which take longer than such a run."""
     monkeypatch.setattr(finetune_module, "draw_curve", lambda *_: None)
     monkeypatch.setattr(finetune_module, "draw_sheet", lambda *_: None)
 
@@ -240,7 +240,7 @@ def test_progress_is_told_on_stderr(
 ) -> None:
     assert main(arguments(few, tmp_path / "out", epochs=2, **NETWORK, **TINY)) == 0
     told = capsys.readouterr()
-    assert "4 pictures of train, 1 of val, 3 classes" in told.err
+    assert "4 images of train, 1 of val, 3 classes" in told.err
     assert "2 epochs of 1 step (cpu" in told.err
     assert re.search(r"epoch 1/2  loss [\d.]+  mIoU [\d.]+  best [\d.]+  \d+ s left", told.err)
     assert f"--weights {tmp_path / 'out'}" in told.out
@@ -394,14 +394,14 @@ def hand_network() -> SegmentationModel:
 
 
 STILL = {"scale": (1.0, 1.0), "flip": 0.0, "photometric": False, "dropout": 0.0}
-"""No draws: what is trained on are the pictures themselves."""
+"""No draws: what is trained on are the images themselves."""
 FCN = {"model": "fcn", "backbone": BACKBONE, "channels": 8}
 
 
 def batch_of(data: Path) -> tuple[Tensor, Tensor]:
-    """The whole train split: normalised pictures and labels."""
+    """The whole train split: normalised images and labels."""
     source = open_data(data)
-    pictures = [np.asarray(Image.open(sample.picture)) for sample in source.samples("train")]
+    pictures = [np.asarray(Image.open(sample.image)) for sample in source.samples("train")]
     x = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float()
     mean, std = (torch.tensor(v)[:, None, None] for v in ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)))
     labels = [source.labels.read(sample.mask).astype(np.int64) for sample in source.samples("train")]
@@ -774,7 +774,7 @@ def test_data_that_cannot_be_used(
         ({"lr": -1.0}, "lr is -1.0"),
         ({"epochs": 0}, "epochs is 0; expected at least 1"),
         ({"batch_size": 0}, "batch_size is 0"),
-        ({"batch_size": 5}, "batch_size 5 is more than the 4 pictures of train"),
+        ({"batch_size": 5}, "batch_size 5 is more than the 4 images of train"),
         ({"accumulate": 3}, "batch_size 4 cannot be worked on in 3 equal parts"),
         ({"ema": 1.0}, "ema is 1.0"),
         ({"flip": 1.5}, "flip is 1.5; expected from 0 to 1"),
@@ -845,7 +845,7 @@ def test_one_picture_pooled_to_one_value(few: Path, tmp_path: Path, capsys: pyte
     options = {**TINY, "model": "pspnet", "backbone": BACKBONE, "channels": 8, "epochs": 1}
     assert main(arguments(few, tmp_path, **{**options, "batch_size": 1})) == 2
     told = capsys.readouterr().err
-    assert "BatchNorm cannot train on one picture" in told
+    assert "BatchNorm cannot train on one image" in told
     assert "freeze='batchnorm'" in told
     with pytest.raises(OptionError, match="batch_size 4, accumulate 4"):  # and the folder is free for another try
         finetune(few, out=tmp_path, accumulate=4, progress=False, **options)
@@ -861,7 +861,7 @@ def test_a_run_that_fails_in_its_first_steps_leaves_no_folder(data: Path, tmp_pa
 def test_a_loss_that_is_no_number(lr: float, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments(data, tmp_path, **{**NETWORK, **TINY, "epochs": 9, "lr": lr})) == 1
     told = capsys.readouterr().err
-    named = re.search(r"the loss is (nan|inf) in epoch \d, step \d+ \(pictures: ([^)]*)\)", told)
+    named = re.search(r"the loss is (nan|inf) in epoch \d, step \d+ \(images: ([^)]*)\)", told)
     assert named
     assert len(set(named[2].split(", "))) == 4
     assert "lower lr" in told

@@ -61,7 +61,7 @@ def levels(image: Tensor) -> Tensor:
 
 @pytest.fixture
 def original() -> Iterator[dict[str, np.ndarray]]:
-    """A picture in BGR and what SSSegmentation's own transforms made of it under seeds of numpy's generator."""
+    """An image in BGR and what SSSegmentation's own transforms made of it under seeds of numpy's generator."""
     with np.load(FIXTURE) as stored:
         assert "np.random.seed(s) legacy RNG" in json.loads(str(stored["meta"]))["note"]
         yield dict(stored)

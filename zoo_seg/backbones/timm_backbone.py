@@ -20,7 +20,7 @@ from zoo_seg.errors import DownloadError, OptionError, UnknownNameError
 class _PaddedBackbone(nn.Module):
     """A backbone that wants sizes to divide (ConvNeXt, Swin, VGG) made to take any size, as a ResNet does.
 
-    The picture is padded with zeros (the mean colour) at the right and bottom to a multiple of the
+    The image is padded with zeros (the mean colour) at the right and bottom to a multiple of the
     coarsest stride; the maps are cut to ceil(size / stride), and are (N, C, H, W) whatever timm returns.
     """
 
@@ -129,7 +129,7 @@ def _create(
         )
     except TypeError as error:
         if "strict_img_size" in str(error):
-            raise OptionError(f"the backbone {name!r} takes pictures of one size only; choose another") from None
+            raise OptionError(f"the backbone {name!r} takes images of one size only; choose another") from None
         if "output_stride" not in str(error):
             raise
         raise OptionError(

@@ -6,9 +6,9 @@ import argparse
 from functools import partial
 from pathlib import Path
 
+from zoo_seg.cli.inputs import is_clip
 from zoo_seg.cli.network import device_of, load_predicting
 from zoo_seg.cli.outcome import Failure, Outcome
-from zoo_seg.cli.pictures import is_clip
 from zoo_seg.errors import ImageError, OptionError
 from zoo_seg.inference.video import FORMATS, open_clip, overlay_clip
 
@@ -58,7 +58,7 @@ def _check_options(arguments: argparse.Namespace) -> tuple[Path, Path]:
         raise OptionError(f"found {len(arguments.paths)} paths; a clip is predicted by itself: zoo-seg predict CLIP")
     for option in ("legend", "no_overlay"):
         if getattr(arguments, option):
-            raise OptionError(f"--{option.replace('_', '-')} is for pictures; of a clip only the overlay is written")
+            raise OptionError(f"--{option.replace('_', '-')} is for images; of a clip only the overlay is written")
     source, out = Path(arguments.paths[0]), Path(arguments.out)
     target = out if is_clip(out) else out / f"{source.stem}_overlay.mp4"
     if target.suffix.lower() not in FORMATS:

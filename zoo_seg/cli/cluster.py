@@ -12,19 +12,19 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from zoo_seg.cli.network import check_test_arguments, load_predicting
-from zoo_seg.cli.outcome import Outcome
-from zoo_seg.cli.pictures import (
+from zoo_seg.cli.inputs import (
     LIST,
     SETTINGS,
     entries,
+    images,
     is_named_like_result,
     is_wanted,
-    pictures,
     suffixes,
     trouble,
     whole_name,
 )
+from zoo_seg.cli.network import check_test_arguments, load_predicting
+from zoo_seg.cli.outcome import Outcome
 from zoo_seg.cli.plan import note, work_of
 from zoo_seg.errors import OptionError, ScaleError, ZooSegError
 from zoo_seg.scale.cluster import check_reachable, cluster, predict, share
@@ -50,15 +50,15 @@ class Ray:
     def found(self, paths: Sequence[str], fail: Callable[[str, str], None]) -> Iterator[tuple[str, str]]:
         seen: set[str] = set()
         for path in paths:
-            for picture, name in _found(path, fail):
-                if picture not in seen:
-                    seen.add(picture)
+            for image, name in _found(path, fail):
+                if image not in seen:
+                    seen.add(image)
                     try:
                         target = below(self.out, name)
                     except OptionError as error:
-                        fail(picture, str(error))
+                        fail(image, str(error))
                     else:
-                        yield picture, target
+                        yield image, target
 
     def stats(self) -> Stats:
         return _reached(self.out, stats)
@@ -105,17 +105,17 @@ def _with_progress(outcomes: Iterator[tuple[Job, str | None]], total: int) -> It
 
 
 def _found(path: str, fail: Callable[[str, str], None]) -> Iterator[tuple[str, str]]:
-    """Every picture of a folder, URL, list or glob, and its name below the results: its folders and its stem."""
+    """Every image of a folder, URL, list or glob, and its name below the results: its folders and its stem."""
     if path.lower().endswith(LIST):
         yield from _listed(path, fail)
     elif is_url(path):
-        for picture, name in _reached(path, _below):
+        for image, name in _reached(path, _below):
             if "::" in name and "::" not in path:
-                fail(picture, "has a '::' in its name, which fsspec takes for another storage; rename it")
+                fail(image, "has a '::' in its name, which fsspec takes for another storage; rename it")
             else:
-                yield picture, name
+                yield image, name
     else:
-        for each, folder in pictures(path, lambda path, reason: fail(str(path), reason)):
+        for each, folder in images(path, lambda path, reason: fail(str(path), reason)):
             if reason := trouble(each):
                 fail(str(each), reason)
             else:
@@ -123,7 +123,7 @@ def _found(path: str, fail: Callable[[str, str], None]) -> Iterator[tuple[str, s
 
 
 def _below(url: str) -> list[tuple[str, str]]:
-    """The images of a folder elsewhere, as `pictures` finds them in one of this machine; or the one at the URL."""
+    """The images of a folder elsewhere, as `images` finds them in one of this machine; or the one at the URL."""
     file_system, root = place(url)
     if not url.endswith("/") and file_system.isfile(root):
         return [(url, PurePosixPath(_path_of(url)).stem)]

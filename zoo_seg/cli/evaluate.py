@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     comparison = compare(measurement, model, arguments.tolerance)
     write_json(as_json(name, model, data, measurement, comparison), out / JSON)
-    title = f"{name}\n{data.root.resolve().name}, {measurement.split}, {_pictures(measurement)}: "
+    title = f"{name}\n{data.root.resolve().name}, {measurement.split}, {_images(measurement)}: "
     draw_chart(measurement, data.palette, f"{title}mIoU {measurement.scores['mIoU']:.2f} %", out / CHART)
     _print(name, measurement, comparison, model.metrics)
     print(f"{out / JSON}, {out / CHART}")
@@ -107,7 +107,7 @@ def _print(name: str, measurement: Measurement, comparison: Comparison | None, r
         for index, label in enumerate(measurement.classes)
     ]
     print(table(["id", "class", *(f"{column} %" for column in columns)], rows, right=(0, 2, 3, 4)))
-    print(f"\n{name} on {measurement.split}, {_pictures(measurement)}, {_how(measurement.protocol)}")
+    print(f"\n{name} on {measurement.split}, {_images(measurement)}, {_how(measurement.protocol)}")
     print("  ".join(f"{key} {_percent(value)}" for key, value in measurement.scores.items()))
     print(_verdict(measurement, comparison, reported))
 
@@ -129,9 +129,9 @@ def _verdict(measurement: Measurement, comparison: Comparison | None, reported: 
     )
 
 
-def _pictures(measurement: Measurement) -> str:
-    count = measurement.pictures
-    return f"{'' if measurement.is_whole else 'the first '}{count} picture{'' if count == 1 else 's'}"
+def _images(measurement: Measurement) -> str:
+    count = measurement.images
+    return f"{'' if measurement.is_whole else 'the first '}{count} image{'' if count == 1 else 's'}"
 
 
 def _how(protocol: TestOptions) -> str:

@@ -36,4 +36,4 @@ def _print(written: Exported) -> None:
         print(f"  {each}; allowed {written.tolerance:g}")
     if not written.differences:
         print("  not checked")
-    print(f"zoo-seg predict PICTURE --weights {written.path}")
+    print(f"zoo-seg predict IMAGE --weights {written.path}")

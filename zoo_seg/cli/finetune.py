@@ -44,4 +44,4 @@ def run(arguments: argparse.Namespace) -> int:
 def _print(model: SegmentationModel, out: str) -> None:
     (metric,) = model.metrics
     print(f"{out}: mIoU {metric.value:.2f} % on {metric.split}, {len(model.classes)} classes")
-    print(f"zoo-seg predict PICTURE --weights {out}")
+    print(f"zoo-seg predict IMAGE --weights {out}")

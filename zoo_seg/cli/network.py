@@ -1,4 +1,4 @@
-"""What the verbs that run a network share: which one, on which device, and how it looks at a picture."""
+"""What the verbs that run a network share: which one, on which device, and how it looks at an image."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def load_network(arguments: argparse.Namespace) -> SegmentationModel:
 
 
 def weights_sha256(arguments: argparse.Namespace) -> str:
-    """A digest of what `--model` and `--weights` stand for now: all that makes another class map of the same picture.
+    """A digest of what `--model` and `--weights` stand for now: all that makes another class map of the same image.
 
     Nothing is built for it. What is not here yet is fetched.
     """

@@ -1,4 +1,4 @@
-"""What became of every picture of a run: told to people, and as JSON to programs."""
+"""What became of every image of a run: told to people, and as JSON to programs."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from zoo_seg.cli.pictures import SETTINGS
+from zoo_seg.cli.inputs import SETTINGS
 from zoo_seg.errors import OptionError
 from zoo_seg.hub.files import replacing
 
 Result = Mapping[str, str | int | None]
-"""A picture and the files that were written for it, by name."""
+"""An image and the files that were written for it, by name."""
 
 _BEGINNING = b'{\n  "done": ['
 """Of every report."""
@@ -21,20 +21,20 @@ _BEGINNING = b'{\n  "done": ['
 
 @dataclass(frozen=True)
 class Failure:
-    """A picture that could not be done."""
+    """An image that could not be done."""
 
-    picture: Path | str
+    image: Path | str
     reason: str
 
     @classmethod
-    def of(cls, picture: Path | str, message: str) -> Failure:
-        """From a message that may begin with the picture's name."""
-        return cls(picture, message.removeprefix(f"{picture}: "))
+    def of(cls, image: Path | str, message: str) -> Failure:
+        """From a message that may begin with the image's name."""
+        return cls(image, message.removeprefix(f"{image}: "))
 
 
 @dataclass
 class Outcome:
-    """The pictures that are done, that were there before, and that failed."""
+    """The images that are done, that were there before, and that failed."""
 
     done: list[Result] = field(default_factory=list)
     kept: list[Result] = field(default_factory=list)
@@ -47,7 +47,7 @@ class Outcome:
             where: what the counts end with.
         """
         for failure in self.failed:
-            print(f"zoo-seg: {printable(f'{failure.picture}: {failure.reason}')}", file=sys.stderr)
+            print(f"zoo-seg: {printable(f'{failure.image}: {failure.reason}')}", file=sys.stderr)
         counts = [(len(self.done), "done"), (len(self.kept), "already there"), (len(self.failed), "failed")]
         summary = ", ".join(f"{count} {what}" for count, what in counts if count) or "nothing done"
         print(f"{summary}; {printable(where)}", file=sys.stderr if json_to == "-" else sys.stdout)
@@ -67,7 +67,7 @@ class Outcome:
             OptionError: it is no .json file, or there is one that is not an earlier report.
         """
         path = Path(json_to)
-        if path.suffix.lower() != ".json":  # a picture that was meant as a PATH
+        if path.suffix.lower() != ".json":  # an image that was meant as a PATH
             raise OptionError(f"--json {path}; expected a file that ends in .json, or - for stdout")
         if path.name == SETTINGS:
             raise OptionError(f"--json {path} is where predict keeps its settings; choose another name")
@@ -80,7 +80,7 @@ class Outcome:
                     raise OptionError(f"--json {path} is there and no report of zoo-seg predict; choose another name")
 
     def _as_json(self) -> dict[str, list[Result]]:
-        failed: list[Result] = [{"picture": str(each.picture), "reason": each.reason} for each in self.failed]
+        failed: list[Result] = [{"picture": str(each.image), "reason": each.reason} for each in self.failed]
         return {"done": self.done, "kept": self.kept, "failed": failed}
 
 

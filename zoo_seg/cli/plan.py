@@ -1,4 +1,4 @@
-"""What is to be done for the pictures of a command line, and what an earlier run has done already."""
+"""What is to be done for the images of a command line, and what an earlier run has done already."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from zoo_seg.scale.places import Stats, opens, whole_path
 T = TypeVar("T")
 
 _NOT_SETTINGS = {"verb", "paths", "out", "overwrite", "device", "batch_size", "json", "engine", "workers", "address"}
-"""Arguments that do not change what is written for a picture."""
+"""Arguments that do not change what is written for an image."""
 _AT_ONCE = 32
 """Questions to a storage, each of which takes as long as the way there."""
 _PART = 1 << 12
@@ -31,7 +31,7 @@ def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def work_of(arguments: argparse.Namespace, device: str) -> Work:
-    """What is done with every picture."""
+    """What is done with every image."""
     names = ("mode", "crop", "stride", "scales", "flip", "resize", "range", "dtype", "backend")
     options = {name: getattr(arguments, name) for name in names}
     options |= {"compile": arguments.compile, "batch_size": arguments.batch_size or 1, "device": device}
@@ -39,20 +39,20 @@ def work_of(arguments: argparse.Namespace, device: str) -> Work:
 
 
 def plan(found: Iterable[tuple[str, str]], overlay: bool, fail: Callable[[str, str], None]) -> Iterator[Job]:
-    """A job for every picture; two that would write the same files: the second one fails.
+    """A job for every image; two that would write the same files: the second one fails.
 
     Args:
-        found: pictures, and where their results go, without `_mask.png`.
+        found: images, and where their results go, without `_mask.png`.
         overlay: write overlays as well.
-        fail: called with a picture and the reason.
+        fail: called with an image and the reason.
     """
     taken: dict[str, str] = {}
-    for picture, target in found:
+    for image, target in found:
         mask = f"{target}_mask.png"
-        if taken.setdefault(mask, picture) == picture:
-            yield Job(picture, mask, f"{target}_overlay.png" if overlay else None)
+        if taken.setdefault(mask, image) == image:
+            yield Job(image, mask, f"{target}_overlay.png" if overlay else None)
         else:
-            fail(picture, f"would overwrite the result of {taken[mask]} ({mask}); give it another --out")
+            fail(image, f"would overwrite the result of {taken[mask]} ({mask}); give it another --out")
 
 
 def refuse_other_settings(out: str, before: str | None, settings: Mapping[str, Any]) -> None:
@@ -90,14 +90,14 @@ def earlier_marks(jobs: Sequence[Job], stats: Stats) -> list[str]:
 
 
 def marked(jobs: Sequence[Job], settings: Mapping[str, Any], stats: Stats) -> list[Job]:
-    """The jobs with their marks: other settings, weights or pictures have others."""
+    """The jobs with their marks: other settings, weights or images have others."""
 
     def mark(job: Job) -> Job:
         try:
-            stat = stats(job.picture)
+            stat = stats(job.image)
         except Exception:  # storages have exceptions of their own; reading it will tell
             stat = None, None
-        text = json.dumps([settings, whole_path(job.picture), *stat], sort_keys=True)
+        text = json.dumps([settings, whole_path(job.image), *stat], sort_keys=True)
         return replace(job, mark=hashlib.sha256(text.encode("ascii")).hexdigest())
 
     return _at_once(mark, jobs)
@@ -111,7 +111,7 @@ def _at_once(ask: Callable[[Job], T], jobs: Sequence[Job]) -> list[T]:
 
 def result(job: Job) -> Result:
     """For the outcome."""
-    return {"picture": job.picture, "mask": job.mask, "overlay": job.overlay}
+    return {"picture": job.image, "mask": job.mask, "overlay": job.overlay}
 
 
 def note(job: Job, reason: str | None, outcome: Outcome) -> None:
@@ -119,7 +119,7 @@ def note(job: Job, reason: str | None, outcome: Outcome) -> None:
     if reason is None:
         outcome.done.append(result(job))
     else:
-        outcome.failed.append(Failure(job.picture, reason))
+        outcome.failed.append(Failure(job.image, reason))
 
 
 def _files(job: Job) -> list[str]:

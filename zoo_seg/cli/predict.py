@@ -11,9 +11,9 @@ from typing import Any, Protocol
 from PIL import Image
 from tqdm import tqdm
 
+from zoo_seg.cli.inputs import LIST, SETTINGS, entries, images, is_clip, trouble, whole_name
 from zoo_seg.cli.network import check_test_arguments, device_of, load_predicting, weights_sha256
 from zoo_seg.cli.outcome import Failure, Outcome
-from zoo_seg.cli.pictures import LIST, SETTINGS, entries, is_clip, pictures, trouble, whole_name
 from zoo_seg.cli.plan import earlier_marks, marked, note, plan, refuse_other_settings, result, settings_of, work_of
 from zoo_seg.errors import OptionError
 from zoo_seg.hub.files import replacing
@@ -24,13 +24,13 @@ from zoo_seg.scale.places import Stats, is_url, stats
 
 
 class Engine(Protocol):
-    """Where the pictures are and who predicts them."""
+    """Where the images are and who predicts them."""
 
     def found(self, paths: Sequence[str], fail: Callable[[str, str], None]) -> Iterator[tuple[str, str]]:
-        """Every picture, and where its results go, without `_mask.png`; `fail` is told what cannot be read."""
+        """Every image, and where its results go, without `_mask.png`; `fail` is told what cannot be read."""
 
     def stats(self) -> Stats:
-        """The sizes and times of results and pictures."""
+        """The sizes and times of results and images."""
 
     def settings(self) -> str | None:
         """What an earlier run left in the folder of the results."""
@@ -43,7 +43,7 @@ class Engine(Protocol):
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Predict every picture; go on past a broken one, name it at the end and return 1."""
+    """Predict every image; go on past a broken one, name it at the end and return 1."""
     engine = _engine(arguments)
     if engine is None:
         from zoo_seg.cli import clip  # needs an extra
@@ -51,8 +51,8 @@ def run(arguments: argparse.Namespace) -> int:
         return clip.run(arguments)
     outcome = Outcome()
 
-    def fail(picture: str, reason: str) -> None:
-        outcome.failed.append(Failure(picture, reason))
+    def fail(image: str, reason: str) -> None:
+        outcome.failed.append(Failure(image, reason))
 
     jobs = list(plan(engine.found(arguments.paths, fail), not arguments.no_overlay, fail))
     settings = settings_of(arguments)
@@ -92,7 +92,7 @@ def _engine(arguments: argparse.Namespace) -> Engine | None:
         from zoo_seg.cli.cluster import Ray  # needs an extra
 
         if has_clip:
-            raise OptionError("a clip is one picture after the other: leave out --engine ray")
+            raise OptionError("a clip is one image after the other: leave out --engine ray")
         return Ray(arguments)
     for option in ("workers", "address"):
         if getattr(arguments, option) is not None:
@@ -116,17 +116,17 @@ class Local:
 
     def found(self, paths: Sequence[str], fail: Callable[[str, str], None]) -> Iterator[tuple[str, str]]:
         seen: set[Path] = set()
-        for picture, name in (each for path in paths for each in self._found(path, fail)):
-            if picture in seen:
+        for image, name in (each for path in paths for each in self._found(path, fail)):
+            if image in seen:
                 continue
-            seen.add(picture)
-            if reason := trouble(picture):  # known before any weights are fetched
-                fail(str(picture), reason)
+            seen.add(image)
+            if reason := trouble(image):  # known before any weights are fetched
+                fail(str(image), reason)
             else:
-                yield str(picture), str(self.out / name)
+                yield str(image), str(self.out / name)
 
     def _found(self, path: str, fail: Callable[[str, str], None]) -> Iterator[tuple[Path, str | Path]]:
-        """Every picture of a folder, list or glob, and its name below the results: its folders and its stem."""
+        """Every image of a folder, list or glob, and its name below the results: its folders and its stem."""
         if path.lower().endswith(LIST) and not Path(path).is_dir():
             try:
                 named = entries(Path(path).read_text(encoding="utf-8", errors="surrogateescape"))
@@ -139,8 +139,8 @@ class Local:
                 else:
                     yield Path(entry), whole_name(entry)
             return
-        for picture, folder in pictures(path, lambda path, reason: fail(str(path), reason)):
-            yield picture, folder / picture.stem
+        for image, folder in images(path, lambda path, reason: fail(str(path), reason)):
+            yield image, folder / image.stem
 
     def stats(self) -> Stats:
         return stats(str(self.out))
@@ -161,7 +161,7 @@ class Local:
         work = work_of(self.arguments, device_of(self.arguments))
         reasons = work.run(jobs, self.model, Path, _write)
         # disable=None: a bar on a terminal only
-        for job, reason in zip(jobs, tqdm(reasons, total=len(jobs), unit="picture", disable=None), strict=True):
+        for job, reason in zip(jobs, tqdm(reasons, total=len(jobs), unit="image", disable=None), strict=True):
             note(job, reason, outcome)
         return ""
 

@@ -22,7 +22,7 @@ from zoo_seg.data.layouts import Listing, Sample, SegmentationData
 from zoo_seg.data.tally import Duplicates, Seen, Tally
 from zoo_seg.decode import decode, read_json
 from zoo_seg.errors import DataError, ImageError, ManifestError, OptionError
-from zoo_seg.images.reading import read_picture
+from zoo_seg.images.reading import read_image
 
 _RULES = 3
 """Goes up when this folder judges differently, so that remembered reports are forgotten."""
@@ -127,11 +127,11 @@ def _look(sample: Sample, data: SegmentationData) -> Seen:
     size = digest = stored = mismatch = None
     unreadable = []
     try:
-        height, width, _ = read_picture(sample.picture, data.range).shape
+        height, width, _ = read_image(sample.image, data.range).shape
         size = height, width
-        digest = hashlib.blake2b(sample.picture.read_bytes(), digest_size=16).digest()
+        digest = hashlib.blake2b(sample.image.read_bytes(), digest_size=16).digest()
     except ImageError as error:
-        unreadable.append(_reason(sample.picture, error, data.root))
+        unreadable.append(_reason(sample.image, error, data.root))
     try:
         stored = data.labels.count(sample.mask)
     except DataError as error:
@@ -145,10 +145,10 @@ def _reason(path: Path, error: Exception, root: Path) -> tuple[str, str]:
     return path.relative_to(root).as_posix(), str(error).removeprefix(f"{path}: ")
 
 
-def _mismatch(sample: Sample, picture: Size, mask: Size, root: Path) -> str:
-    text = f"{sample.picture.relative_to(root).as_posix()} is {_wide(picture)} pixels, its mask {_wide(mask)}"
-    if picture == mask[::-1]:
-        with Image.open(sample.picture) as image:
+def _mismatch(sample: Sample, pixels: Size, mask: Size, root: Path) -> str:
+    text = f"{sample.image.relative_to(root).as_posix()} is {_wide(pixels)} pixels, its mask {_wide(mask)}"
+    if pixels == mask[::-1]:
+        with Image.open(sample.image) as image:
             if (image.height, image.width) == mask:
                 text += " (the EXIF orientation turns the image: turn the mask as well)"
     return text
@@ -201,7 +201,7 @@ def _key(data: SegmentationData, listings: Mapping[str, Listing]) -> str:
     for split, listing in listings.items():
         digest.update(repr((split, data.halves, replace(listing, samples=()))).encode())
         for sample in listing.samples:
-            for path in (sample.picture, sample.mask):
+            for path in (sample.image, sample.mask):
                 status = path.stat()
                 digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
     return digest.hexdigest()

@@ -33,7 +33,7 @@ class SplitReport:
     """What lies in a split."""
 
     name: str
-    pictures: int
+    images: int
     smallest: Size | None
     """Of the image with the fewest pixels; None where none could be read."""
     largest: Size | None

@@ -21,7 +21,7 @@ from zoo_seg.manifest import load_manifest
 
 DESCRIPTION = "dataset.json"
 """The classes of a data set of one's own."""
-_PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+_IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 _MASKS = (".png", ".bmp", ".tif", ".tiff", ".gif", ".jpg", ".jpeg")
 """In order of preference; JPEG is found so that reading it tells why it is refused."""
 _ORDER = ("train", "trainaug", "trainval", "val", "test")
@@ -33,7 +33,7 @@ _LOOKED_AT = 20
 class Sample:
     """An image and its mask."""
 
-    picture: Path
+    image: Path
     mask: Path
     name: str
     """Relative to the split, without suffix; unique in it: `aachen/aachen_000000_000019`."""
@@ -47,7 +47,7 @@ class Listing:
     missing: tuple[Path, ...] = ()
     """Images that a list of names has."""
     without_mask: tuple[Path, ...] = ()
-    without_picture: tuple[Path, ...] = ()
+    without_image: tuple[Path, ...] = ()
     """Masks: nothing reads them."""
     same_name: tuple[tuple[Path, ...], ...] = ()
     """Images that differ in their suffix only, so that one mask stands for them all."""
@@ -62,7 +62,7 @@ class SegmentationData:
     """`"folder"`, or the name of a published data set."""
     labels: Labels
     range: Range | None = None
-    """The values that are black and white in images of more than 8 bits, see `read_picture`."""
+    """The values that are black and white in images of more than 8 bits, see `read_image`."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -93,16 +93,16 @@ class SegmentationData:
     @cached_property
     def splits(self) -> tuple[str, ...]:
         """The parts that have images and masks, such as train and val."""
-        pictures, masks = self._files.parts(self.root)
-        return tuple(sorted(pictures & masks, key=_by_use))
+        found, masks = self._files.parts(self.root)
+        return tuple(sorted(found & masks, key=_by_use))
 
     @cached_property
     def halves(self) -> tuple[str, ...]:
         """What the other parts lack, in words: a test split without masks, or folders that differ in their name."""
-        pictures, masks = self._files.parts(self.root)
+        found, masks = self._files.parts(self.root)
         return (
-            *(f"{split} has images, but no masks" for split in sorted(pictures - masks)),
-            *(f"{split} has masks, but no images" for split in sorted(masks - pictures)),
+            *(f"{split} has images, but no masks" for split in sorted(found - masks)),
+            *(f"{split} has masks, but no images" for split in sorted(masks - found)),
         )
 
     def samples(self, split: str) -> tuple[Sample, ...]:
@@ -124,7 +124,7 @@ class SegmentationData:
         if listing.missing:
             faults.append(f"{len(listing.missing)} listed, but not there: {self.name_files(listing.missing)}")
         if listing.without_mask:
-            count, masks = len(listing.without_mask), listing.without_picture
+            count, masks = len(listing.without_mask), listing.without_image
             fault = f"{count} of {count + len(listing.samples)} images have no mask: "
             fault += self.name_files(listing.without_mask)
             fault += f"; masks without image: {self.name_files(masks)}" if masks else ""
@@ -268,16 +268,16 @@ def _walk(root: Path, pattern: str, split: str, suffixes: tuple[str, ...]) -> di
     return {name: sorted(found[name]) for name in sorted(found)}
 
 
-def _pair(pictures: dict[str, list[Path]], masks: dict[str, list[Path]], missing: tuple[Path, ...] = ()) -> Listing:
+def _pair(found: dict[str, list[Path]], masks: dict[str, list[Path]], missing: tuple[Path, ...] = ()) -> Listing:
     def preferred(paths: list[Path]) -> Path:
         return min(paths, key=lambda path: (*_MASKS, ".mat").index(path.suffix.lower()))
 
     return Listing(
-        tuple(Sample(paths[0], preferred(masks[name]), name) for name, paths in pictures.items() if name in masks),
+        tuple(Sample(paths[0], preferred(masks[name]), name) for name, paths in found.items() if name in masks),
         missing,
-        without_mask=tuple(paths[0] for name, paths in pictures.items() if name not in masks),
-        without_picture=tuple(paths[0] for name, paths in masks.items() if name not in pictures),
-        same_name=tuple(tuple(paths) for paths in pictures.values() if len(paths) > 1),
+        without_mask=tuple(paths[0] for name, paths in found.items() if name not in masks),
+        without_image=tuple(paths[0] for name, paths in masks.items() if name not in found),
+        same_name=tuple(tuple(paths) for paths in found.values() if len(paths) > 1),
     )
 
 
@@ -315,8 +315,8 @@ class _Files:
 
     def lie_in(self, root: Path) -> bool:
         """Whether there are images and masks, of one split or of several."""
-        pictures, masks = self.parts(root)
-        return bool(pictures and masks) and (not self.names or self._are_named_so(root, pictures))
+        found, masks = self.parts(root)
+        return bool(found and masks) and (not self.names or self._are_named_so(root, found))
 
     def parts(self, root: Path) -> tuple[set[str], set[str]]:
         """Our names of the splits that have images, and of those that have masks."""
@@ -324,29 +324,29 @@ class _Files:
             return self._splits_of(root, [self.images]), self._splits_of(root, self.masks)
         lists = {path.stem for path in root.glob(self.lists.format(split="*"))}
         lists = {ours for own, ours in self.splits.items() if own in lists} if self.splits else lists
-        pictures, masks = (
+        found, masks = (
             any(each.is_dir() for pattern in patterns for each in _folders(root, pattern, ""))
             for patterns in ([self.images], self.masks)
         )
-        return lists if pictures else set(), lists - {"test"} if masks else set()
+        return lists if found else set(), lists - {"test"} if masks else set()
 
     def listing(self, root: Path, split: str) -> Listing:
         """The images of a split, by its list if there is one, with their masks."""
         spelled = next((own for own, ours in self.splits.items() if ours == split), split)
-        pictures = _walk(root, self.images, spelled, _PICTURES)
+        found = _walk(root, self.images, spelled, _IMAGES)
         masks: dict[str, list[Path]] = {}
         for pattern in self.masks:
             masks = _walk(root, pattern, spelled, (".mat",) if pattern.endswith(".mat") else _MASKS) | masks
         if self.names:  # the same folder has other files, such as masks in another numbering
             masks = {name: paths for name, paths in masks.items() if re.fullmatch(self.names, name)}
         if self.lists is None:
-            return _pair(pictures, masks)
+            return _pair(found, masks)
         lines = (root / self.lists.format(split=spelled)).read_text(encoding="utf-8").splitlines()
         names = dict.fromkeys(line.split()[0] for line in lines if line.strip())
         return _pair(
-            {name: pictures[name] for name in names if name in pictures},
+            {name: found[name] for name in names if name in found},
             {name: masks[name] for name in names if name in masks},
-            tuple(root / self.images.format(name=name) for name in names if name not in pictures),
+            tuple(root / self.images.format(name=name) for name in names if name not in found),
         )
 
     def _splits_of(self, root: Path, patterns: Iterable[str]) -> set[str]:

@@ -164,9 +164,9 @@ class Tally:
     def warnings(self) -> list[str]:
         """What is odd, but no hindrance."""
         listing, found = self.listing, []
-        if listing.without_picture and not listing.without_mask:
-            masks = self.data.name_files(listing.without_picture)
-            found.append(f"{many(len(listing.without_picture), 'mask')} without image, not used: {masks}")
+        if listing.without_image and not listing.without_mask:
+            masks = self.data.name_files(listing.without_image)
+            found.append(f"{many(len(listing.without_image), 'mask')} without image, not used: {masks}")
         if 0 < self.blank.count < self.masks or (self.blank.count and self.split == "test"):
             found.append(f"{self.blank.count} of {self.masks} masks are ignored in every pixel: {self.blank}")
         absent = self.absent()

@@ -11,7 +11,7 @@ from zoo_seg.demo.gate import Upload
 from zoo_seg.errors import DownloadError
 from zoo_seg.factory import create_model
 from zoo_seg.hub.cache import fetch, local
-from zoo_seg.images.reading import RGB, read_picture
+from zoo_seg.images.reading import RGB, read_image
 from zoo_seg.inference.segmentation import Segmentation
 from zoo_seg.manifest import Weights, get_weights, list_weights
 from zoo_seg.model import SegmentationModel
@@ -38,7 +38,7 @@ class Networks:
     def __init__(self, own: Mapping[str, SegmentationModel] | None = None, device: str = "cpu") -> None:
         self._own, self._device = dict(own or {}), device
         self._load = lru_cache(_HELD)(_load)
-        self._read = lru_cache(1)(read_picture)
+        self._read = lru_cache(1)(read_image)
         self._predicted = lru_cache(_HELD)(self._predict)
         self._computing, self._fetches = Lock(), Condition()
         self._fetching: set[str] = set()
@@ -59,12 +59,12 @@ class Networks:
         return f"{record.num_classes} classes of {record.dataset}{miou} · {record.parameters / 1e6:.1f} M parameters"
 
     def image(self, image: str | Upload) -> RGB:
-        """The pixels of an image, read once for all networks; raises as `read_picture` does."""
+        """The pixels of an image, read once for all networks; raises as `read_image` does."""
         with self._computing:
             return self._read(image)
 
     def predict(self, image: str | Upload, name: str) -> Segmentation:
-        """What the network of this name makes of an image; raises as `read_picture`, `create_model` and `predict` do.
+        """What the network of this name makes of an image; raises as `read_image`, `create_model` and `predict` do.
 
         Args:
             image: hashable, such as a path.

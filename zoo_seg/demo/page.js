@@ -1,7 +1,7 @@
 // What happens in the page without asking the server: reading the class beneath the pointer, opacity, pasting.
 (() => {
   "use strict";
-  const decoded = new WeakMap(); // picture -> {text, ids}; the element stays when its result is replaced
+  const decoded = new WeakMap(); // image -> {text, ids}; the element stays when its result is replaced
 
   async function inflate(text, bytes) {
     const packed = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
@@ -10,12 +10,12 @@
     return bytes === "2" ? new Uint16Array(buffer) : new Uint8Array(buffer);
   }
 
-  function idsOf(picture) {
-    const text = picture.dataset.ids;
-    if (decoded.get(picture)?.text !== text) {
-      decoded.set(picture, { text, ids: inflate(text, picture.dataset.bytes), names: JSON.parse(picture.dataset.names) });
+  function idsOf(image) {
+    const text = image.dataset.ids;
+    if (decoded.get(image)?.text !== text) {
+      decoded.set(image, { text, ids: inflate(text, image.dataset.bytes), names: JSON.parse(image.dataset.names) });
     }
-    return decoded.get(picture);
+    return decoded.get(image);
   }
 
   function silence() {
@@ -24,35 +24,35 @@
     }
   }
 
-  // x and y are from 0 to 1, so that the same place is read in every picture of the page.
-  async function read(picture, x, y) {
-    const width = Number(picture.dataset.width), height = Number(picture.dataset.height);
-    const { ids, names } = idsOf(picture);
+  // x and y are from 0 to 1, so that the same place is read in every image of the page.
+  async function read(image, x, y) {
+    const width = Number(image.dataset.width), height = Number(image.dataset.height);
+    const { ids, names } = idsOf(image);
     const column = Math.min(Math.floor(x * width), width - 1), row = Math.min(Math.floor(y * height), height - 1);
     const name = names[(await ids)[row * width + column]];
     if (x !== place.x || y !== place.y) return; // the pointer has moved on
-    const label = picture.querySelector(".zoo-label");
+    const label = image.querySelector(".zoo-label");
     label.textContent = name;
     label.style.left = `${100 * x}%`;
     label.style.top = `${100 * y}%`;
     label.style.setProperty("--to-left", x > 0.6 ? 1 : 0);
     label.style.setProperty("--up", y > 0.2 ? 1 : 0);
     label.classList.add("is-shown");
-    for (const item of picture.parentElement.querySelectorAll(".zoo-legend li")) {
+    for (const item of image.parentElement.querySelectorAll(".zoo-legend li")) {
       item.classList.toggle("is-here", item.dataset.name === name);
     }
   }
 
   let place = { x: NaN, y: NaN };
   function follow(event) {
-    const picture = event.target.closest?.(".zoo-picture");
-    if (!picture) {
+    const image = event.target.closest?.(".zoo-image");
+    if (!image) {
       place = { x: NaN, y: NaN };
       return silence();
     }
-    const box = picture.getBoundingClientRect();
+    const box = image.getBoundingClientRect();
     place = { x: (event.clientX - box.left) / box.width, y: (event.clientY - box.top) / box.height };
-    for (const each of picture.closest(".zoo-results").querySelectorAll(".zoo-picture")) read(each, place.x, place.y);
+    for (const each of image.closest(".zoo-results").querySelectorAll(".zoo-image")) read(each, place.x, place.y);
   }
   document.addEventListener("pointermove", follow);
   document.addEventListener("pointerdown", follow);

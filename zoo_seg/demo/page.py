@@ -72,7 +72,7 @@ def page(networks: Networks | None = None) -> gr.Blocks:
         gr.HTML(_HEAD, elem_id="zoo-head")
         with gr.Row():
             with gr.Column(scale=1, min_width=340):
-                picture = gr.Image(
+                image = gr.Image(
                     street,
                     label="Image",
                     type="filepath",
@@ -101,13 +101,13 @@ def page(networks: Networks | None = None) -> gr.Blocks:
             with gr.Column(scale=3, min_width=320):
                 results = gr.HTML(show({"path": street}, chosen.default, _NONE), elem_id="zoo-output")
         example.click(
-            lambda: street, None, picture, api_visibility="private"
+            lambda: street, None, image, api_visibility="private"
         )  # not gr.Examples, which makes a new gr.Image
         opacity.input(None, opacity, None, js="(percent) => window.zooOpacity(percent)")
         gr.on(
-            [picture.change, first.input, second.input],
+            [image.change, first.input, second.input],
             show,
-            [picture, first, second],
+            [image, first, second],
             results,
             trigger_mode="always_last",
             concurrency_limit=_AT_ONCE,

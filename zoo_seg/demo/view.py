@@ -70,22 +70,22 @@ def _view(view: View, file: str) -> str:
     facts = f"<p>{html.escape(view.facts)}</p>" if view.facts else ""
     head = f'<header><h2 class="zoo-name">{html.escape(view.name)}</h2>{facts}</header>'
     result = view.result
-    body = message_html(result, alarm=True) if isinstance(result, str) else _picture(result) + _below(result, file)
+    body = message_html(result, alarm=True) if isinstance(result, str) else _image(result) + _below(result, file)
     return f'<section class="zoo-view">{head}{body}</section>'
 
 
-def _picture(result: Segmentation) -> str:
+def _image(result: Segmentation) -> str:
     """The image under the colours. `data-ids` are the class ids, row by row, compressed by zlib."""
     shown = _smaller(result)
     height, width = shown.mask.shape
-    assert shown.picture is not None
+    assert shown.image is not None
     ids = base64.b64encode(zlib.compress(shown.mask.tobytes())).decode("ascii")
     names = html.escape(json.dumps(result.classes))
     said = ", ".join(f"{name} {_percent(share)}" for name, share in list(result.areas().items())[:5])
     return (
-        f'<div class="zoo-picture" data-ids="{ids}" data-bytes="{shown.mask.itemsize}" data-names="{names}" '
+        f'<div class="zoo-image" data-ids="{ids}" data-bytes="{shown.mask.itemsize}" data-names="{names}" '
         f'data-width="{width}" data-height="{height}" style="--ratio:{width / height:.4f}">'
-        f'<img class="zoo-below" alt="the image" src="{_data(Image.fromarray(shown.picture), "JPEG", quality=88)}">'
+        f'<img class="zoo-below" alt="the image" src="{_data(Image.fromarray(shown.image), "JPEG", quality=88)}">'
         f'<img class="zoo-colours" alt="its classes: {html.escape(said)}" src="{_data(shown.colorize(), "PNG")}">'
         '<span class="zoo-label" aria-hidden="true"></span></div>'
     )
@@ -109,7 +109,7 @@ def _below(result: Segmentation, file: str) -> str:
 
 def _smaller(result: Segmentation) -> Segmentation:
     """At the size that is shown: the ids of the nearest pixels."""
-    assert result.picture is not None
+    assert result.image is not None
     height, width = result.mask.shape
     factor = min(_SHOWN / max(height, width), 1.0)
     if factor == 1:
@@ -118,8 +118,8 @@ def _smaller(result: Segmentation) -> Segmentation:
         ((np.arange(max(round(side * factor), 1)) + 0.5) / factor).astype(int).clip(max=side - 1)
         for side in (height, width)
     )
-    picture = Image.fromarray(result.picture).resize((len(columns), len(rows)), Image.Resampling.BOX)
-    return Segmentation(result.mask[np.ix_(rows, columns)], result.classes, result.palette, np.asarray(picture))
+    image = Image.fromarray(result.image).resize((len(columns), len(rows)), Image.Resampling.BOX)
+    return Segmentation(result.mask[np.ix_(rows, columns)], result.classes, result.palette, np.asarray(image))
 
 
 def _data(image: Image.Image, kind: str, **options: int) -> str:

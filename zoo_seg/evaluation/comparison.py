@@ -71,7 +71,7 @@ def as_json(
             "name": data.root.resolve().name,
             "layout": data.layout,
             "split": measurement.split,
-            "pictures": measurement.pictures,
+            "pictures": measurement.images,
             "is_whole_split": measurement.is_whole,
         },
         "protocol": {
@@ -85,7 +85,7 @@ def as_json(
             "device_name": _device_name(measurement.device),
             "dtype": measurement.dtype,
             "seconds": round(measurement.seconds, 3),
-            "pictures_per_second": round(measurement.pictures / measurement.seconds, 3),
+            "pictures_per_second": round(measurement.images / measurement.seconds, 3),
             "versions": {
                 "zoo_seg": __version__,
                 "python": platform.python_version(),

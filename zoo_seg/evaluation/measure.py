@@ -34,7 +34,7 @@ class Measurement:
     classes: tuple[str, ...]
     """The data set's names of the class ids."""
     split: str
-    pictures: int
+    images: int
     is_whole: bool
     """Every image of the split was measured."""
     protocol: TestOptions
@@ -92,7 +92,7 @@ def measure(
 
     started = time.perf_counter()
     results = model.stream(
-        [sample.picture for sample in share],
+        [sample.image for sample in share],
         mode=mode,
         scales=scales,
         flip=flip,
@@ -117,7 +117,7 @@ def measure(
         per_class={name: value for name, value in found.items() if not isinstance(value, float)},
         classes=data.classes,
         split=split,
-        pictures=len(chosen),
+        images=len(chosen),
         is_whole=len(chosen) == len(everything),
         protocol=protocol,
         options={**options, "compile": compile},

@@ -3,7 +3,7 @@
     <ZOO_SEG_HOME>/openvino/<digest of the network>/graph.xml, graph.bin, speed.json
 
 The digest is of all that the graph depends on. Each time that it is opened it is compared with the network all the
-same, which takes two pictures' time: a damaged file, another processor or changed code must not pass unseen.
+same, which takes two images' time: a damaged file, another processor or changed code must not pass unseen.
 """
 
 from __future__ import annotations

@@ -65,10 +65,10 @@ def trials(network: Callable[[Tensor], Tensor], facts: Facts) -> list[Trial]:
     found = []
     for batch, height, width in SIZES:
         if facts.info.in_chans == 3:
-            pictures = random.integers(0, 256, (batch, height, width, 3), np.uint8)
+            images = random.integers(0, 256, (batch, height, width, 3), np.uint8)
             rules = facts.info.preprocess
-            x = torch.cat([normalise(picture, rules.mean, rules.std) for picture in pictures])
-            given = torch.from_numpy(pictures) if facts.input == "image" else x
+            x = torch.cat([normalise(image, rules.mean, rules.std) for image in images])
+            given = torch.from_numpy(images) if facts.input == "image" else x
         else:
             given = x = torch.from_numpy(
                 random.standard_normal((batch, facts.info.in_chans, height, width), np.float32)

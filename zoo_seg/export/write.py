@@ -62,7 +62,7 @@ def export(
         model: a network with its classes; it stays as it is.
         path: replaced once the new file has passed its check. Folders are made.
         format: `"onnx"` (.onnx), `"openvino"` (.xml, with its values in a .bin beside it) or `"torch_export"` (.pt2);
-            None follows the path's ending. A torch.export file refuses pictures so small that the backbone's last map
+            None follows the path's ending. A torch.export file refuses images so small that the backbone's last map
             is one cell (32 pixels, usually), OpenVINO some that are smaller still.
         preprocess: normalise in the graph, which then takes `image`: uint8 RGB (N, H, W, 3).
         argmax: choose the class in the graph, which then gives `class_map`: (N, H, W), uint8, or int16 beyond 256
@@ -83,7 +83,7 @@ def export(
     target = Path(path)
     kind, writer = choose(target, format, dtype, opset)
     if preprocess and model.in_chans != 3:
-        raise OptionError(f"the network takes {model.in_chans} channels; preprocess=True is for RGB pictures")
+        raise OptionError(f"the network takes {model.in_chans} channels; preprocess=True is for RGB images")
     facts = Facts.of(model, "image" if preprocess else "x", "class_map" if argmax else "logits", dtype)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".zoo_seg-") as folder:  # fails before the work does

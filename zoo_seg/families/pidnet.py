@@ -24,6 +24,7 @@ from zoo_seg.layers.resample import resize
 
 
 def conv_bn(in_channels: int, channels: int, kernel: int = 1, stride: int = 1, *, relu: bool = False) -> nn.Sequential:
+    """A convolution without bias that keeps the size (but for its stride), BatchNorm, and ReLU on request."""
     conv = nn.Conv2d(in_channels, channels, kernel, stride, kernel // 2, bias=False)
     parts = OrderedDict[str, nn.Module](conv=conv, bn=nn.BatchNorm2d(channels))
     return nn.Sequential(OrderedDict(parts, relu=nn.ReLU(inplace=True)) if relu else parts)

@@ -43,20 +43,20 @@ def resized_size(height: int, width: int, resize: Resize | int | None) -> tuple[
     return max(int(height * scale + 0.5), 1), max(int(width * scale + 0.5), 1)
 
 
-def resize_uint8(picture: RGB, height: int, width: int) -> RGB:
-    """Bilinear resizing that equals `cv2.resize(picture, (width, height))` bit for bit.
+def resize_uint8(image: RGB, height: int, width: int) -> RGB:
+    """Bilinear resizing that equals `cv2.resize(image, (width, height))` bit for bit.
 
     Args:
-        picture: (H, W, 3), contiguous; at least 1x1.
+        image: (H, W, 3), contiguous; at least 1x1.
         height, width: the new size in pixels, at least 1.
 
     Returns:
-        An image (height, width, 3), 0..255; `picture` itself where it has this size.
+        An image (height, width, 3), 0..255; `image` itself where it has this size.
     """
-    if picture.shape[:2] == (height, width):
-        return picture
-    left, right, left_share, right_share = _neighbours(picture.shape[1], width)
-    upper, lower, upper_share, lower_share = _neighbours(picture.shape[0], height)
+    if image.shape[:2] == (height, width):
+        return image
+    left, right, left_share, right_share = _neighbours(image.shape[1], width)
+    upper, lower, upper_share, lower_share = _neighbours(image.shape[0], height)
     # At the border both neighbours are the same pixel. OpenCV takes it whole for columns (their rounded
     # shares may miss 2048 by one), but adds its two parts for rows.
     border = left == right
@@ -65,7 +65,7 @@ def resize_uint8(picture: RGB, height: int, width: int) -> RGB:
     channels = np.arange(3)
     left, right = ((side[:, None] * 3 + channels).ravel() for side in (left, right))
     left_share, right_share = np.repeat(left_share, 3), np.repeat(right_share, 3)
-    source = picture.reshape(picture.shape[0], -1)
+    source = image.reshape(image.shape[0], -1)
     result = np.empty((height, width * 3), np.uint8)
     for start in range(0, height, _BLOCK):
         block = slice(start, start + _BLOCK)
@@ -103,18 +103,18 @@ def _neighbours(size: int, new_size: int) -> tuple[npt.NDArray[np.intp], npt.NDA
     return first.clip(0, size - 1), (first + 1).clip(0, size - 1), shares[0], shares[1]
 
 
-def normalise(picture: RGB, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
-    """The network's input: `(picture - mean) / std` per channel.
+def normalise(image: RGB, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+    """The network's input: `(image - mean) / std` per channel.
 
     Args:
-        picture: (H, W, 3), contiguous.
+        image: (H, W, 3), contiguous.
         mean, std: one number a channel, for values from 0 to 255.
 
     Returns:
         A float32 tensor (1, 3, H, W), stored channels_last.
     """
-    height, width, _ = picture.shape
-    pixels = picture.reshape(height, -1)
+    height, width, _ = image.shape
+    pixels = image.reshape(height, -1)
     # float32 for the mean and float64 for std: the published pipeline's arithmetic, equal to the last bit
     means = np.tile(np.array(mean, np.float32), width)
     factors = np.tile(1 / np.array(std, np.float64), width)

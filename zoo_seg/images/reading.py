@@ -33,8 +33,8 @@ class Opens(Protocol):
     def open(self, mode: str, /) -> IO[bytes]: ...
 
 
-Picture: TypeAlias = "str | os.PathLike[str] | Opens | Image.Image | npt.NDArray[Any] | torch.Tensor"
-"""What `read_picture` takes."""
+ImageLike: TypeAlias = "str | os.PathLike[str] | Opens | Image.Image | npt.NDArray[Any] | torch.Tensor"
+"""What `read_image` takes."""
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -58,7 +58,7 @@ _LOWER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
 """Of 16 bits a channel Pillow keeps the upper byte; read in the other byte order, it keeps the lower one."""
 
 
-def read_picture(image: Picture, range: Range | None = None) -> RGB:  # noqa: A002  (the field's word)
+def read_image(image: ImageLike, range: Range | None = None) -> RGB:  # noqa: A002  (the field's word)
     """The pixels of an image as a fresh, contiguous RGB uint8 array (H, W, 3).
 
     Files and PIL images are turned upright (EXIF orientation) and lose their transparency: the

@@ -1,6 +1,6 @@
-"""A picture becomes a class map: read, resize and normalise, network, resize and argmax, `Segmentation`.
+"""An image becomes a class map: read, resize and normalise, network, resize and argmax, `Segmentation`.
 
-The names are imported when they are first used: reading pictures needs no torch.
+The names are imported when they are first used: reading images needs no torch.
 """
 
 from __future__ import annotations

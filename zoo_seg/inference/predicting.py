@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from zoo_seg.images.reading import Opens, Picture, Range
+from zoo_seg.images.reading import ImageLike, Opens, Range
 from zoo_seg.inference.backends import Backend
 from zoo_seg.inference.predictor import Predictor
 from zoo_seg.inference.protocol import check_test_options
@@ -61,16 +61,16 @@ class Predicting:
         compile: bool = False,  # noqa: A002  (torch's word for it)
         backend: Backend | None = None,
     ) -> Predictor:
-        """Made ready for many pictures."""
+        """Made ready for many images."""
         raise NotImplementedError
 
     @overload
-    def predict(self, images: Picture, **options: Any) -> Segmentation: ...
+    def predict(self, images: ImageLike, **options: Any) -> Segmentation: ...
     @overload
-    def predict(self, images: Sequence[Picture], **options: Any) -> list[Segmentation]: ...
+    def predict(self, images: Sequence[ImageLike], **options: Any) -> list[Segmentation]: ...
     def predict(  # type: ignore[misc]  # the overloads leave the options to this signature
         self,
-        images: Picture | Sequence[Picture],
+        images: ImageLike | Sequence[ImageLike],
         *,
         mode: Literal["whole", "slide"] | None = None,
         crop: Sequence[int] | None = None,
@@ -85,10 +85,10 @@ class Predicting:
         compile: bool = False,  # noqa: A002  (torch's word for it)
         backend: Backend | None = None,
     ) -> Segmentation | list[Segmentation]:
-        """The class map of a picture, or of each picture of a list, at the picture's own size.
+        """The class map of an image, or of each image of a list, at the image's own size.
 
         Args:
-            images: a path, a PIL picture, an RGB uint8 array (H, W, 3) or tensor (3, H, W); or a list of them. Arrays
+            images: a path, a PIL image, an RGB uint8 array (H, W, 3) or tensor (3, H, W); or a list of them. Arrays
                 are RGB; BGR, as `cv2.imread` returns it, cannot be told from it: turn it with `image[:, :, ::-1]`.
             mode: `"whole"`, or `"slide"`: windows of `crop` at every `stride`, both (height, width). None, here and
                 below, is what the weights were tested with.
@@ -96,14 +96,14 @@ class Predicting:
             stride: without one two thirds of the crop.
             scales: factors of the test size whose predictions are averaged.
             flip: average with the mirrored image.
-            resize: `"published"` is the test size of the weights' record (the picture's own size without
-                a record); a number of pixels for the shorter side; None for the picture's own size.
+            resize: `"published"` is the test size of the weights' record (the image's own size without
+                a record); a number of pixels for the shorter side; None for the image's own size.
             range: the values that are black and white in images of more than 8 bits, such as (0, 4095); see
-                `read_picture`.
-            batch_size: how many neighbouring pictures of one size go through the network together.
+                `read_image`.
+            batch_size: how many neighbouring images of one size go through the network together.
             device: `"cpu"`, `"cuda"`, ...; None is where the network is.
             dtype: `"float32"`, `"bfloat16"` or `"float16"`.
-            compile: let `torch.compile` fuse the network; worth it for many pictures of few sizes.
+            compile: let `torch.compile` fuse the network; worth it for many images of few sizes.
             backend: what computes the network: `"torch"`, `"openvino"` (on the CPU, in float32 or bfloat16; its graph
                 is made once and kept in the cache), or `"auto"`: OpenVINO where it is installed and was measured to
                 be 1.1 times as fast on this machine, which the first prediction does, once and for some seconds. None
@@ -111,12 +111,12 @@ class Predicting:
                 is installed or was measured.
 
         Raises:
-            ImageError: a picture cannot be read.
+            ImageError: an image cannot be read.
             OptionError: an option is not allowed.
             ExportError: OpenVINO cannot have the network.
             MissingExtraError: OpenVINO is not installed; the message names the pip command.
             NumericalError: the logits are NaN or infinite, or too large for float16.
-            OutOfMemoryError: one picture alone is too much for the device.
+            OutOfMemoryError: one image alone is too much for the device.
         """
         one = isinstance(images, (str, os.PathLike, Opens, Image.Image, np.ndarray, torch.Tensor))
         results = self.stream(
@@ -138,7 +138,7 @@ class Predicting:
 
     def stream(
         self,
-        images: Iterable[Picture],
+        images: Iterable[ImageLike],
         *,
         mode: Literal["whole", "slide"] | None = None,
         crop: Sequence[int] | None = None,

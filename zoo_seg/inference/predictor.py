@@ -1,4 +1,4 @@
-"""Pictures in, class maps out: what `predict` uses."""
+"""Images in, class maps out: what `predict` uses."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from zoo_seg.errors import ImageError, NumericalError, OptionError, OutOfMemoryError
 from zoo_seg.images.preprocess import normalise, resize_uint8, resized_size
-from zoo_seg.images.reading import RGB, Picture, Range, check_range, most_pixels, read_picture
+from zoo_seg.images.reading import RGB, ImageLike, Range, check_range, most_pixels, read_image
 from zoo_seg.inference.augmented import Geometry, Infer, Size, StridedLogits
 from zoo_seg.inference.backends import Backend, InferenceBackend, find_backend
 from zoo_seg.inference.labels import class_map, id_type
@@ -69,11 +69,11 @@ def choose_dtype(dtype: str | torch.dtype) -> torch.dtype:
 
 
 _SIZES_BETWEEN_CLEARINGS = 8
-"""Pictures of so many sizes are worked on before free memory is returned to the system."""
+"""Images of so many sizes are worked on before free memory is returned to the system."""
 
 
 class Predictor:
-    """A network prepared once for many pictures; the network it is made from stays as it was.
+    """A network prepared once for many images; the network it is made from stays as it was.
 
     Args:
         network: a `SegmentationNetwork` on RGB images, which is prepared, or another backend: on the CPU, float32 in
@@ -84,7 +84,7 @@ class Predictor:
         protocol: whose order of operations, a name in the manifest's `protocols` such as `"mmseg"`.
         device: where to compute; None stays where the network is.
         dtype: `"float32"`, `"bfloat16"` or `"float16"`.
-        compile: let `torch.compile` fuse the network; the first picture of every new size then waits for
+        compile: let `torch.compile` fuse the network; the first image of every new size then waits for
             the compiler.
         backend: what computes a network, see `Predicting.predict`.
 
@@ -109,9 +109,7 @@ class Predictor:
         owner: nn.Module | None = None,
     ) -> None:
         if network.in_chans != 3:
-            raise OptionError(
-                f"the network takes {network.in_chans} channels; predict takes RGB pictures, call model(x)"
-            )
+            raise OptionError(f"the network takes {network.in_chans} channels; predict takes RGB images, call model(x)")
         self.dtype = choose_dtype(dtype)
         self.network: InferenceBackend
         make = find_backend(backend)
@@ -133,7 +131,7 @@ class Predictor:
 
     def stream(
         self,
-        images: Iterable[Picture],
+        images: Iterable[ImageLike],
         *,
         test: TestOptions = TestOptions(),  # noqa: B008  (frozen)
         resize: Literal["published"] | int | None = "published",
@@ -141,24 +139,24 @@ class Predictor:
         batch_size: int = 1,
         on_error: Literal["raise", "yield"] = "raise",
     ) -> Iterator[Any]:
-        """The class map of each picture, in order, as soon as it is there.
+        """The class map of each image, in order, as soon as it is there.
 
-        The next pictures are read and resized while the network works; memory stays bounded however
+        The next images are read and resized while the network works; memory stays bounded however
         many there are.
 
         Args:
-            images: paths, PIL pictures, RGB uint8 arrays (H, W, 3) or tensors (3, H, W).
+            images: paths, PIL images, RGB uint8 arrays (H, W, 3) or tensors (3, H, W).
             test: whole images or windows, scales and flip.
-            resize: `"published"` is the test size of the weights' record (the picture's own without
-                a record); a number of pixels for the shorter side; None for the picture's own.
-            range: the values that are black and white in images of more than 8 bits, see `read_picture`.
-            batch_size: how many neighbouring pictures of one size go through the network together.
-            on_error: what to do with a picture that cannot be read: raise its ImageError, or yield
+            resize: `"published"` is the test size of the weights' record (the image's own without
+                a record); a number of pixels for the shorter side; None for the image's own.
+            range: the values that are black and white in images of more than 8 bits, see `read_image`.
+            batch_size: how many neighbouring images of one size go through the network together.
+            on_error: what to do with an image that cannot be read: raise its ImageError, or yield
                 it in the place of a Segmentation and go on.
 
         Raises:
-            OptionError: an option is not allowed; at once, before a picture is read.
-            ImageError: a picture cannot be read.
+            OptionError: an option is not allowed; at once, before an image is read.
+            ImageError: an image cannot be read.
         """
         if batch_size < 1:
             raise OptionError(f"batch_size is {batch_size}; expected at least 1")
@@ -169,17 +167,17 @@ class Predictor:
 
     def _stream(
         self,
-        images: Iterable[Picture],
+        images: Iterable[ImageLike],
         test: TestOptions,
         target: Resize | int | None,
         range: Range | None,  # noqa: A002
         batch_size: int,
         on_error: Literal["raise", "yield"],
     ) -> Iterator[Segmentation | ImageError]:
-        def prepare_one(image: Picture) -> _Prepared | ImageError:
+        def prepare_one(image: ImageLike) -> _Prepared | ImageError:
             try:
-                picture = read_picture(image, range)
-                return _Prepared(picture, self._inputs(picture, target, test.scales))
+                pixels = read_image(image, range)
+                return _Prepared(pixels, self._inputs(pixels, target, test.scales))
             except ImageError as error:
                 return error
             except MemoryError as error:
@@ -194,7 +192,7 @@ class Predictor:
                     raise item
                 yield item
                 continue
-            if batch and item.picture.shape != batch[0].picture.shape:
+            if batch and item.image.shape != batch[0].image.shape:
                 yield from self._predict(batch, test)
                 batch = []
             batch.append(item)
@@ -212,35 +210,35 @@ class Predictor:
 
     def inputs(
         self,
-        image: Picture,
+        image: ImageLike,
         *,
         scales: Sequence[float] = (1.0,),
         resize: Literal["published"] | int | None = "published",
     ) -> list[Tensor]:
-        """What the network is given for a picture: normalised float32 tensors (1, 3, h, w) for `predict_logits`.
+        """What the network is given for an image: normalised float32 tensors (1, 3, h, w) for `predict_logits`.
 
-        One at the test size; under mmseg's rules one for every scale, resized from the picture.
+        One at the test size; under mmseg's rules one for every scale, resized from the image.
         """
-        return self._inputs(read_picture(image), self._resize(resize), tuple(scales))
+        return self._inputs(read_image(image), self._resize(resize), tuple(scales))
 
-    def _inputs(self, picture: RGB, target: Resize | int | None, scales: tuple[float, ...]) -> list[Tensor]:
-        size = (picture.shape[0], picture.shape[1])
+    def _inputs(self, image: RGB, target: Resize | int | None, scales: tuple[float, ...]) -> list[Tensor]:
+        size = (image.shape[0], image.shape[1])
         if self.rules.rescale == "image" and scales != (1.0,):
             sizes = [resized_size(*size, _scaled(target, size, scale)) for scale in scales]
         else:
             sizes = [resized_size(*size, target)]
         limit = most_pixels()
-        for height, width in sizes:  # what is made larger; a picture of any size may stay as it is
+        for height, width in sizes:  # what is made larger; an image of any size may stay as it is
             if limit is not None and height * width > max(limit, size[0] * size[1]):
                 raise ImageError(
-                    f"a picture of {size[0]}x{size[1]} pixels would become one of {height}x{width} (height x width), "
+                    f"an image of {size[0]}x{size[1]} pixels would become one of {height}x{width} (height x width), "
                     f"more than {limit} pixels; lower resize or scales, or raise ZOO_SEG_MAX_PIXELS"
                 )
         mean, std = self.preprocess.mean, self.preprocess.std
-        return [normalise(resize_uint8(picture, *each), mean, std) for each in sizes]
+        return [normalise(resize_uint8(image, *each), mean, std) for each in sizes]
 
     def _predict(self, batch: list[_Prepared], test: TestOptions) -> list[Segmentation]:
-        """Pictures of one size, in one pass of the network or, where memory does not suffice, in several."""
+        """Images of one size, in one pass of the network or, where memory does not suffice, in several."""
         if not batch:
             return []
         try:
@@ -281,7 +279,7 @@ class Predictor:
             return self._class_maps(batch, test)
 
     def _class_maps(self, batch: list[_Prepared], test: TestOptions) -> list[Segmentation]:
-        size = (batch[0].picture.shape[0], batch[0].picture.shape[1])
+        size = (batch[0].image.shape[0], batch[0].image.shape[1])
         self._sizes.add(size)
         if len(self._sizes) > _SIZES_BETWEEN_CLEARINGS:
             self._sizes = {size}
@@ -304,7 +302,7 @@ class Predictor:
                 masks[:, top : top + strip.shape[2]] = strip.argmax(1)
         dtype = np.uint8 if len(self.classes) <= 256 else np.uint16
         return [
-            Segmentation(mask.astype(dtype, copy=False), self.classes, self.palette, item.picture)
+            Segmentation(mask.astype(dtype, copy=False), self.classes, self.palette, item.image)
             for mask, item in zip(masks.cpu().numpy(), batch, strict=True)
         ]
 
@@ -342,9 +340,9 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A picture and what the network is given for it."""
+    """An image and what the network is given for it."""
 
-    picture: RGB
+    image: RGB
     inputs: list[Tensor]
 
 

@@ -1,4 +1,4 @@
-"""What a prediction is: a class map that knows its class names, colours and picture."""
+"""What a prediction is: a class map that knows its class names, colours and image."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ from zoo_seg.errors import ImageError, OptionError
 _LONGEST_NAME = 40
 """Characters of a class name that a legend shows."""
 _SHOWN = (960, 720)
-"""The most pixels of a picture in a notebook, which keeps it."""
+"""The most pixels of an image in a notebook, which keeps it."""
 _MOST_SHOWN = 24
 """Classes that a notebook names."""
 _FEWEST_ROWS = 20
-"""A legend starts a second column only after so many rows, however small the picture."""
+"""A legend starts a second column only after so many rows, however small the image."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Segmentation:
-    """The class map of one picture.
+    """The class map of one image.
 
     Raises:
         OptionError: the parts do not fit each other.
     """
 
     mask: npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
-    """Class ids (H, W) at the picture's own size: uint8, or uint16 beyond 256 classes."""
+    """Class ids (H, W) at the image's own size: uint8, or uint16 beyond 256 classes."""
     classes: tuple[str, ...]
     """The name of each class id."""
     palette: tuple[tuple[int, int, int], ...]
     """The RGB colour of each class id, 0..255."""
-    picture: npt.NDArray[np.uint8] | None = None
-    """The RGB picture (H, W, 3) that the mask belongs to; None where it was not kept."""
+    image: npt.NDArray[np.uint8] | None = None
+    """The RGB image (H, W, 3) that the mask belongs to; None where it was not kept."""
 
     def __post_init__(self) -> None:
         shape, dtype = self.mask.shape, self.mask.dtype
@@ -52,8 +52,13 @@ class Segmentation:
             raise OptionError(f"{len(self.classes)} classes but {len(self.palette)} palette colours, expected as many")
         if self.mask.max() >= len(self.classes):
             raise OptionError(f"the mask holds class id {self.mask.max()}, but there are {len(self.classes)} classes")
-        if self.picture is not None and self.picture.shape != (*shape, 3):
-            raise OptionError(f"the picture's shape is {self.picture.shape}, expected the mask's: {(*shape, 3)}")
+        if self.image is not None and self.image.shape != (*shape, 3):
+            raise OptionError(f"the image's shape is {self.image.shape}, expected the mask's: {(*shape, 3)}")
+
+    @property
+    def picture(self) -> npt.NDArray[np.uint8] | None:
+        """`image`, by its former name."""
+        return self.image
 
     def __repr__(self) -> str:
         height, width = self.mask.shape
@@ -64,7 +69,7 @@ class Segmentation:
         return f"<Segmentation {width}x{height} pixels: {', '.join(parts)}>"
 
     def areas(self) -> dict[str, float]:
-        """The share of the picture that each present class covers, largest first; they add up to 1.
+        """The share of the image that each present class covers, largest first; they add up to 1.
 
         Classes of the same name are added together.
         """
@@ -80,25 +85,25 @@ class Segmentation:
         return [(index, float(counts[index] / self.mask.size)) for index in present]
 
     def colorize(self) -> Image.Image:
-        """The class map in the palette's colours: an RGB picture."""
+        """The class map in the palette's colours: an RGB image."""
         return Image.fromarray(np.array(self.palette, dtype=np.uint8).take(self.mask, axis=0))
 
     def overlay(self, alpha: float = 0.5, *, legend: bool = False) -> Image.Image:
-        """The picture with the class colours laid over it: an RGB picture.
+        """The image with the class colours laid over it: an RGB image.
 
         Args:
-            alpha: how much of the colours: from 0 (the picture) to 1 (`colorize()`).
+            alpha: how much of the colours: from 0 (the image) to 1 (`colorize()`).
             legend: add the present classes' names on the right.
 
         Raises:
             OptionError: `alpha` is out of range.
-            ImageError: the picture was not kept.
+            ImageError: the image was not kept.
         """
         if not 0 <= alpha <= 1:
-            raise OptionError(f"alpha is {alpha}, expected a number from 0 (only the picture) to 1 (only the colours)")
-        if self.picture is None:
-            raise ImageError("this Segmentation has no picture to draw over; use colorize(), or build it with picture=")
-        blended = Image.blend(Image.fromarray(self.picture), self.colorize(), alpha)
+            raise OptionError(f"alpha is {alpha}, expected a number from 0 (only the image) to 1 (only the colours)")
+        if self.image is None:
+            raise ImageError("this Segmentation has no image to draw over; use colorize(), or build it with image=")
+        blended = Image.blend(Image.fromarray(self.image), self.colorize(), alpha)
         return self._with_legend(blended) if legend else blended
 
     def _with_legend(self, image: Image.Image) -> Image.Image:
@@ -111,7 +116,7 @@ class Segmentation:
         return both
 
     def legend(self, *, font_size: int = 16, height: int = 600) -> Image.Image:
-        """The present classes, largest first: colour, name and share of the picture, on white.
+        """The present classes, largest first: colour, name and share of the image, on white.
 
         Args:
             font_size: the height of the text in pixels.
@@ -144,8 +149,8 @@ class Segmentation:
         return image
 
     def _shown(self) -> Image.Image:
-        """What a notebook shows: the overlay, or the colours where the picture was not kept, at a handy size."""
-        image = self.colorize() if self.picture is None else self.overlay()
+        """What a notebook shows: the overlay, or the colours where the image was not kept, at a handy size."""
+        image = self.colorize() if self.image is None else self.overlay()
         image.thumbnail(_SHOWN)
         return image
 

@@ -56,7 +56,7 @@ class Clip:
         has_sound: the file holds sound as well.
 
     Raises:
-        ImageError: it is no video, or its frames are larger than pictures may be.
+        ImageError: it is no video, or its frames are larger than images may be.
     """
 
     def __init__(self, container: InputContainer, name: str) -> None:
@@ -225,15 +225,15 @@ def overlay_clip(
     return Written(frames, clip.trouble())
 
 
-def _encode(pictures: Iterable[RGB], clip: Clip, path: Path, kind: str) -> int:
+def _encode(images: Iterable[RGB], clip: Clip, path: Path, kind: str) -> int:
     """Write the frames as H.264 with the clip's times; how many there were."""
     count = 0
     stream = None
     with av.open(f"file:{path}", "w", format=kind) as container:  # whatever the name, it is no link
-        for picture in pictures:
+        for image in images:
             if stream is None:
-                stream = _video_stream(container, clip, picture.shape[1], picture.shape[0])
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(
+                stream = _video_stream(container, clip, image.shape[1], image.shape[0])
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(
                 stream.width, stream.height, stream.pix_fmt, dst_colorspace=_BT709
             )
             frame.pts, frame.time_base = clip.times.popleft(), clip.time_base

@@ -13,8 +13,8 @@ from zoo_seg.families.registry import find_family
 from zoo_seg.info import ModelInfo
 from zoo_seg.manifest import Architecture, Metric, Recipe, TestOptions
 
-PICTURE = "overlay.jpg"
-"""Beside the card, where a picture is shown."""
+OVERLAY = "overlay.jpg"
+"""Beside the card, where an image is shown."""
 _METRICS = {"mIoU": "mean_iou", "aAcc": "accuracy"}
 """Names of huggingface.co/metrics."""
 _LICENCES = {
@@ -30,16 +30,16 @@ _LICENCES = {
 """Those the Hub knows and weights are given under."""
 
 
-def model_card(info: ModelInfo, *, name: str | None = None, picture: bool = False) -> str:
+def model_card(info: ModelInfo, *, name: str | None = None, image: bool = False) -> str:
     """Markdown with the header that the Hugging Face Hub reads.
 
     Args:
         name: `org/repo`; None for a folder on a disk.
-        picture: `PICTURE` lies beside the card.
+        image: `OVERLAY` lies beside the card.
     """
     sections = [_title(info), *_introduction(info)]
-    if picture:
-        sections.append(f"![A picture under the colours of the classes]({PICTURE})")
+    if image:
+        sections.append(f"![An image under the colours of the classes]({OVERLAY})")
     sections += [_loading(name), "## Measured", _measured(info), "## Trained", *_training(info)]
     sections += ["## Licences", *_licences(info), "## Classes"]
     sections.append(", ".join(f"{number} {_text(each)}" for number, each in enumerate(info.classes)) + ".")
@@ -129,11 +129,11 @@ def _loading(name: str | None) -> str:
 import zoo_seg  # pip install zoo_seg
 
 model = zoo_seg.from_pretrained("{name or "this/folder"}")
-model.predict("picture.jpg").overlay().save("overlay.png")
+model.predict("image.jpg").overlay().save("overlay.png")
 ```
 
 ```sh
-zoo-seg predict picture.jpg --weights {of_command} --out out/
+zoo-seg predict image.jpg --weights {of_command} --out out/
 ```"""
 
 
@@ -158,7 +158,7 @@ def _who(metric: Metric) -> str:
 
 def _how(test: TestOptions) -> str:
     scales = " ".join(f"{scale:g}" for scale in test.scales)
-    mode = "whole pictures" if test.mode == "whole" else "sliding windows"
+    mode = "whole images" if test.mode == "whole" else "sliding windows"
     return f"{mode}, scale{'s' if len(test.scales) > 1 else ''} {scales}, {'flip' if test.flip else 'no flip'}"
 
 
@@ -184,7 +184,7 @@ def _recipe(recipe: Recipe) -> str:
     known = "".join(f", {what} {value:g}" for what, value in further.items() if value is not None)
     return (
         f"Split {_text(recipe.train_split)}, {' or '.join(length) or 'an unknown number of epochs'} of "
-        f"{recipe.batch_size or 'an unknown number of'} pictures, "
+        f"{recipe.batch_size or 'an unknown number of'} images, "
         f"crop {recipe.crop[0]}x{recipe.crop[1]} (height x width), "
         f"{_text(recipe.optimizer)}, learning rate {recipe.lr:g} ({_text(recipe.schedule)}){known}."
     )

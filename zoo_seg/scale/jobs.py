@@ -13,7 +13,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from zoo_seg.errors import ImageError
-from zoo_seg.images.reading import Picture
+from zoo_seg.images.reading import ImageLike
 from zoo_seg.inference.predicting import Predicting
 from zoo_seg.inference.predictor import in_order
 from zoo_seg.inference.segmentation import Segmentation
@@ -23,7 +23,7 @@ from zoo_seg.inference.segmentation import Segmentation
 class Job:
     """An image and the files to write for it: paths or URLs."""
 
-    picture: str
+    image: str
     mask: str
     overlay: str | None
     """None: the mask only."""
@@ -51,7 +51,7 @@ class Work:
     legend: bool
 
     def run(
-        self, jobs: Sequence[Job], model: Predicting, read: Callable[[str], Picture], write: Write
+        self, jobs: Sequence[Job], model: Predicting, read: Callable[[str], ImageLike], write: Write
     ) -> Iterator[str | None]:
         """Do the jobs: for each, in order, the reason why it failed, or None.
 
@@ -65,7 +65,7 @@ class Work:
         def finish(item: tuple[Job, Segmentation | ImageError]) -> str | None:
             job, result = item
             if isinstance(result, ImageError):
-                return str(result).removeprefix(f"{job.picture}: ")
+                return str(result).removeprefix(f"{job.image}: ")
             try:
                 self._write(job, result, write)
             except OSError as error:
@@ -75,12 +75,12 @@ class Work:
 
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd files; what cannot be read is a failure
-            results = model.stream([read(job.picture) for job in jobs], **self.options, on_error="yield")
+            results = model.stream([read(job.image) for job in jobs], **self.options, on_error="yield")
             ahead = 2 * self.options.get("batch_size", 1)
             yield from in_order(zip(jobs, results, strict=True), finish, ahead=ahead)
 
     def _write(self, job: Job, result: Segmentation, write: Write) -> None:
-        """The overlay first: a mask means that the picture is done."""
+        """The overlay first: a mask means that the image is done."""
         mark = PngInfo()
         mark.add_text(_MARK, job.mark)
         if job.overlay is not None:

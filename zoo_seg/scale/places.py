@@ -109,7 +109,7 @@ def opens(address: str) -> Path | Elsewhere:
 
 
 def stats(folder: str) -> Stats:
-    """Asks for results below a folder, and for pictures anywhere; what is not on this machine is listed once."""
+    """Asks for results below a folder, and for images anywhere; what is not on this machine is listed once."""
     remote, root = place(folder) if is_url(folder) else (None, "")
     try:
         results = set(remote.find(root)) if remote else set()

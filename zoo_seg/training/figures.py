@@ -1,4 +1,4 @@
-"""What a run leaves to look at: the curve of loss and mIoU, and a sheet of pictures, labels and predictions."""
+"""What a run leaves to look at: the curve of loss and mIoU, and a sheet of images, labels and predictions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy.typing as npt
 from zoo_seg.data.layouts import Sample, SegmentationData
 from zoo_seg.errors import MissingExtraError
 from zoo_seg.hub.files import replacing
-from zoo_seg.images.reading import read_picture
+from zoo_seg.images.reading import read_image
 from zoo_seg.model import SegmentationModel
 
 try:
@@ -23,7 +23,7 @@ except ImportError:
     raise MissingExtraError("training needs more (matplotlib is missing): pip install 'zoo_seg[train]'") from None
 
 _WIDTH = 3.2
-"""Inches of one picture on the sheet."""
+"""Inches of one image on the sheet."""
 _NAMED = 24
 """Classes that the sheet's legend names, the largest ones."""
 _IGNORED = (255, 255, 255)
@@ -62,22 +62,22 @@ def draw_curve(log: Path, path: Path) -> None:
 
 
 def draw_sheet(model: SegmentationModel, data: SegmentationData, path: Path, rows: int = 6) -> None:
-    """Picture, label and prediction of a few samples spread over the val split, side by side, as a PNG."""
+    """Image, label and prediction of a few samples spread over the val split, side by side, as a PNG."""
     samples = data.samples("val")
     places = np.linspace(0, len(samples) - 1, min(rows, len(samples))).astype(int)
     shown = [_look(samples[place], data, model) for place in places]
-    heights = [_WIDTH * picture.shape[0] / picture.shape[1] for picture, _, _ in shown]
+    heights = [_WIDTH * rgb.shape[0] / rgb.shape[1] for rgb, _, _ in shown]
 
     figure = Figure(figsize=(3 * _WIDTH, sum(heights) + 1), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.subplots(len(shown), 3, squeeze=False, gridspec_kw={"height_ratios": heights})
     colours = np.array([*data.palette, _IGNORED], np.uint8)
-    for row, (picture, labels, predicted) in zip(grid, shown, strict=True):
-        for axes, image in zip(row, (picture, colours[labels], colours[predicted]), strict=True):
-            axes.imshow(image, interpolation="nearest" if image is not picture else None)
+    for row, (rgb, labels, predicted) in zip(grid, shown, strict=True):
+        for axes, image in zip(row, (rgb, colours[labels], colours[predicted]), strict=True):
+            axes.imshow(image, interpolation="nearest" if image is not rgb else None)
             axes.set_xticks([])
             axes.set_yticks([])
-    for axes, title in zip(grid[0], ("picture of val", "label", "prediction"), strict=True):
+    for axes, title in zip(grid[0], ("image of val", "label", "prediction"), strict=True):
         axes.set_title(title)
     pixels = np.bincount(np.concatenate([ids.ravel() for _, *both in shown for ids in both]), minlength=len(colours))
     named = sorted(np.argsort(-pixels, kind="stable")[: min(_NAMED, int((pixels > 0).sum()))])
@@ -88,9 +88,9 @@ def draw_sheet(model: SegmentationModel, data: SegmentationData, path: Path, row
 
 
 def _look(sample: Sample, data: SegmentationData, model: SegmentationModel) -> tuple[RGB, Ids, Ids]:
-    """The picture, and the class ids of its label and its prediction; what is ignored comes after the classes."""
-    picture, labels = read_picture(sample.picture, data.range), data.labels.read(sample.mask).astype(np.int64)
-    return picture, np.where(labels == data.ignore_index, data.num_classes, labels), model.predict(picture).mask
+    """The image, and the class ids of its label and its prediction; what is ignored comes after the classes."""
+    image, labels = read_image(sample.image, data.range), data.labels.read(sample.mask).astype(np.int64)
+    return image, np.where(labels == data.ignore_index, data.num_classes, labels), model.predict(image).mask
 
 
 def _save(figure: Figure, path: Path) -> None:

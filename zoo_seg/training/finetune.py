@@ -61,7 +61,7 @@ def finetune(
         model = zoo_seg.finetune("my_data", "pspnet_resnet50_os8", "ade20k", out="runs/mine", epochs=20)
 
     The options' defaults are SSSegmentation's published recipe: SGD with poly decay, random scale, crop, flip and
-    photometric distortion. Under torchrun or `accelerate launch` several processes share each step's pictures and do
+    photometric distortion. Under torchrun or `accelerate launch` several processes share each step's images and do
     together what one does (`ohem`, `dice` and `dropout` look at each one's share); all of them must see `out`.
 
     Args:
@@ -81,7 +81,7 @@ def finetune(
         resume: go on with an interrupted run, given the same arguments. It ends as an unbroken one would, on another
             device or number of processes as well, but for float noise. A finished run returns its network at once.
         device: `"cpu"`, `"cuda"`, `"cuda:1"`, ...; None is the fastest that is there.
-        workers: processes that read and transform pictures; 0 does it in this one.
+        workers: processes that read and transform images; 0 does it in this one.
         progress: show a bar (on a terminal only), and a line after every epoch on stderr.
         options: see `zoo_seg.training.settings.Settings`: `epochs=50`, `batch_size=8`, `crop_size=(512, 512)`,
             `lr=0.01`, `optimizer="sgd"`, `seed=0`, `ema=`, `freeze=`, `precision=`, ...
@@ -191,7 +191,7 @@ def _batches(data: SegmentationData, settings: Settings, accelerator: Accelerato
     size, processes, batch = len(data.samples("train")), accelerator.num_processes, settings.batch_size
     data.samples("val")
     if batch > size:
-        raise OptionError(f"batch_size {batch} is more than the {size} pictures of train")
+        raise OptionError(f"batch_size {batch} is more than the {size} images of train")
     if batch % (processes * settings.accumulate):
         raise OptionError(
             f"batch_size {batch} cannot be shared equally; expected a multiple of {processes} processes times "
@@ -252,7 +252,7 @@ def _title(loop: Loop) -> str:
     begins = f", going on after epoch {loop.epoch}" if loop.epoch else ""
     begins = ", finished already" if loop.epoch == epochs else begins
     return (
-        f"{data.root}: {len(loop.samples)} pictures of train, {len(data.samples('val'))} of val, "
+        f"{data.root}: {len(loop.samples)} images of train, {len(data.samples('val'))} of val, "
         f"{data.num_classes} classes\n"
         f"{name}, from {loop.facts['weights'] or 'random values'}; {epochs} epoch{'s' if epochs > 1 else ''} "
         f"of {steps} step{'s' if steps > 1 else ''} ({processes}{loop.device.type}, {loop.settings.precision}){begins}"

@@ -55,7 +55,7 @@ class Loop:
         loss: of a batch.
         settings, accelerator, run: how it is trained, on what, and the folder to write.
         facts: what a resumed run must have the same of, and `"weights"`: what the values are from.
-        workers: processes that read pictures.
+        workers: processes that read images.
     """
 
     def __init__(
@@ -142,12 +142,12 @@ class Loop:
         except (RuntimeError, OSError) as error:
             reason = str(error).rstrip().rpartition("\n")[2]
             raise TrainingError(
-                f"the pictures of epoch {self.epoch} could not be loaded ({reason}). If memory is short, go on with "
+                f"the images of epoch {self.epoch} could not be loaded ({reason}). If memory is short, go on with "
                 "fewer workers and --resume (resume=True), or begin anew with a smaller batch_size or crop_size"
             ) from None
 
     def _step(self, images: Tensor, labels: Tensor, indices: Tensor) -> float:
-        """One step of the optimiser; returns the loss over all processes' pictures."""
+        """One step of the optimiser; returns the loss over all processes' images."""
         parts, total = self.settings.accumulate, torch.zeros((), device=self.device)
         self.optimizer.zero_grad()
         for number, (x, y) in enumerate(zip(images.chunk(parts), labels.chunk(parts), strict=True), 1):
@@ -187,21 +187,21 @@ class Loop:
         everyones = self.accelerator.gather(indices.to(self.device)).tolist()
         names = ", ".join(self.samples.samples[index].name for index in everyones)
         return TrainingError(
-            f"the loss is {loss} in epoch {self.epoch}, step {self.step + 1} (pictures: {names}); expected a number. "
+            f"the loss is {loss} in epoch {self.epoch}, step {self.step + 1} (images: {names}); expected a number. "
             f"Begin anew with a lower lr (this run has {self.settings.lr:g}) or a warmup"
             + (f"; {self.run.folder} keeps the network of the best epoch" if self.best >= 0 else "")
         )
 
     def _explained(self, error: Exception, images: Tensor) -> ZooSegError | None:
-        pictures = images.shape[0] // self.settings.accumulate
+        count = images.shape[0] // self.settings.accumulate
         if "more than 1 value per channel" in str(error):
             return OptionError(
-                f"BatchNorm cannot train on one picture pooled to one value (batch_size {self.settings.batch_size}, "
-                f"accumulate {self.settings.accumulate}); expected two pictures at a time, or freeze='batchnorm'"
+                f"BatchNorm cannot train on one image pooled to one value (batch_size {self.settings.batch_size}, "
+                f"accumulate {self.settings.accumulate}); expected two images at a time, or freeze='batchnorm'"
             )
         if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
             return OutOfMemoryError(
-                f"{self.device} has too little memory for {pictures} pictures of {images.shape[2]}x{images.shape[3]} "
+                f"{self.device} has too little memory for {count} images of {images.shape[2]}x{images.shape[3]} "
                 "at a time; lower batch_size or crop_size, raise accumulate, or use precision='bfloat16'"
             )
         return None

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset, Sampler
 
 from zoo_seg.data.layouts import SegmentationData
 from zoo_seg.errors import DataError
-from zoo_seg.images.reading import read_picture
+from zoo_seg.images.reading import read_image
 from zoo_seg.inference.memory import keep_large_blocks
 
 Transform = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -25,9 +25,9 @@ def seed_of(*parts: object) -> int:
 
 
 class TrainingSamples(Dataset[tuple[Tensor, Tensor, int]]):
-    """Pictures and labels of a split, transformed with draws that (seed, epoch, index) decides.
+    """Images and labels of a split, transformed with draws that (seed, epoch, index) decides.
 
-    An item is addressed by (epoch, index): float picture (3, h, w), labels (h, w) in uint8 (int64 where the ignored
+    An item is addressed by (epoch, index): float image (3, h, w), labels (h, w) in uint8 (int64 where the ignored
     value is beyond 255), and the index.
     """
 
@@ -42,22 +42,22 @@ class TrainingSamples(Dataset[tuple[Tensor, Tensor, int]]):
         keep_large_blocks()  # each step of the transform needs some: a third of the time
         epoch, index = address
         sample = self.samples[index]
-        picture, labels = read_picture(sample.picture, self.range), self.labels.read(sample.mask)
+        pixels, labels = read_image(sample.image, self.range), self.labels.read(sample.mask)
         if labels.dtype != np.uint8:
             labels = labels.astype(np.int32)  # torch before 2.3 has no uint16
-        if picture.shape[:2] != labels.shape:
+        if pixels.shape[:2] != labels.shape:
             raise DataError(
-                f"{sample.mask} is {labels.shape[0]}x{labels.shape[1]} and its picture {picture.shape[0]}x"
-                f"{picture.shape[1]} (height x width); expected the same size. 'zoo-seg check-data' lists all of them"
+                f"{sample.mask} is {labels.shape[0]}x{labels.shape[1]} and its image {pixels.shape[0]}x"
+                f"{pixels.shape[1]} (height x width); expected the same size. 'zoo-seg check-data' lists all of them"
             )
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed_of(self.seed, epoch, index))  # torch's own seeds every device
-            image, target = self.transform(torch.from_numpy(picture).permute(2, 0, 1), torch.from_numpy(labels))
+            image, target = self.transform(torch.from_numpy(pixels).permute(2, 0, 1), torch.from_numpy(labels))
         return image, target, index
 
 
 class EpochBatches(Sampler[list[tuple[int, int]]]):
-    """The batches of one epoch for one process: its share of each step's pictures; the last, smaller step is left out.
+    """The batches of one epoch for one process: its share of each step's images; the last, smaller step is left out.
 
     A step is worked on in `parts`, one after another. With P processes, process r takes the r-th of P equal shares of
     every part, so that all of them together do what one process does.

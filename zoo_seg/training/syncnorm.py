@@ -1,4 +1,4 @@
-"""BatchNorm over the pictures of all processes, on any device (torch's own works on GPUs only)."""
+"""BatchNorm over the images of all processes, on any device (torch's own works on GPUs only)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class ProcessBatchNorm(nn.BatchNorm2d):
-    """A BatchNorm whose mean and variance are those of every process's pictures, with the same names and values."""
+    """A BatchNorm whose mean and variance are those of every process's images, with the same names and values."""
 
     def __init__(self, norm: nn.BatchNorm2d) -> None:
         super().__init__(norm.num_features, norm.eps, 0.1 if norm.momentum is None else norm.momentum)
@@ -26,7 +26,7 @@ class ProcessBatchNorm(nn.BatchNorm2d):
         return out
 
     def _normalise(self, x: Tensor) -> Tensor:
-        count = x.numel() // x.shape[1] * dist.get_world_size()  # every process has as many pictures
+        count = x.numel() // x.shape[1] * dist.get_world_size()  # every process has as many images
         mean = _over_all(x.sum((0, 2, 3))) / count
         centred = x - mean[:, None, None]
         variance = _over_all(centred.square().sum((0, 2, 3))) / count

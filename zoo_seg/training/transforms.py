@@ -42,7 +42,7 @@ def published_transforms(
         mean, std: one number a channel, for values from 0 to 255.
         ignore_index: the mask's value for pixels that do not count; the padding's too.
         base: what the random factor multiplies: a record's `Resize`, a number of pixels for the shorter
-            side, or None for the picture's own size.
+            side, or None for the image's own size.
         scale: range of the random factor; (1, 1) for none.
         cat_max_ratio: a crop in which one class has at least this share of the labelled pixels is drawn anew,
             ten times at most; 1 for no limit.
@@ -71,7 +71,7 @@ class ToPair(v2.Transform):  # type: ignore[misc]
     """Names the two parts for v2, which would take a plain mask for something to leave alone."""
 
     def forward(self, image: Tensor, mask: Tensor) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
-        """Of a uint8 picture (3, H, W) and a mask (H, W) of any integer type."""
+        """Of a uint8 image (3, H, W) and a mask (H, W) of any integer type."""
         if mask.dtype != torch.uint8:
             mask = mask.to(torch.int64)  # torch cannot index uint16
         return tv_tensors.Image(image), tv_tensors.Mask(mask)
@@ -83,8 +83,8 @@ class ToPair(v2.Transform):  # type: ignore[misc]
 class RandomScaleCrop(v2.Transform):  # type: ignore[misc]
     """Resizes by a random factor and takes a random crop, of which only the crop is computed.
 
-    The picture is resized bilinearly without antialiasing and the mask to the nearest pixel, both where
-    OpenCV samples them; the picture's values differ from OpenCV's by one at most. A picture smaller than the crop
+    The image is resized bilinearly without antialiasing and the mask to the nearest pixel, both where
+    OpenCV samples them; the image's values differ from OpenCV's by one at most. An image smaller than the crop
     in a direction stays so; `PadTo` fills it up.
 
     Args: as `published_transforms`.
@@ -137,11 +137,11 @@ class RandomScaleCrop(v2.Transform):  # type: ignore[misc]
 
 
 Box = tuple[int, int, int, int]
-"""Top, left, height and width, in pixels of the resized picture."""
+"""Top, left, height and width, in pixels of the resized image."""
 
 
 def resized_image(image: Tensor, size: tuple[int, int], box: Box) -> Tensor:
-    """A box of the picture resized to `size`: uint8 (3, H, W) to uint8 (3, height, width), bilinear."""
+    """A box of the image resized to `size`: uint8 (3, H, W) to uint8 (3, height, width), bilinear."""
     spans, centres = [], []
     for old, new, start, length in zip(image.shape[-2:], size, box[:2], box[2:], strict=True):
         place = (torch.arange(start, start + length, dtype=torch.float64) + 0.5) * (old / new) - 0.5
@@ -169,7 +169,7 @@ def _uint8(values: Tensor) -> Tensor:
 
 
 class PadTo(v2.Transform):  # type: ignore[misc]
-    """Pads a normalised picture with 0, the mean colour, and a mask with the ignored value; the content is centred."""
+    """Pads a normalised image with 0, the mean colour, and a mask with the ignored value; the content is centred."""
 
     def __init__(self, size: tuple[int, int], *, ignore_index: int) -> None:
         super().__init__()
@@ -217,7 +217,7 @@ class PhotometricDistortion(v2.Transform):  # type: ignore[misc]
         self.hue = hue
 
     def forward(self, image: Tensor, mask: Tensor) -> tuple[tv_tensors.Image, Tensor]:
-        """Of a uint8 picture (3, H, W); the mask passes."""
+        """Of a uint8 image (3, H, W); the mask passes."""
         values = image.as_subclass(Tensor).float()
         if _coin():
             values = adjust_brightness(values, _uniform(-self.brightness, self.brightness))

@@ -1,8 +1,8 @@
-"""`zoo-seg predict` on a folder of thousands of small pictures, some of them broken: time, memory, failures listed.
+"""`zoo-seg predict` on a folder of thousands of small images, some of them broken: time, memory, failures listed.
 
-    python benchmarks/many_pictures.py [--counts 100 10000] [--write]
+    python benchmarks/many_images.py [--counts 100 10000] [--write]
 
-Every hundredth file is cut short, text, or a picture that claims 50000x50000 pixels. The network is the packaged one;
+Every hundredth file is cut short, text, or an image that claims 50000x50000 pixels. The network is the packaged one;
 memory is the most that the process held. `--write` puts the table into `docs/reliability.md`.
 """
 
@@ -25,15 +25,15 @@ import numpy as np
 from PIL import Image
 
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "reliability.md"
-HEAD = "| Pictures | Of them broken | Class maps | Failures listed | Exit code | Seconds | At most |"
+HEAD = "| Images | Of them broken | Class maps | Failures listed | Exit code | Seconds | At most |"
 
 
 def draw(folder: Path, count: int) -> int:
-    """Soft random pictures of 48x64 in a hundred folders; returns how many are broken."""
+    """Soft random images of 48x64 in a hundred folders; returns how many are broken."""
     random = np.random.default_rng(0)
     broken = 0
     for index in range(count):
-        path = folder / f"{index % 100:02}" / f"picture {index}.jpg"
+        path = folder / f"{index % 100:02}" / f"image {index}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         noise = Image.fromarray(random.integers(0, 256, (6, 8, 3), dtype=np.uint8))
         buffer = io.BytesIO()
@@ -41,7 +41,7 @@ def draw(folder: Path, count: int) -> int:
         content = buffer.getvalue()
         if index % 100 == 99:
             broken += 1
-            content = (content[: len(content) // 2], b"no picture", bomb())[broken % 3]
+            content = (content[: len(content) // 2], b"no image", bomb())[broken % 3]
         path.write_bytes(content)
     return broken
 
@@ -61,13 +61,13 @@ def bomb() -> bytes:
 def measure(count: int) -> str:
     """A row of the table."""
     with tempfile.TemporaryDirectory() as scratch:
-        pictures, out, report = (Path(scratch) / name for name in ("pictures", "out", "report.json"))
-        broken = draw(pictures, count)
+        images, out, report = (Path(scratch) / name for name in ("images", "out", "report.json"))
+        broken = draw(images, count)
         command = [
             "-m",
             "zoo_seg",
             "predict",
-            str(pictures),
+            str(images),
             "--resize",
             "48",
             "--out",
@@ -95,9 +95,9 @@ def main() -> None:
         lines.append(measure(count))
         print(lines[-1], flush=True)
     if arguments.write:
-        table = "<!-- table: pictures -->\n\n" + "\n".join(lines) + "\n"
+        table = "<!-- table: images -->\n\n" + "\n".join(lines) + "\n"
         text = DOCUMENT.read_text(encoding="utf-8")
-        DOCUMENT.write_text(re.sub(r"<!-- table: pictures -->\n(\n\|.*)?(\n\|.*)*\n", table, text), encoding="utf-8")
+        DOCUMENT.write_text(re.sub(r"<!-- table: images -->\n(\n\|.*)?(\n\|.*)*\n", table, text), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Which pictures the paths on a command line stand for."""
+"""Which images the paths on a command line stand for."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from zoo_seg.scale.jobs import read_mark
 SETTINGS = "zoo_seg_predict.json"
 """Beside results: the settings that they were made with."""
 LIST = ".txt"
-"""Ending of a file that names pictures."""
+"""Ending of a file that names images."""
 _NO_PIXELS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PDF", "WMF"}
 """Formats that Pillow knows by name, but does not decode itself."""
 _CLIPS = {
@@ -26,16 +26,16 @@ _CLIPS = {
 }
 
 
-def pictures(path: str, on_trouble: Callable[[Path, str], None]) -> Iterator[tuple[Path, Path]]:
-    """Every picture with the folder it lies in, relative to the folder that was named.
+def images(path: str, on_trouble: Callable[[Path, str], None]) -> Iterator[tuple[Path, Path]]:
+    """Every image with the folder it lies in, relative to the folder that was named.
 
-    Of a folder all that ends like a picture, in all its folders. A link to a file is read wherever it leads. A
+    Of a folder all that ends like an image, in all its folders. A link to a file is read wherever it leads. A
     link to a folder is not entered, so that nothing is found twice or without end. Hidden files and folders
     (`.thumbnails/`, `._a.jpg`) are passed over.
 
     Args:
         path: a file, a folder or a glob.
-        on_trouble: called with what stands for no pictures or cannot be listed, and the reason.
+        on_trouble: called with what stands for no images or cannot be listed, and the reason.
     """
     named = Path(path)
     if os.path.isdir(named):  # noqa: PTH112  (never raises)
@@ -44,7 +44,7 @@ def pictures(path: str, on_trouble: Callable[[Path, str], None]) -> Iterator[tup
             on_trouble(folder, reason)
         if not found and not troubles:
             kinds = ", ".join(sorted(suffixes()))
-            on_trouble(named, f"holds no pictures ({kinds}); hidden files and links to folders are passed over")
+            on_trouble(named, f"holds no images ({kinds}); hidden files and links to folders are passed over")
         root = named
     elif os.path.lexists(named) or not glob.has_magic(path):
         found, root = [named], named.parent
@@ -57,7 +57,7 @@ def pictures(path: str, on_trouble: Callable[[Path, str], None]) -> Iterator[tup
 
 
 def entries(text: str) -> list[str]:
-    """The lines of a list of pictures; blank ones and those after a # are passed over.
+    """The lines of a list of images; blank ones and those after a # are passed over.
 
     Raises:
         ValueError: the list is empty, or no text.
@@ -71,9 +71,9 @@ def entries(text: str) -> list[str]:
     return lines
 
 
-def whole_name(picture: str) -> str:
-    """All the folders of a list's picture and its stem: two lists never put two pictures in one place."""
-    name = os.path.normpath(picture)
+def whole_name(image: str) -> str:
+    """All the folders of a list's image and its stem: two lists never put two images in one place."""
+    name = os.path.normpath(image)
     if name.startswith(os.pardir):
         name = os.path.abspath(name)  # noqa: PTH100
     return Path(name).relative_to(Path(name).anchor).with_suffix("").as_posix()
@@ -85,7 +85,7 @@ def is_clip(path: Path) -> bool:
 
 
 def is_wanted(name: str) -> bool:
-    """Whether a file in a folder is taken: it ends like a picture, and neither it nor a folder above is hidden."""
+    """Whether a file in a folder is taken: it ends like an image, and neither it nor a folder above is hidden."""
     parts = PurePosixPath(name).parts
     return PurePosixPath(name).suffix.lower() in suffixes() and not any(part.startswith(".") for part in parts)
 
@@ -95,20 +95,20 @@ def is_named_like_result(name: str) -> bool:
     return name.endswith(("_mask.png", "_overlay.png"))
 
 
-def trouble(picture: Path) -> str | None:
+def trouble(image: Path) -> str | None:
     """Why a file cannot be read, as far as can be told without opening it."""
     try:
-        if stat.S_ISDIR(picture.stat().st_mode):
-            return "is a folder; expected a picture"
+        if stat.S_ISDIR(image.stat().st_mode):
+            return "is a folder; expected an image"
     except FileNotFoundError:
-        return "the link leads nowhere" if picture.is_symlink() else "there is no such file; check the path"
+        return "the link leads nowhere" if image.is_symlink() else "there is no such file; check the path"
     except OSError as error:
         return f"cannot be read ({error.strerror})"
     return None
 
 
 def _walk(folder: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
-    """The pictures below a folder, and the folders that cannot be listed."""
+    """The images below a folder, and the folders that cannot be listed."""
     found: list[Path] = []
     errors: list[OSError] = []
     for place, folders, files in os.walk(folder, onerror=errors.append):
@@ -141,7 +141,7 @@ def _is_result(path: Path) -> bool:
 
 @cache
 def suffixes() -> frozenset[str]:
-    """The file endings that Pillow reads as pictures, in lower case."""
+    """The file endings that Pillow reads as images, in lower case."""
     kinds = Image.registered_extensions()
     return frozenset(suffix for suffix, kind in kinds.items() if kind in Image.OPEN and kind not in _NO_PIXELS)
 
