@@ -17,7 +17,7 @@ from zoo_seg.export.graph import brief
 from zoo_seg.export.onnx_program import to_onnx
 
 try:
-    import openvino
+    import openvino as openvino  # for `backend` as well
 except ImportError as error:
     raise MissingExtraError(f"OpenVINO needs more ({error.name} is missing): pip install 'zoo_seg[openvino]'") from None
 
