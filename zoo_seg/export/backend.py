@@ -26,21 +26,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo_seg import settings
-from zoo_seg.errors import ExportError, MissingExtraError, OptionError
-from zoo_seg.export.graph import Logits, brief, quiet, trace
+from zoo_seg.errors import ExportError, OptionError
+from zoo_seg.export.graph import Logits, brief, trace
+from zoo_seg.export.openvino_file import convert, openvino  # says what to install
 from zoo_seg.hub.files import exclusive, replacing
 from zoo_seg.inference.backends import InferenceBackend
 from zoo_seg.inference.identity import UnknownCodeError, network_sha256
 from zoo_seg.inference.prepare import fold_batchnorm, plain_copy, prepare
-from zoo_seg.layers.readout import HeadOutput, Queries
+from zoo_seg.layers.readout import Queries
 from zoo_seg.network import SegmentationNetwork
-
-try:
-    import openvino
-except ImportError as error:
-    raise MissingExtraError(
-        f"backend='openvino' needs more ({error.name} is missing): pip install 'zoo_seg[openvino]'"
-    ) from None
 
 _log = logging.getLogger("zoo_seg")
 
@@ -75,8 +69,8 @@ class InOpenVINO:
             },
         )
 
-    def forward_logits(self, x: Tensor) -> HeadOutput:
-        """(N, in_chans, H, W) -> logits (N, num_classes, h, w) at the head's own stride, or `Queries`."""
+    def forward_logits(self, x: Tensor) -> Tensor:
+        """(N, in_chans, H, W) -> logits (N, num_classes, h, w) at the head's own stride."""
         try:
             with self._lock:
                 found = self._compiled([x.float().contiguous().numpy()])
@@ -85,8 +79,7 @@ class InOpenVINO:
                 f"OpenVINO cannot run this network on an input of {'x'.join(map(str, x.shape))} ({brief(error)}); "
                 "use backend='torch'"
             ) from None
-        outputs = [torch.from_numpy(found[i]) for i in range(len(found))]
-        return Queries(*outputs) if len(outputs) == 2 else outputs[0]
+        return torch.from_numpy(found[0])
 
 
 def prepare_openvino(
@@ -183,14 +176,14 @@ class _Kept:
             ExportError: the network cannot be traced or converted.
         """
         x = _noise(self._plain, _PROBE)
-        expected = self._plain.forward_logits(x)
-        if not all(values.isfinite().all() for values in _tensors(expected)):
+        expected = _logits(self._plain, x)
+        if not expected.isfinite().all():
             _log.info("torch is used and not OpenVINO: the logits are not finite")  # which torch's then tell
             return None
         allowed = DIFFERENT
         if dtype != torch.float32:
             ready = prepare(self._plain, _CPU, dtype)
-            allowed += 2 * _different(ready.forward_logits(x.to(dtype)), expected)
+            allowed += 2 * _different(_logits(ready, x.to(dtype)), expected)
 
         def checked(model: Any) -> InOpenVINO | None:
             backend = InOpenVINO(self._plain, model, dtype)
@@ -251,11 +244,8 @@ class _Kept:
     def _convert(self) -> Any:
         network = copy.deepcopy(self._plain)
         program = trace(Logits(network if fold_batchnorm(network) else self._plain), network.in_chans)
-        try:
-            with quiet():
-                return openvino.convert_model(program)
-        except Exception as error:  # has no common base
-            raise ExportError(f"OpenVINO cannot convert this network ({brief(error)}); use backend='torch'") from error
+        with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+            return convert(program, Path(folder))
 
     def _save(self, model: Any) -> None:
         try:
@@ -304,14 +294,13 @@ def _noise(network: InferenceBackend, size: tuple[int, int]) -> Tensor:
     return F.interpolate(coarse, size, mode="bilinear", align_corners=False) + 0.3 * fine
 
 
-def _tensors(output: HeadOutput) -> tuple[Tensor, ...]:
-    return output if isinstance(output, tuple) else (output,)
+def _logits(network: InferenceBackend, x: Tensor) -> Tensor:
+    output = network.forward_logits(x)
+    if isinstance(output, Queries):
+        raise ExportError("OpenVINO computes logits, and this network's head returns queries; use backend='torch'")
+    return output
 
 
-def _different(found: HeadOutput, expected: HeadOutput) -> float:
-    """The share of places whose highest logit is another one; of queries, of masks and classes."""
-    shares = [
-        float((a.float().argmax(1) != b.argmax(1)).double().mean())
-        for a, b in zip(_tensors(found), _tensors(expected), strict=True)
-    ]
-    return max(shares)
+def _different(found: Tensor, expected: Tensor) -> float:
+    """The share of places whose highest logit is another one."""
+    return float((found.float().argmax(1) != expected.argmax(1)).double().mean())

@@ -17,31 +17,37 @@ from zoo_seg.export.graph import brief
 from zoo_seg.export.onnx_program import to_onnx
 
 try:
-    import openvino
+    import openvino as openvino  # for `backend` as well
 except ImportError as error:
-    raise MissingExtraError(
-        f"OpenVINO files need more ({error.name} is missing): pip install 'zoo_seg[openvino]'"
-    ) from None
+    raise MissingExtraError(f"OpenVINO needs more ({error.name} is missing): pip install 'zoo_seg[openvino]'") from None
 
 _SECTION = "zoo_seg"
 
 
 def write(program: ExportedProgram, path: Path, facts: Facts, opset: int | None = None) -> None:
     """Two files; float16 is how they hold the values, in a graph that computes in float32."""
-    exported = to_onnx(program, OPSETS[0], extra="openvino")
     with TemporaryDirectory(dir=path.parent) as folder:  # where there is space for what it becomes
-        between = Path(folder) / "model.onnx"
-        exported.save(between, external_data=False)
-        try:
-            model = openvino.convert_model(between)
-        except Exception as error:  # has no common base
-            raise ExportError(f"OpenVINO cannot convert this network: {brief(error)}") from error
+        model = convert(program, Path(folder))
         for name, value in facts.as_strings().items():
             model.set_rt_info(value, [_SECTION, name])
         try:
             openvino.save_model(model, path, compress_to_fp16=facts.dtype == "float16")
         except RuntimeError as error:  # a full disk as well
             raise ExportError(f"OpenVINO cannot write {path.name}: {brief(error)}") from error
+
+
+def convert(program: ExportedProgram, folder: Path) -> Any:
+    """The program as OpenVINO's model, by way of a file in `folder`, which it may go on reading.
+
+    Raises:
+        ExportError: OpenVINO, or ONNX between, cannot have it.
+    """
+    between = folder / "model.onnx"
+    to_onnx(program, OPSETS[0], extra="openvino").save(between, external_data=False)
+    try:
+        return openvino.convert_model(between)
+    except Exception as error:  # has no common base
+        raise ExportError(f"OpenVINO cannot convert this network: {brief(error)}") from error
 
 
 def open_file(path: Path, *, before_resize: bool) -> Opened:
