@@ -149,9 +149,7 @@ def main() -> None:
         task: dict[str, Any] = json.loads(arguments.work)
         print(
             json.dumps(
-                run(**{**task, "images": Path(task["images"]), "out": Path(task["out"])})
-                if task
-                else plan_a_million()
+                run(**{**task, "images": Path(task["images"]), "out": Path(task["out"])}) if task else plan_a_million()
             )
         )
         return

@@ -83,7 +83,7 @@ def test_list_filters_and_sorts(arguments: list[str], expected: Callable[[], lis
 
 
 def test_json_holds_everything(run: Run) -> None:
-    (record,) = json.loads(run("list", "--model", "pspnet_r101_os8", "--dataset", "voc", "--json").out)
+    record, *_ = json.loads(run("list", "--model", "pspnet_r101_os8", "--dataset", "voc", "--json").out)
     assert record == json.loads(run("info", "pspnet_r101_os8.voc", "--json").out)
     assert record["miou"] == 79.04
     assert len(record["classes"]) == 21
@@ -280,7 +280,7 @@ def test_folders_keep_their_tree_and_a_broken_picture_stops_nothing(predict: Run
 
     result = predict("my images")
     assert result.code == 1
-    assert result.err.startswith(f"zoo-seg: {Path('my pictures/broken.png')}: cannot be read")
+    assert result.err.startswith(f"zoo-seg: {Path('my images/broken.png')}: cannot be read")
     assert result.err.count("\n") == 1
     assert result.out == "4 done, 1 failed; results in out\n"
     stems = ["a", "sub folder/deep/日本", "sub folder/ä é", "z"]

@@ -485,7 +485,7 @@ def test_the_histogram_counts_every_pixel(tmp_path: Path) -> None:
         ValueCount("1", "thing 1", 1, 8, 0.4, 1, ()),
         ValueCount("255", "ignored", None, 4, 0.2, 1, ()),
     )
-    assert (split.images, split.smallest, split.largest, split.absent) == (1, (4, 5), (4, 5), ("thing 2",))
+    assert (split.pictures, split.smallest, split.largest, split.absent) == (1, (4, 5), (4, 5), ("thing 2",))
 
 
 def test_sizes_are_of_the_smallest_and_largest_picture(tmp_path: Path) -> None:

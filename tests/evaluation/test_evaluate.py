@@ -100,7 +100,7 @@ class Bench:
 
 
 @pytest.fixture(scope="session")
-def _bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     folder = tmp_path_factory.mktemp("bench")
     manifest = toy_manifest()
     toys = manifest["weights"].pop("toy_r50.toys_me")
@@ -152,20 +152,20 @@ class Result:
 
 @pytest.fixture
 def evaluate(
-    _bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> Callable[..., Result]:
     """`evaluate(layout, source, *options, published=...)` runs the command line in an empty folder."""
-    monkeypatch.setenv("ZOO_SEG_MIRROR", str(_bench.mirror))
+    monkeypatch.setenv("ZOO_SEG_MIRROR", str(bench.mirror))
     monkeypatch.setenv("ZOO_SEG_MANIFEST", str(tmp_path / "mine.json"))
     monkeypatch.chdir(tmp_path)
 
     def evaluate(layout: str, source: str, *options: str | Path, add: float = 0.0) -> Result:
-        manifest = json.loads(json.dumps(_bench.manifest))
+        manifest = json.loads(json.dumps(bench.manifest))
         for record in manifest["weights"].values():
             for metric in record["metrics"]:
                 metric["value"] += add
         (tmp_path / "mine.json").write_text(json.dumps(manifest), encoding="utf-8")
-        arguments = ["evaluate", "--data", _bench.data / layout, "--out", "out", *options]
+        arguments = ["evaluate", "--data", bench.data / layout, "--out", "out", *options]
         if "--weights" not in options:
             arguments += ["--weights", f"toy.{KINDS[layout].dataset}_{source}"]
         try:
@@ -187,14 +187,13 @@ Evaluate = Callable[..., Result]
 # --- the published number, again ------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("_bench")
 @pytest.mark.parametrize("layout", KINDS)
-def test_reproduces_the_reported_number(layout: str, evaluate: Evaluate) -> None:
+def test_reproduces_the_reported_number(layout: str, evaluate: Evaluate, bench: Bench) -> None:
     kind = KINDS[layout]
     name, num_classes = f"toy.{kind.dataset}_me", kind.num_classes
     result = evaluate(layout, "me")
     assert (result.code, result.err) == (0, "")
-    truth = _bench.miou[name]
+    truth = bench.miou[name]
     assert 5 < truth < 95
     assert result.facts["scores"]["mIoU"] == pytest.approx(truth, rel=1e-9)
     assert f"reported {truth:.2f}, measured {truth:.2f}, difference " in result.out
@@ -210,8 +209,8 @@ def test_reproduces_the_reported_number(layout: str, evaluate: Evaluate) -> None
         assert chart.format == "PNG"
         assert min(chart.size) > 150
     # a label rule that was off by one would show
-    shifted = [np.where(ids == IGNORED, IGNORED, (ids + 1) % num_classes) for ids in _bench.ids[layout]]
-    assert abs(miou(_bench.masks[layout], shifted, num_classes) - truth) > 1
+    shifted = [np.where(ids == IGNORED, IGNORED, (ids + 1) % num_classes) for ids in bench.ids[layout]]
+    assert abs(miou(bench.masks[layout], shifted, num_classes) - truth) > 1
 
 
 @pytest.mark.parametrize(
@@ -232,15 +231,14 @@ def test_the_tolerance_decides(add: float, options: list[str], code: int, words:
     assert result.facts["verdict"] == verdict
 
 
-@pytest.mark.usefixtures("_bench")
 @pytest.mark.parametrize("source", ["me", "mm"])
-def test_scales_and_flip_have_a_number_of_their_own(source: str, evaluate: Evaluate) -> None:
+def test_scales_and_flip_have_a_number_of_their_own(source: str, evaluate: Evaluate, bench: Bench) -> None:
     result = evaluate("voc", source, "--scales", "0.5", "1.5", "--flip", "--batch-size", "2")
-    truth = _bench.miou[f"toy.voc_{source} several"]
+    truth = bench.miou[f"toy.voc_{source} several"]
     assert (result.code, result.err) == (0, "")
     assert f"reported {truth:.2f}, measured {truth:.2f}" in result.out
     assert "whole, scales 0.5 1.5, flip" in result.out
-    assert abs(truth - _bench.miou[f"toy.voc_{source}"]) > 0.1  # so it is not the other number
+    assert abs(truth - bench.miou[f"toy.voc_{source}"]) > 0.1  # so it is not the other number
     assert SEVERAL.items() <= result.facts["reported"]["test"].items()
     assert result.facts["protocol"]["rules"] == {"me": "ssseg", "mm": "mmseg"}[source]
 
@@ -256,16 +254,15 @@ def test_another_protocol_has_no_number(options: list[str], evaluate: Evaluate) 
     assert "no number was reported for this; reported is " in result.out
 
 
-@pytest.mark.usefixtures("_bench")
-def test_weights_without_a_record_have_no_number(evaluate: Evaluate) -> None:
-    path = _bench.mirror / "voc.pth"
+def test_weights_without_a_record_have_no_number(evaluate: Evaluate, bench: Bench) -> None:
+    path = bench.mirror / "voc.pth"
     result = evaluate("voc", "me", "--model", "toy", "--weights", path, "--resize", "64")
     assert (result.code, result.err, result.facts["weights"]) == (0, "", "voc.pth")
     assert result.out.splitlines()[-2] == "no reported number"
-    assert result.facts["scores"]["mIoU"] == pytest.approx(_bench.miou["toy.voc_me"], rel=1e-9)
+    assert result.facts["scores"]["mIoU"] == pytest.approx(bench.miou["toy.voc_me"], rel=1e-9)
 
 
-@pytest.mark.usefixtures("_bench")
+@pytest.mark.usefixtures("bench")
 def test_other_classes_are_named_and_have_no_number(evaluate: Evaluate, tmp_path: Path) -> None:
     data = draw_folder(tmp_path / "voc_like", classes=21)
     result = evaluate("voc", "me", "--data", data)
@@ -274,11 +271,10 @@ def test_other_classes_are_named_and_have_no_number(evaluate: Evaluate, tmp_path
     assert result.err == "zoo-seg: warning: class 0 is 'background' to the weights, 'ground' here\n"
 
 
-@pytest.mark.usefixtures("_bench")
-def test_without_out_every_protocol_has_a_folder(evaluate: Evaluate) -> None:
+def test_without_out_every_protocol_has_a_folder(evaluate: Evaluate, bench: Bench) -> None:
     evaluate("folder", "me")
     for options in ([], ["--scales", "0.5", "1.5", "--flip"]):
-        assert main(["evaluate", "--data", str(_bench.data / "folder"), "--weights", "toy.drawn_me", *options]) == 0
+        assert main(["evaluate", "--data", str(bench.data / "folder"), "--weights", "toy.drawn_me", *options]) == 0
     found = sorted(path.relative_to("evaluation").as_posix() for path in Path("evaluation").rglob("*.json"))
     assert found == [f"toy.drawn_me_val_whole{several}/evaluation.json" for several in ("", "_0.5_1.5_flip")]
 
@@ -374,11 +370,10 @@ def _share(rank: int, data: Path, folder: Path) -> None:
     (folder / f"{rank}.json").write_text(json.dumps([found.scores, found.per_class["IoU"].tolist(), found.images]))
 
 
-@pytest.mark.usefixtures("_bench")
 @pytest.mark.slow
-def test_two_processes_measure_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_processes_measure_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bench: Bench) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    data = _bench.data / "folder"  # three images: one process has more than the other
+    data = bench.data / "folder"  # three images: one process has more than the other
     other = mp.get_context("spawn").Process(target=_share, args=(1, data, tmp_path))
     other.start()
     _share(0, data, tmp_path)
@@ -389,22 +384,20 @@ def test_two_processes_measure_as_one(tmp_path: Path, monkeypatch: pytest.Monkey
         assert (scores, ious, pictures) == (alone.scores, alone.per_class["IoU"].tolist(), PICTURES)
 
 
-@pytest.mark.usefixtures("_bench")
-def test_measuring_leaves_the_network_as_it_was() -> None:
+def test_measuring_leaves_the_network_as_it_was(bench: Bench) -> None:
     model = small_model().train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    first, second = (measure(model, open_data(_bench.data / "folder")) for _ in range(2))
+    first, second = (measure(model, open_data(bench.data / "folder")) for _ in range(2))
     assert first.scores == second.scores
     assert model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-@pytest.mark.usefixtures("_bench")
-def test_measure_refuses_what_cannot_be_measured() -> None:
-    data = open_data(_bench.data / "folder")
+def test_measure_refuses_what_cannot_be_measured(bench: Bench) -> None:
+    data = open_data(bench.data / "folder")
     with pytest.raises(OptionError, match=r"torch\.distributed, which is not initialised"):
         measure(small_model(), data, rank=1, world_size=2)
     with pytest.raises(OptionError, match="limit is 0"):
         measure(small_model(), data, limit=0)
     with pytest.raises(DataError, match=r"has 3 classes, the data set .* 21"):
-        measure(small_model(), open_data(_bench.data / "voc"))
+        measure(small_model(), open_data(bench.data / "voc"))

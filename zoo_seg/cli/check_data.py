@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _print(data: SegmentationData, report: DataReport) -> None:
     print(f"{report.root}: layout {report.layout}, {data.num_classes} classes, {data.ignore_index} is ignored\n")
-    rows = [[split.name, str(split.images), _wide(split.smallest), _wide(split.largest)] for split in report.splits]
+    rows = [[split.name, str(split.pictures), _wide(split.smallest), _wide(split.largest)] for split in report.splits]
     print(table(["split", "images with mask", "smallest", "largest"], rows, right=(1, 2, 3)))
     if any(split.values for split in report.splits):
         print(f"\n{_histogram(report.splits)}")

@@ -33,7 +33,8 @@ class SplitReport:
     """What lies in a split."""
 
     name: str
-    images: int
+    pictures: int
+    """So called in the JSON that `check-data` prints."""
     smallest: Size | None
     """Of the image with the fewest pixels; None where none could be read."""
     largest: Size | None
