@@ -848,7 +848,7 @@ def list_weights(
         max_multiply_adds: at most so many for an image of 512x512.
         max_seconds: at most so many for a prediction, as `Model.seconds` measures it.
         best: only those to choose from: no other that passes has at least their mIoU on the same data set in less
-            time (by multiply-adds where a time is not known).
+            time (by multiply-adds where a time is not known); the cheapest first.
         sort: `"miou"` (best first), `"parameters"`, `"multiply_adds"`, `"seconds"` (smallest first), `"dataset"`,
             `"model"` or `"source"`; without it the manifest's order.
 
@@ -896,17 +896,16 @@ def list_weights(
 
 
 def _front(records: list[Weights]) -> list[Weights]:
-    """The Pareto front of mIoU and cost, for each data set; what has no number, or no cost, is not on it."""
+    """The Pareto front of mIoU and cost, each data set's from the cheapest on; what lacks either is not on it."""
     timed = all(record.seconds is not None for record in records)
     costs = {record.id: record.seconds if timed else record.multiply_adds for record in records}
-    highest: dict[str, float] = {}
-    front = set()
+    fronts: dict[str, list[Weights]] = {record.dataset: [] for record in records}
     rated = [(cost, -record.miou, record) for record in records if (cost := costs[record.id]) and record.miou]
     for _, negative, record in sorted(rated, key=lambda each: each[:2]):
-        if -negative > highest.get(record.dataset, 0.0):
-            highest[record.dataset] = -negative
-            front.add(record.id)
-    return [record for record in records if record.id in front]
+        front = fronts[record.dataset]
+        if not front or -negative > (front[-1].miou or 0.0):
+            front.append(record)
+    return [record for front in fronts.values() for record in front]
 
 
 def get_weights(model: str, tag: str | None = None) -> Weights:

@@ -9,7 +9,16 @@ from urllib.parse import urlsplit
 from zoo_seg import settings
 from zoo_seg.cli.text import megabytes, print_json
 from zoo_seg.hub.download import shown
-from zoo_seg.manifest import Architecture, TestOptions, Weights, get_model, get_weights, list_weights, load_manifest
+from zoo_seg.manifest import (
+    Architecture,
+    Model,
+    TestOptions,
+    Weights,
+    get_model,
+    get_weights,
+    list_weights,
+    load_manifest,
+)
 
 _WIDTH = 18
 
@@ -29,9 +38,9 @@ def run(arguments: argparse.Namespace) -> int:
         print_json(records)
         return 0
     print(f"{model.name}\n")
-    _row("family", architecture.family)
-    _row("backbone", f"{architecture.backbone} (timm){_stride(architecture)}")
+    _row("network", f"{model.title}{_stride(architecture)}")
     _row("paper", model.paper)
+    _cost(model)
     for record in records:
         number = "no mIoU known" if record.miou is None else f"mIoU {record.miou} %"
         _row("weights" if record is records[0] else "", f"{record.id}  {number}")
@@ -44,6 +53,7 @@ def _print_record(record: Weights) -> None:
     _row("network", f"{architecture.family} on {architecture.backbone}{_stride(architecture)}")
     _row("paper", get_model(record.model).paper)
     _row("parameters", f"{record.parameters / 1e6:.2f} M")
+    _cost(record)
     for metric in record.metrics:
         test = metric.test
         scales = ", ".join(f"{scale:g}" for scale in test.scales)
@@ -89,6 +99,13 @@ def _print_record(record: Weights) -> None:
     for note in record.notes:
         _row("note", note)
     _row(f"{record.num_classes} classes", ", ".join(f"{i} {name}" for i, name in enumerate(record.classes)))
+
+
+def _cost(network: Model | Weights) -> None:
+    if network.multiply_adds is not None:
+        _row("multiply-adds", f"{network.multiply_adds / 1e9:.1f} G for an image of 512x512")
+    if network.seconds is not None:
+        _row("time", f"{network.seconds:g} s for an image of 512x683 on two CPU cores")
 
 
 def _mode(test: TestOptions) -> str:

@@ -11,7 +11,7 @@ from zoo_seg.families.fcn import MMSEG_AUX, SSSEG_AUX, aux_head, read_widths
 from zoo_seg.families.registry import Family, Heads, register_family
 from zoo_seg.keymap import KeyMap
 from zoo_seg.layers.blocks import ConvNormAct
-from zoo_seg.layers.enlarged import Taps, convolve_enlarged, init_parts, part_weight
+from zoo_seg.layers.enlarged import Taps, convolve_enlarged, init_parts, part_weight, weights_of
 from zoo_seg.layers.pyramid import POOL_SIZES, PyramidPooling
 from zoo_seg.layers.resample import resize
 
@@ -60,7 +60,8 @@ class UPerHead(nn.Module):
             levels.insert(0, output(known))
         finest, *coarser = levels
         size = (finest.shape[-2], finest.shape[-1])
-        total = self.fuse(finest).add_(convolve_enlarged(self.taps, coarser, size, self.align_corners))
+        coarse = convolve_enlarged(weights_of(self.taps), coarser, size, self.align_corners)
+        total = self.fuse(finest).add_(coarse)
         logits: Tensor = self.classifier(self.dropout(self.act(self.norm(total))))
         return logits
 

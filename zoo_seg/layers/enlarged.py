@@ -7,7 +7,7 @@ first, and the products are spread over the large map by a matrix along each axi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,32 +16,47 @@ from zoo_seg.layers.resample import tap_matrix
 
 
 class Taps(nn.Module):
-    """The nine products of every place: (N, in_channels, h, w) -> (N, 3 * h, 3 * w, channels).
-
-    Row t * h + i holds place i's products with row t of the kernel, column 3 * j + t place j's with column t.
-    """
+    """The part of a 3x3 convolution's weight that meets one of the enlarged maps: (in_channels, channels, 3, 3)."""
 
     def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(in_channels, channels, 3, 3))
 
-    def forward(self, x: Tensor) -> Tensor:
-        count, _, height, width = x.shape
-        places = x.permute(0, 2, 3, 1).flatten(1, 2)[:, None]
-        weight = self.weight.permute(2, 0, 3, 1).flatten(2)  # (3, in_channels, 3 * channels)
-        return (places @ weight).view(count, 3 * height, 3 * width, -1)
+
+def weights_of(taps: nn.ModuleList) -> Iterator[Tensor]:
+    """The weights of several `Taps`, as they are now."""
+    for tap in taps:
+        yield tap.weight  # type: ignore[misc]
+
+
+def _products(x: Tensor, weight: Tensor) -> Tensor:
+    """The nine products of every place: (N, in_channels, h, w) -> (N, 3 * h, 3 * w, channels).
+
+    Row t * h + i holds place i's products with row t of the kernel, column 3 * j + t place j's with column t.
+    """
+    count, _, height, width = x.shape
+    places = x.permute(0, 2, 3, 1).flatten(1, 2)[:, None]
+    weight = weight.permute(2, 0, 3, 1).flatten(2)  # (3, in_channels, 3 * channels)
+    return (places @ weight).view(count, 3 * height, 3 * width, -1)
 
 
 def convolve_enlarged(
-    taps: Sequence[Taps] | nn.ModuleList, maps: Sequence[Tensor], size: tuple[int, int], align_corners: bool
+    weights: Iterable[Tensor], maps: Sequence[Tensor], size: tuple[int, int], align_corners: bool
 ) -> Tensor:
-    """The sum of the taps' 3x3 convolutions of the maps, each enlarged to a size: (N, channels, *size)."""
+    """The sum of 3x3 convolutions of the maps, each enlarged to a size: (N, channels, *size).
+
+    Args:
+        weights: one for each map, (in_channels, channels, 3, 3).
+        maps: (N, in_channels, h, w) each, at least one.
+        size: height and width.
+        align_corners: of the enlarging.
+    """
     total: Tensor | None = None
-    for tap, x in zip(taps, maps, strict=True):
+    for weight, x in zip(weights, maps, strict=True):
         height, width = x.shape[-2:]
         rows = tap_matrix(height, size[0], x, align_corners).mT.flatten(1).expand(x.shape[0], -1, -1)
         columns = tap_matrix(width, size[1], x, align_corners).flatten(1)
-        strips = (columns @ tap(x)).flatten(2)  # (N, 3 * height, size[1] * channels)
+        strips = (columns @ _products(x, weight)).flatten(2)  # (N, 3 * height, size[1] * channels)
         total = torch.bmm(rows, strips) if total is None else total.baddbmm_(rows, strips)
         del strips  # memory is scarcest here
     assert total is not None

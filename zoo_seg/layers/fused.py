@@ -9,14 +9,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo_seg.errors import OptionError
-from zoo_seg.layers.resample import resize, tap_matrix
+from zoo_seg.layers.enlarged import convolve_enlarged
+from zoo_seg.layers.resample import resize
 
 
 class FusedConv(nn.Conv2d):
     """A 1x1 or 3x3 convolution over maps that are enlarged to the finest and concatenated, without doing either.
 
     It is linear in each map, and so is the enlarging: a 1x1 convolution is applied before it, a 3x3 convolution's nine
-    taps on the coarser maps as well (`tap_matrix` spreads what they give). The same sum, with a fraction of the
+    taps on the coarser maps as well (`layers.enlarged`). The same sum, with a fraction of the
     multiplications. The weight stays whole, (out_channels, sum(in_channels), k, k).
 
     Args:
@@ -50,22 +51,10 @@ class FusedConv(nn.Conv2d):
             return total
         finest = torch.cat([resize(x, size, self.align_corners) for x in features[: self.direct]], dim=1)
         total = F.conv2d(finest, torch.cat(parts[: self.direct], dim=1), self.bias, padding=1)
-        coarser = list(zip(features[self.direct :], parts[self.direct :], strict=True))
-        return total.add_(self._spread(coarser, size)) if coarser else total
-
-    def _spread(self, maps: Sequence[tuple[Tensor, Tensor]], size: tuple[int, int]) -> Tensor:
-        """What 3x3 convolutions of these maps with these weights, the maps enlarged to a size, add up to."""
-        strips, rows = [], []
-        for x, weight in maps:
-            count, _, height, width = x.shape
-            places = x.permute(0, 2, 3, 1).flatten(1, 2)[:, None]
-            taps = places @ weight.permute(2, 1, 3, 0).flatten(2)  # (N, 3, h * w, 3 * out_channels)
-            row = tap_matrix(height, size[0], x, self.align_corners).reshape(size[0], height, 3)
-            column = tap_matrix(width, size[1], x, self.align_corners).reshape(size[1], 3 * width)
-            strips.append((column @ taps.view(count, 3 * height, 3 * width, -1)).flatten(2))
-            rows.append(row.mT.flatten(1))
-        total = torch.cat(rows, dim=1) @ torch.cat(strips, dim=1)  # (N, H, W * out_channels)
-        return torch.unflatten(total, 2, (size[1], -1)).permute(0, 3, 1, 2)
+        coarser = [part.transpose(0, 1) for part in parts[self.direct :]]
+        if coarser:
+            total.add_(convolve_enlarged(coarser, features[self.direct :], size, self.align_corners))
+        return total
 
 
 class FusedConvNormAct(nn.Module):

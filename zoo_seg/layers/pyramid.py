@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo_seg.layers.blocks import ConvNormAct
-from zoo_seg.layers.enlarged import Taps, convolve_enlarged, init_parts
+from zoo_seg.layers.enlarged import Taps, convolve_enlarged, init_parts, weights_of
 from zoo_seg.layers.resample import pooling_matrix
 
 POOL_SIZES = (1, 2, 3, 6)
@@ -38,7 +38,8 @@ class PyramidPooling(nn.Module):
 
     def pool(self, x: Tensor) -> Tensor:
         """The block itself, under a name for those who derive from it."""
-        pooled = convolve_enlarged(self.taps, self._branch_outputs(x), (x.shape[-2], x.shape[-1]), self.align_corners)
+        size = (x.shape[-2], x.shape[-1])
+        pooled = convolve_enlarged(weights_of(self.taps), self._branch_outputs(x), size, self.align_corners)
         out: Tensor = self.act(self.norm(self.bottleneck(x).add_(pooled)))
         return out
 

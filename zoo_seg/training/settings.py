@@ -63,7 +63,7 @@ class Settings:
         "cross_entropy", "ohem: cross entropy of the hard pixels only; dice: plus the Dice loss"
     )
     class_weights: Literal["none", "balanced"] = _option("none", "balanced: rare classes count more (ENet's rule)")
-    aux_weight: float = _option(0.4, "share of the auxiliary head's loss, of FCN and PSPNet")
+    aux_weight: float = _option(0.4, "weight of the auxiliary heads' losses")
     dropout: float | None = _option(None, "dropout of the heads (default: the family's, 0.1)")
     ema: float | None = _option(
         None, "decay of an exponential moving average of the weights, such as 0.999, which is measured and kept instead"
