@@ -81,7 +81,7 @@ def test_batch_folder(tmp_path: Path) -> None:
     assert "broken.jpg" in printed
     with (tmp_path / "results/areas.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row.pop("picture") for row in rows] == ["deeper/tall.png", "small.jpg"]
+    assert [row.pop("image") for row in rows] == ["deeper/tall.png", "small.jpg"]
     assert all(sum(map(float, row.values())) == pytest.approx(1, abs=0.001) for row in rows)
     with Image.open(tmp_path / "results/deeper/tall.png") as mask:
         assert mask.size == (90, 160)

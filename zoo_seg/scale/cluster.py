@@ -203,7 +203,7 @@ class Worker:
     def __call__(self, table: pyarrow.Table) -> pyarrow.Table:
         """Rows of jobs -> their numbers, and the reason why each failed, or null."""
         rows = table.to_pylist()
-        jobs = [Job(*(_text(row[name]) for name in ("picture", "mask", "overlay", "mark"))) for row in rows]  # type: ignore[arg-type]
+        jobs = [Job(*(_text(row[name]) for name in ("image", "mask", "overlay", "mark"))) for row in rows]  # type: ignore[arg-type]
         numbers = [row["number"] for row in rows]
         if self._begin("block", numbers[0]):  # the worker before was lost: one of them may be the reason
             reasons = [self._alone(number, job) for number, job in zip(numbers, jobs, strict=True)]
@@ -228,12 +228,12 @@ class Worker:
 
     def _alone(self, number: int, job: Job) -> str | None:
         reason: str | None
-        losses = self._begin("picture", number)
+        losses = self._begin("image", number)
         if losses >= _MOST_LOSSES:
             reason = f"{losses} workers were lost while they were at it; is there enough memory for it?"
         else:
             (reason,) = self._together([job])
-        self._end("picture", number)
+        self._end("image", number)
         return reason
 
     def _begin(self, *what: object) -> int:
@@ -263,7 +263,7 @@ def _table(jobs: Sequence[Job], first: int) -> pyarrow.Table:
     """Jobs as rows; names are bytes, for a file may be called anything."""
     columns = {
         name: pyarrow.array([_bytes(_everywhere(getattr(job, name))) for job in jobs], pyarrow.binary())
-        for name in ("picture", "mask", "overlay")
+        for name in ("image", "mask", "overlay")
     }
     columns["mark"] = pyarrow.array([_bytes(job.mark) for job in jobs], pyarrow.binary())
     return pyarrow.table({"number": pyarrow.array(range(first, first + len(jobs)), pyarrow.int64()), **columns})
