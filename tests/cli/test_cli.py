@@ -113,7 +113,7 @@ def test_info_tells_what_matters(run: Run) -> None:
 def test_info_of_a_model_lists_its_weights(run: Run) -> None:
     out = run("info", "semanticfpn_r101").out
     assert out.startswith("semanticfpn_resnet101\n")
-    assert "resnet101c" in out
+    assert "Semantic FPN on ResNet-101-c, output stride 32" in out
     assert re.findall(r"semanticfpn_resnet101\.(\w+)", out) == [
         record.tag for record in zoo_seg.list_weights(model="semanticfpn_resnet101")
     ]

@@ -306,7 +306,7 @@ def test_onnx_from_picture_to_class_map(exported: Export) -> None:
 
 
 def test_openvino_from_picture_to_class_map(exported: Export) -> None:
-    model = openvino.Core().read_model(exported("pspnet", "openvino").path)
+    model = openvino_file.core().read_model(exported("pspnet", "openvino").path)
     image = picture(75, 110)
     ids = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})([image[None]])["class_map"]
     assert ids.dtype == np.uint8

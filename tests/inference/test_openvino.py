@@ -27,6 +27,7 @@ from zoo_seg.model import SegmentationModel
 
 openvino = pytest.importorskip("openvino")
 from zoo_seg.export import backend  # noqa: E402  (needs it)
+from zoo_seg.export.openvino_file import core  # noqa: E402
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (12, 17, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
 CODE = """
@@ -101,7 +102,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     def counting(kept: Any) -> Any:
         found.append(kept)
         (graph,) = graphs().glob("*/graph.xml")
-        return openvino.Core().read_model(graph) if kept._folder.name == graph.parent.name else convert(kept)
+        return core().read_model(graph) if kept._folder.name == graph.parent.name else convert(kept)
 
     monkeypatch.setattr(backend._Kept, "_convert", counting)
     return found
@@ -121,8 +122,32 @@ def test_the_class_map_is_torch_s(kept: Path, made: list[object]) -> None:
     assert not made
 
 
+SIGNALS = """
+import gc, signal, subprocess, sys, threading
+from zoo_seg.export.openvino_file import core, openvino
+ops = openvino.opset13
+x = ops.parameter([1, 3, 8, 8], openvino.Type.f32)
+compiled = [core().compile_model(openvino.Model([ops.relu(x)], [x]), "CPU", {})]
+signal.signal(signal.SIGCHLD, lambda *_: None)  # as torch's DataLoader does
+
+def drop():
+    compiled.clear()
+    gc.collect()
+
+dropping = threading.Thread(target=drop)
+dropping.start()
+dropping.join()
+subprocess.run([sys.executable, "-c", "pass"], check=True)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the stack for signals is Linux's")
+def test_a_signal_after_the_network_is_gone_does_not_end_the_process() -> None:
+    assert subprocess.run([sys.executable, "-c", SIGNALS], timeout=120, check=False).returncode == 0
+
+
 def test_bfloat16_is_as_far_from_float32_as_torch_s(kept: Path) -> None:
-    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if "BF16" not in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         with pytest.raises(OptionError, match="no bfloat16 on this processor"):
             small().predict(IMAGE, backend="openvino", dtype="bfloat16")
         return

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from zoo_seg import settings
 from zoo_seg.errors import ExportError, OptionError
 from zoo_seg.export.graph import Logits, brief, trace
-from zoo_seg.export.openvino_file import convert, openvino  # says what to install
+from zoo_seg.export.openvino_file import convert, core, openvino  # says what to install
 from zoo_seg.hub.files import exclusive, replacing
 from zoo_seg.inference.backends import InferenceBackend
 from zoo_seg.inference.identity import UnknownCodeError, network_sha256
@@ -58,7 +58,7 @@ class InOpenVINO:
         self.in_chans, self.align_corners = network.in_chans, network.align_corners
         self.size_divisor = network.size_divisor
         self._lock = threading.Lock()  # a compiled model has one place for its inputs
-        self._compiled = openvino.Core().compile_model(
+        self._compiled = core().compile_model(
             model,
             "CPU",
             {
@@ -139,7 +139,7 @@ def _refusal(device: torch.device, dtype: torch.dtype, compiled: bool) -> str | 
         return f"runs on the CPU, not on {device}; choose device='cpu'"
     if dtype not in PRECISIONS:
         return f"computes in float32 or bfloat16, not in {str(dtype).removeprefix('torch.')}; choose one of them"
-    if dtype == torch.bfloat16 and "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if dtype == torch.bfloat16 and "BF16" not in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         return "has no bfloat16 on this processor; choose dtype='float32'"
     return "compiles the network by itself; leave compile out" if compiled else None
 
@@ -197,7 +197,7 @@ class _Kept:
             if not self._graph.is_file():
                 return None
             try:
-                backend = checked(openvino.Core().read_model(self._graph))
+                backend = checked(core().read_model(self._graph))
             except (RuntimeError, OptionError) as error:
                 _log.warning("%s is damaged and made anew (%s)", self._graph, brief(error))
                 return None
@@ -269,7 +269,7 @@ def _make_room(new: Path) -> None:
 
 
 def _circumstances(dtype: torch.dtype) -> str:
-    processor = openvino.Core().get_property("CPU", "FULL_DEVICE_NAME")
+    processor = core().get_property("CPU", "FULL_DEVICE_NAME")
     return f"{PRECISIONS[dtype]}, {torch.get_num_threads()} threads, {processor}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,6 +23,16 @@ except ImportError as error:
     raise MissingExtraError(f"OpenVINO needs more ({error.name} is missing): pip install 'zoo_seg[openvino]'") from None
 
 _SECTION = "zoo_seg"
+
+
+@cache
+def core() -> Any:
+    """OpenVINO's core, one for the life of the process.
+
+    It gives the thread that first uses it a stack for signals, and takes the memory back when it goes, in whatever
+    thread that is: the next signal would end the process.
+    """
+    return openvino.Core()
 
 
 def write(program: ExportedProgram, path: Path, facts: Facts, opset: int | None = None) -> None:
@@ -54,13 +65,14 @@ def open_file(path: Path, *, before_resize: bool) -> Opened:
     """In OpenVINO's runtime, on the CPU, in float32 whatever the processor would prefer."""
     if not path.with_suffix(".bin").is_file():
         raise CheckpointError(f"{path} has no {path.stem}.bin beside it; copy both files, they belong together")
-    core = openvino.Core()
     try:
-        model = core.read_model(path)
+        model = core().read_model(path)
         metadata = _metadata(model)
         if before_resize:
             model = _end_before_resize(path, model)
-        compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"})
+        compiled = core().compile_model(
+            model, "CPU", {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+        )
     except RuntimeError as error:
         raise CheckpointError(
             f"{path} cannot be run by OpenVINO {openvino.__version__}: {brief(error)}; take a newer openvino, or "
