@@ -20,7 +20,7 @@ from helpers.servers import Server, send, status, zip_payload
 from zoo_seg import settings
 from zoo_seg.errors import DownloadError, HashMismatchError, OfflineError, OptionError
 from zoo_seg.hub import cache, download
-from zoo_seg.manifest import File, Weights
+from zoo_seg.manifest import File, Weights, list_weights
 
 BODY, OTHER = zip_payload(20_000), zip_payload(20_000, seed=1)
 SHA256, OTHER_SHA256 = hashlib.sha256(BODY).hexdigest(), hashlib.sha256(OTHER).hexdigest()
@@ -210,6 +210,17 @@ def test_mirrors_then_the_next_file(server: Server, path: Path) -> None:
     with pytest.raises(DownloadError) as caught:
         cache.fetch(dataclasses.replace(record(first, File("https://zoo.test/none.pth")), id="b.toy_test"))
     assert [name in str(caught.value) for name in ("w.pth", "copy.pth", "none.pth")] == [True] * 3
+
+
+def test_a_mirror_is_asked_for_the_longest_published_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    longest = max((name for each in list_weights() for file in each.files for name in file.names), key=len)
+    mirror = tmp_path / "mirror"
+    mirror.mkdir()
+    (mirror / longest).write_bytes(BODY)
+    monkeypatch.setenv("ZOO_SEG_MIRROR", str(mirror))
+    monkeypatch.setenv("ZOO_SEG_OFFLINE", "1")
+    weights = dataclasses.replace(UNPINNED, id="long.toy_test", files=(File(f"https://zoo.test/{longest}"),))
+    assert cache.fetch(weights).sha256 == SHA256
 
 
 def test_a_mirror_folder_comes_first_and_works_offline(

@@ -328,7 +328,7 @@ def fetch_file(
 
 def _safe_name(name: str) -> str:
     """The name as every file system takes it: never empty, hidden or a way to another folder."""
-    return re.sub(r"[^A-Za-z0-9._+-]", "_", name).strip(".")[-100:] or "weights"
+    return re.sub(r"[^A-Za-z0-9._+-]", "_", name).strip(".")[-200:] or "weights"
 
 
 # --- shared by both -----------------------------------------------------------------------------
