@@ -180,21 +180,23 @@ def plot(seconds: dict[str, float]) -> None:
 
     records = [record for record in zoo_seg.list_weights() if record.model in seconds and record.miou]
     datasets = [name for name in ("ade20k", "cityscapes", "voc") if any(each.dataset == name for each in records)]
+    families = sorted({each.architecture.family for each in records})
     figure = Figure(figsize=(4.5 * len(datasets), 4.5), layout="constrained")
     for axes, dataset in zip(np.atleast_1d(figure.subplots(1, len(datasets))), datasets, strict=True):
-        here = sorted((seconds[each.model], each.miou or 0.0, each) for each in records if each.dataset == dataset)
-        families = sorted({each.architecture.family for _, _, each in here})
-        for family in families:
+        here = [(seconds[each.model], each.miou or 0.0, each) for each in records if each.dataset == dataset]
+        for number, family in enumerate(families):
             points = [(x, y) for x, y, each in here if each.architecture.family == family]
-            axes.scatter(*zip(*points, strict=True), s=14, label=family)
+            axes.scatter(*zip(*points or [((), ())], strict=True), s=14, color=f"C{number}", label=family)
         front: list[tuple[float, float]] = []
-        for x, y, record in here:
+        for x, y, record in sorted(here, key=lambda each: (each[0], -each[1])):
             if not front or y > front[-1][1]:
                 front.append((x, y))
-                axes.annotate(record.model, (x, y), (3, -8), textcoords="offset points", fontsize=5)
+                axes.annotate(record.model, (x, y), (3, -8), textcoords="offset points", fontsize=6)
         axes.step(*zip(*front, strict=True), where="post", color="grey", linewidth=0.8)
         axes.set(title=dataset, xscale="log", xlabel="seconds, 512x683, two CPU cores", ylabel="reported mIoU in %")
-        axes.legend(fontsize=6, loc="lower right")
+        axes.minorticks_off()
+        axes.set_xticks([0.2, 0.5, 1, 2], ["0.2", "0.5", "1", "2"])
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", fontsize=8)
     figure.savefig(PLOT, metadata={"Date": None})
 
 
