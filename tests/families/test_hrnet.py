@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.onnx import check_onnx
 
 import zoo_seg
 from zoo_seg import SegmentationModel
@@ -96,18 +97,7 @@ def test_a_prepared_network_computes_the_same(model: SegmentationModel) -> None:
 
 @pytest.mark.slow
 def test_onnx_of_any_size(model: SegmentationModel, tmp_path: Path) -> None:
-    onnxruntime = pytest.importorskip("onnxruntime")
-    session = onnxruntime.InferenceSession(zoo_seg.export(model, tmp_path / "network.onnx").path)
-    for shape in ((1, 3, 64, 96), (2, 3, 75, 50)):
-        x = torch.randn(shape)
-        with torch.inference_mode():
-            expected = model(x)
-        torch.testing.assert_close(
-            torch.from_numpy(session.run(None, {"x": x.numpy()})[0]),
-            expected,
-            rtol=0,
-            atol=1e-4 * float(expected.std()),
-        )
+    check_onnx(model, tmp_path, (1, 3, 64, 96), (2, 3, 75, 50))
 
 
 def test_the_coarse_head_is_trained() -> None:

@@ -14,8 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo_seg.backbones.registry import register_backbone
-from zoo_seg.backbones.staged import StagedBackbone, create_with_timm_names
-from zoo_seg.errors import OptionError
+from zoo_seg.backbones.staged import StagedBackbone, check_stride_of_32, create_with_timm_names
 from zoo_seg.keymap import KeyMap
 
 _norm = partial(nn.LayerNorm, eps=1e-6)
@@ -155,8 +154,7 @@ class MixTransformer(StagedBackbone):
     ) -> None:
         channels = [width * heads for heads in _HEADS]
         super().__init__(channels, (4, 8, 16, 32), levels)
-        if output_stride not in (None, 32):
-            raise OptionError(f"a Mix Transformer's output stride is {output_stride}; expected 32, or nothing")
+        check_stride_of_32("Mix Transformer", output_stride)
         inputs, reductions = [in_chans, *channels], (8, 4, 2, 1)
         self.layers = nn.ModuleList(
             Stage(

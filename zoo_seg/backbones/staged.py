@@ -76,6 +76,16 @@ class NormedBackbone(StagedBackbone):
         return maps
 
 
+def check_stride_of_32(kind: str, output_stride: int | None) -> None:
+    """Refuse to dilate what cannot be dilated.
+
+    Raises:
+        OptionError: the output stride is neither 32 nor left out.
+    """
+    if output_stride not in (None, 32):
+        raise OptionError(f"a {kind}'s output stride is {output_stride}; expected 32, or nothing")
+
+
 def create_with_timm_names(
     name: str,
     build: Callable[..., StagedBackbone],

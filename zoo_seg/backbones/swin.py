@@ -15,8 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo_seg.backbones.registry import register_backbone
-from zoo_seg.backbones.staged import NormedBackbone, create_with_timm_names
-from zoo_seg.errors import OptionError
+from zoo_seg.backbones.staged import NormedBackbone, check_stride_of_32, create_with_timm_names
 from zoo_seg.keymap import KeyMap
 from zoo_seg.layers.depth import StochasticDepth, rising_rates
 
@@ -190,8 +189,7 @@ class SwinTransformer(NormedBackbone):
     ) -> None:
         channels = [32 * heads << stage for stage in range(4)]
         super().__init__(channels, (4, 8, 16, 32), levels, _EPS)
-        if output_stride not in (None, 32):
-            raise OptionError(f"a Swin Transformer's output stride is {output_stride}; expected 32, or nothing")
+        check_stride_of_32("Swin Transformer", output_stride)
         rates = iter(rising_rates(drop_path_rate, sum(depths)))
         self.merges = nn.ModuleList([PatchEmbed(in_chans, channels[0])])
         self.merges.extend(PatchMerging(width) for width in channels[:-1])

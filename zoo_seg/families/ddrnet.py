@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from zoo_seg.backbones.registry import register_backbone
 from zoo_seg.errors import OptionError
-from zoo_seg.families.pidnet import ContextPyramid, PIDHead, basic_blocks, bottlenecks, conv_bn
+from zoo_seg.families.pidnet import ContextPyramid, PIDHead, basic_blocks, bottlenecks, conv_bn, create_trunk
 from zoo_seg.families.registry import Family, Heads, read_width, register_family
 from zoo_seg.keymap import KeyMap
 from zoo_seg.layers.resample import resize
@@ -90,21 +90,6 @@ class DDRNetTrunk(nn.Module):
         return [early, out][self._skipped :]
 
 
-def _create(
-    width: int,
-    *,
-    output_stride: int | None = None,
-    in_chans: int = 3,
-    levels: int | None = None,
-    pretrained: bool = False,
-) -> DDRNetTrunk:
-    if output_stride not in (None, 8):
-        raise OptionError(f"output_stride is {output_stride}; DDRNet's is 8, leave it out")
-    if pretrained:
-        raise OptionError("there are no ImageNet weights of DDRNet; leave backbone_pretrained out")
-    return DDRNetTrunk(width, in_chans=in_chans, levels=levels)
-
-
 _WIDTHS = {"ddrnet_23_slim": 32, "ddrnet_23": 64}
 _BLOCKS = ("stem.{}.{}.", "context_branch_layers.{}.{}.", "spatial_branch_layers.{}.{}.")
 _PARTS = ("stem.", "context_branch_layers.", "spatial_branch_layers.", "compression_{}.", "down_{}.", "spp.")
@@ -116,7 +101,8 @@ _TRUNK = KeyMap(
     )
 )
 for _name, _width in _WIDTHS.items():
-    register_backbone(_name, partial(_create, _width), key_maps={"mmseg": _TRUNK})
+    _trunk = partial(DDRNetTrunk, _width)
+    register_backbone(_name, partial(create_trunk, "DDRNet", _trunk), key_maps={"mmseg": _TRUNK})
 
 
 @dataclass(frozen=True)

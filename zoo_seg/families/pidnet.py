@@ -6,7 +6,7 @@ A whole network: its trunk is a backbone that no other family stands on. Names a
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -230,28 +230,33 @@ class PIDNetTrunk(nn.Module):
         return [early, boundary, out][self._skipped :]
 
 
-def _create(
-    width: int,
-    pyramid: int,
-    deep: bool,
+def create_trunk(
+    title: str,
+    build: Callable[..., nn.Module],
     *,
     output_stride: int | None = None,
     in_chans: int = 3,
     levels: int | None = None,
     pretrained: bool = False,
-) -> PIDNetTrunk:
+) -> nn.Module:
+    """`Backbone.create` of a trunk that belongs to one family: of output stride 8, without ImageNet weights.
+
+    Raises:
+        OptionError: another output stride, or weights, are asked for.
+    """
     if output_stride not in (None, 8):
-        raise OptionError(f"output_stride is {output_stride}; PIDNet's is 8, leave it out")
+        raise OptionError(f"output_stride is {output_stride}; {title}'s is 8, leave it out")
     if pretrained:
-        raise OptionError("there are no ImageNet weights of PIDNet; leave backbone_pretrained out")
-    return PIDNetTrunk(width, pyramid, deep=deep, in_chans=in_chans, levels=levels)
+        raise OptionError(f"there are no ImageNet weights of {title}; leave backbone_pretrained out")
+    return build(in_chans=in_chans, levels=levels)
 
 
 _SIZES = {"pidnet_small": (32, 96, False), "pidnet_medium": (64, 96, False), "pidnet_large": (64, 112, True)}
 _PARTS = ("stem", "i_branch_layers", "p_branch_layers", "d_branch_layers", "compression_{}", "pag_{}", "diff_{}")
 _TRUNK = KeyMap(tuple((f"{part}.", f"{part}.") for part in (*_PARTS, "spp", "dfm")))
-for _name, _size in _SIZES.items():
-    register_backbone(_name, partial(_create, *_size), key_maps={"mmseg": _TRUNK})
+for _name, (_width, _pyramid, _deep) in _SIZES.items():
+    _trunk = partial(PIDNetTrunk, _width, _pyramid, deep=_deep)
+    register_backbone(_name, partial(create_trunk, "PIDNet", _trunk), key_maps={"mmseg": _TRUNK})
 
 
 class PIDHead(nn.Module):

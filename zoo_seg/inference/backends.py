@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal, Protocol
 
 import torch
@@ -42,35 +42,22 @@ class Prepare(Protocol):
     ) -> InferenceBackend: ...
 
 
-def _openvino(
-    network: SegmentationNetwork,
-    device: torch.device,
-    dtype: torch.dtype,
-    *,
-    owner: nn.Module | None = None,
-    compiled: bool = False,
-) -> InferenceBackend:
+def _openvino() -> Prepare:
     from zoo_seg.export.backend import prepare_openvino  # needs an extra
 
-    return prepare_openvino(network, device, dtype, owner=owner, compiled=compiled)
+    return prepare_openvino
 
 
-def _fastest(
-    network: SegmentationNetwork,
-    device: torch.device,
-    dtype: torch.dtype,
-    *,
-    owner: nn.Module | None = None,
-    compiled: bool = False,
-) -> InferenceBackend:
+def _fastest() -> Prepare:
     try:
         from zoo_seg.export.backend import prepare_fastest
     except MissingExtraError:
-        return prepare(network, device, dtype, owner=owner, compiled=compiled)
-    return prepare_fastest(network, device, dtype, owner=owner, compiled=compiled)
+        return prepare
+    return prepare_fastest
 
 
-BACKENDS: Mapping[str, Prepare] = {"torch": prepare, "openvino": _openvino, "auto": _fastest}
+BACKENDS: Mapping[str, Callable[[], Prepare]] = {"torch": lambda: prepare, "openvino": _openvino, "auto": _fastest}
+"""How what prepares for each is had; what needs an extra is imported when it is asked for."""
 
 
 def find_backend(name: str | None) -> Prepare:
@@ -78,7 +65,8 @@ def find_backend(name: str | None) -> Prepare:
 
     Raises:
         OptionError: there is none.
+        MissingExtraError: it needs a package; the message names the pip command.
     """
     if name is not None and name not in BACKENDS:
         raise OptionError(f"backend is {name!r}; expected one of {', '.join(BACKENDS)}")
-    return BACKENDS[name or "torch"]
+    return BACKENDS[name or "torch"]()
