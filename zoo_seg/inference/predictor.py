@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from zoo_seg.errors import ImageError, NumericalError, OptionError, OutOfMemoryError
 from zoo_seg.images.preprocess import normalise, resize_uint8, resized_size
 from zoo_seg.images.reading import RGB, ImageLike, Range, check_range, most_pixels, read_image
-from zoo_seg.inference.augmented import Geometry, Infer, Size, StridedLogits
+from zoo_seg.inference.augmented import Geometry, Infer, LinearLogits, Size
 from zoo_seg.inference.backends import Backend, InferenceBackend, find_backend
-from zoo_seg.inference.labels import class_map, id_type
+from zoo_seg.inference.labels import id_type, winners
 from zoo_seg.inference.memory import give_back, keep_large_blocks
 from zoo_seg.inference.protocol import augmented_logits, find_protocol, scaled_inputs, strips
 from zoo_seg.inference.segmentation import Segmentation
@@ -293,9 +293,8 @@ class Predictor:
             inputs = scaled_inputs(inputs[0], test.scales, self.rules)
         geometry = Geometry(self.network.align_corners, self.network.size_divisor)
         found = list(augmented_logits(self._logits, inputs, size, test, self.rules, geometry))
-        first = found[0].logits
-        if len(found) == 1 and isinstance(first, StridedLogits):
-            masks = class_map(first.logits, found[0].sizes, geometry.align_corners)
+        if len(found) == 1 and isinstance(found[0], LinearLogits):
+            masks = winners(found[0])
         else:
             masks = torch.empty((len(batch), *size), dtype=id_type(len(self.classes)), device=self.device)
             for top, strip in strips(found, self.rules):

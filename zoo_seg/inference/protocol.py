@@ -16,14 +16,14 @@ from torch import Tensor
 from zoo_seg.decode import suggest
 from zoo_seg.errors import OptionError
 from zoo_seg.inference.augmented import (
-    AugmentedLogits,
     Geometry,
     Infer,
-    InputLogits,
+    LinearLogits,
     Logits,
+    QueryLogits,
     Size,
-    StridedLogits,
-    WindowedLogits,
+    WholeQueries,
+    windowed_logits,
 )
 from zoo_seg.layers.readout import Queries
 from zoo_seg.layers.resample import resize
@@ -110,31 +110,29 @@ def scaled_inputs(x: Tensor, scales: Sequence[float], rules: Protocol) -> list[T
 
 def augmented_logits(
     infer: Infer, inputs: Sequence[Tensor], output_size: Size, test: TestOptions, rules: Protocol, geometry: Geometry
-) -> Iterator[AugmentedLogits]:
+) -> Iterator[Logits]:
     """The logits of every scale's input, each plain and then mirrored where `flip` asks for it."""
     for x in inputs:
         size = (x.shape[-2], x.shape[-1])
         for flip in (False, True) if test.flip else (False,):
-            seen, sizes = x.flip(-1) if flip else x, [output_size]
-            logits: Logits
+            seen = x.flip(-1) if flip else x
             if test.crop is not None and test.stride is not None:
-                logits = WindowedLogits(infer, seen, test.crop, test.stride, geometry)
+                yield windowed_logits(infer, seen, test.crop, test.stride, output_size, geometry, flip=flip)
+                continue
+            output = infer(seen)
+            if isinstance(output, Queries):
+                read = WholeQueries(output, size, geometry)
+                yield QueryLogits(read, output_size, flip, geometry.align_corners)
             else:
-                output = infer(seen)
-                if isinstance(output, Queries) or geometry.size_divisor > 1:
-                    logits = InputLogits(output, size, geometry)
-                else:
-                    logits = StridedLogits(output)
-                    sizes = [size, output_size] if rules.via_input_size else sizes
-            yield AugmentedLogits(logits, sizes, flip, geometry.align_corners)
+                yield LinearLogits.of(output, size, output_size, geometry, via_input=rules.via_input_size, flip=flip)
 
 
-def strips(all_logits: Sequence[AugmentedLogits], rules: Protocol) -> Iterator[tuple[int, Tensor]]:
+def strips(all_logits: Sequence[Logits], rules: Protocol) -> Iterator[tuple[int, Tensor]]:
     """The average of all logits from top to bottom: (first row, (N, C, rows, W)).
 
     Where the rules average probabilities, those of several. Only a strip is held at full size.
     """
-    height, width = all_logits[0].sizes[-1]
+    height, width = all_logits[0].size
     step = _FIRST_ROWS
     top = 0
     while top < height:
