@@ -61,7 +61,13 @@ def _check_options(arguments: argparse.Namespace) -> SegmentationData:
     if not arguments.tolerance >= 0:
         raise OptionError(f"--tolerance is {arguments.tolerance}; expected percent points of mIoU, such as 0.1")
     check_test_arguments(arguments)
-    data = open_data(arguments.data, arguments.dataset, dataset=dataset_of(arguments))
+    data = open_data(
+        arguments.data,
+        arguments.dataset,
+        dataset=dataset_of(arguments),
+        val_fraction=arguments.val_fraction,
+        mask_suffix=arguments.mask_suffix,
+    )
     data.samples(arguments.split)
     return data
 

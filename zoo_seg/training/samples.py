@@ -33,7 +33,7 @@ class TrainingSamples(Dataset[tuple[Tensor, Tensor, int]]):
 
     def __init__(self, data: SegmentationData, split: str, transform: Transform, seed: int = 0) -> None:
         self.samples = data.samples(split)
-        self.labels, self.range, self.transform, self.seed = data.labels, data.range, transform, seed
+        self.data, self.transform, self.seed = data, transform, seed
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -42,7 +42,7 @@ class TrainingSamples(Dataset[tuple[Tensor, Tensor, int]]):
         keep_large_blocks()  # each step of the transform needs some: a third of the time
         epoch, index = address
         sample = self.samples[index]
-        pixels, labels = read_image(sample.image, self.range), self.labels.read(sample.mask)
+        pixels, labels = read_image(sample.image, self.data.range), self.data.read_labels(sample)
         if labels.dtype != np.uint8:
             labels = labels.astype(np.int32)  # torch before 2.3 has no uint16
         if pixels.shape[:2] != labels.shape:
