@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -81,7 +80,7 @@ def test_a_broken_mask_ends_the_work_and_what_was_written_is_not_written_again(
     mask = source / "masks" / "val" / "001.png"
     content = mask.read_bytes()
     mask.write_bytes(content[:60])
-    with pytest.raises(DataError, match="001.png: cannot be read"):
+    with pytest.raises(DataError, match=r"001\.png: cannot be read"):
         convert_data(open_data(source), out, progress=False)
     assert not out.exists()
     mask.write_bytes(content)
@@ -114,7 +113,7 @@ def test_images_are_copied_where_links_cannot_be(tmp_path: Path, monkeypatch: py
     convert_data(open_data(source), tmp_path / "out", progress=False)
     one, two = (root / "images" / "train" / "000.jpg" for root in (source, tmp_path / "out"))
     assert one.read_bytes() == two.read_bytes()
-    assert os.stat(one).st_ino != os.stat(two).st_ino
+    assert not one.samefile(two)
 
 
 def test_black_and_white_masks_become_ids(tmp_path: Path) -> None:

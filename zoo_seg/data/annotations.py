@@ -28,13 +28,13 @@ class Item(NamedTuple):
 
 
 def holds(path: Path, *keys: str) -> bool:
-    """Whether a file seems to be a JSON object that has a list under one of these keys, by its beginning."""
+    """Whether a file seems to be a JSON object that has a list or a text under one of these keys, by its beginning."""
     try:
         with path.open("rb") as file:
             head = file.read(_HEAD)
     except OSError:
         return False
-    found = re.findall(rb'"(\w+)"\s*:\s*\[', head)
+    found = re.findall(rb'"(\w+)"\s*:\s*[\["]', head)
     return head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{") and any(key.encode() in found for key in keys)
 
 

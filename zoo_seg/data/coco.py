@@ -83,7 +83,8 @@ def _files(root: Path) -> dict[str, list[Path]]:
     for place in (root, *(root / name for name in ("annotations", *words_of_splits()))):
         for path in islice(sorted(place.glob("*.json")), _LOOKED_AT):
             if not path.name.startswith(_OTHER_TASKS) and holds(path, "images", "annotations", "categories"):
-                found[split_of(path.stem) or split_of(path.parent.name) or ALL].append(path)
+                of_folder = split_of(place.name) if place != root else None
+                found[split_of(path.stem) or of_folder or ALL].append(path)
     return dict(found)
 
 
@@ -174,7 +175,9 @@ def _fields(path: Path, key: str, value: Any, **kinds: type | tuple[type, ...]) 
         raise DataError(f"{name} is no object")
     for each, kind in kinds.items():
         if not isinstance(value.get(each), kind) or isinstance(value[each], bool):
-            raise DataError(f"{name} (id {value.get('id')}) has {each!r} {value.get(each)!r}; expected {_words(kind)}")
+            raise DataError(
+                f"{name} (id {value.get('id')}) has {each!r} {repr(value.get(each))[:60]}; expected {_words(kind)}"
+            )
     return [value[each] for each in kinds]
 
 
@@ -186,7 +189,7 @@ def _folder_of_images(root: Path, index: _Index) -> Path:
     """Where the names of the images begin: of the usual places the first that has one of them."""
     around = index.path.parent
     words = [index.path.stem.rpartition("_")[2], split_of(index.path.stem) or ALL]
-    places = [around, root / "images", around.parent / "images", root]
+    places = [around, root / "images", root]
     places += [place / word for place in (root / "images", root) for word in words]
     shown = index.files[:_LOOKED_AT]
     return next((place for place in places if any((place / file).is_file() for file in shown)), root / "images")

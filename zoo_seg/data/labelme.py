@@ -24,6 +24,8 @@ from zoo_seg.errors import DataError
 
 _LABELS = "labels.txt"
 """The labels, as labelme's own converters take them."""
+_KEYS = ("shapes", "imageData")
+"""One of these stands near the beginning of a file."""
 _LINE, _POINT = 10, 5
 """Width of a line, radius of a point, in pixels: those of labelme's `shape_to_mask`."""
 _LOOKED_AT = 20
@@ -68,13 +70,13 @@ class Labelme:
                 for each in listing.samples
             ),
             without_mask=listing.without_mask,
-            without_image=tuple(path for path in listing.without_image if holds(path, "shapes")),
+            without_image=tuple(path for path in listing.without_image if holds(path, *_KEYS)),
             same_name=listing.same_name,
         )
 
 
 def _has_labelme(folder: Path) -> bool:
-    return folder.is_dir() and any(holds(path, "shapes") for path in islice(sorted(folder.glob("*.json")), _LOOKED_AT))
+    return folder.is_dir() and any(holds(path, *_KEYS) for path in islice(sorted(folder.glob("*.json")), _LOOKED_AT))
 
 
 # --- a file -------------------------------------------------------------------------------------
