@@ -1,4 +1,4 @@
-"""JSON that labelling tools write: of any size, read item by item, with the place of each in the file."""
+"""What labelling tools write: lists, and JSON of any size, read item by item, with the place of each in the file."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from zoo_seg.errors import DataError
 
 _HEAD = 1 << 16
 """Bytes that tell what a file is."""
+_MOST_LINES = 16 << 20
+"""Bytes of a text."""
 _SPACE = re.compile(r"[ \t\r\n]*")
 _BOM = "\xef\xbb\xbf"
 
@@ -63,6 +65,23 @@ def parse(path: Path, text: str) -> Any:
         raise DataError(f"{path}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}") from None
     except (UnicodeDecodeError, RecursionError, ValueError) as error:
         raise DataError(f"{path}: not JSON as a labelling tool writes it ({error})") from None
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a text and their numbers, but for empty ones and those that begin with #.
+
+    Raises:
+        DataError: it cannot be read, or is no text.
+    """
+    try:
+        if path.stat().st_size > _MOST_LINES:
+            raise DataError(f"{path}: more than {_MOST_LINES >> 20} MiB; expected a list")
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as UTF-8 text ({error})") from None
+    for number, line in enumerate(lines, start=1):
+        if line.strip() and not line.startswith("#"):
+            yield number, line.strip()
 
 
 def items(path: Path, keys: Collection[str]) -> Iterator[Item]:

@@ -58,7 +58,7 @@ class CocoJson:
         if others:
             raise DataError(f"{path} and {name_some(others)} are both of the split {split!r}; keep one of them")
         index = _index(path)
-        folder = _folder_of_images(root, index)
+        folder = _folder_of_images(root, index, split)
         there, missing = [], []
         for row, file in enumerate(index.files):
             image = folder / file
@@ -185,10 +185,10 @@ def _words(kind: type | tuple[type, ...]) -> str:
     return {int: "a whole number", str: "a text"}.get(kind, "a number or a text")  # type: ignore[call-overload,no-any-return]
 
 
-def _folder_of_images(root: Path, index: _Index) -> Path:
+def _folder_of_images(root: Path, index: _Index, split: str) -> Path:
     """Where the names of the images begin: of the usual places the first that has one of them."""
     around = index.path.parent
-    words = [index.path.stem.rpartition("_")[2], split_of(index.path.stem) or ALL]
+    words = [index.path.stem.rpartition("_")[2], split]
     places = [around, root / "images", root]
     places += [place / word for place in (root / "images", root) for word in words]
     shown = index.files[:_LOOKED_AT]

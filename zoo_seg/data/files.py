@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
+from zoo_seg.data.annotations import read_lines
 from zoo_seg.data.samples import ALL, Layout, Listing, Sample, split_of, words_of_splits
 from zoo_seg.errors import DataError
 
@@ -23,8 +24,6 @@ _LOOKED_AT = 20
 """Files whose names tell a data set."""
 _SUFFIXES = ("_mask", "_L", "_masks", "_label", "_labels", "_gt", "_seg", "-mask")
 """What names of masks have more than those of their images."""
-_MOST_LISTED = 16 << 20
-"""Bytes of a list of names."""
 
 
 def _folder_names(place: Path) -> list[str]:
@@ -119,7 +118,7 @@ class Files:
 
     def listing(self, root: Path, split: str) -> Listing:
         """The images of a split, by its list if there is one, with their masks."""
-        spelled = next((own for own, ours in self.splits.items() if ours == split), split)
+        spelled = self.spelled(root, split)
         found = _walk(root, self.images, spelled, _IMAGES)
         masks: dict[str, list[Path]] = {}
         for pattern in self.masks:
@@ -140,6 +139,11 @@ class Files:
             {name: masks[name] for name in names if name in masks},
             tuple(root / self.images.format(name=name) for name in names if name not in found),
         )
+
+    def spelled(self, root: Path, split: str) -> str:
+        """The data set's own word for a split; of several the one that is a folder."""
+        words = [own for own, ours in self.splits.items() if ours == split] or [split]
+        return next((own for own in words if any(map(Path.is_dir, _folders(root, self.images, own)))), words[0])
 
     def _splits_of(self, root: Path, patterns: Iterable[str]) -> set[str]:
         found = set()
@@ -183,7 +187,8 @@ class Listed:
 
     def parts(self, root: Path) -> tuple[set[str], set[str]]:
         lists = self.lists(root)
-        return set(lists), {split for split, path in lists.items() if self._listing(root, path).samples}
+        has_masks = "test" in lists and bool(self._listing(root, lists["test"]).samples)  # it seldom has
+        return set(lists), set(lists) - (set() if has_masks else {"test"})
 
     def lists(self, root: Path) -> dict[str, Path]:
         """The list of each split."""
@@ -201,8 +206,9 @@ class Listed:
 
     def _listing(self, root: Path, path: Path) -> Listing:
         lying = self.undivided.listing(root, ALL) if self.undivided else Listing(())
-        known = {key: sample for sample in lying.samples for key in _keys(root, sample.image, sample.name)}
-        bare = {key: image for image in lying.without_mask for key in _keys(root, image)}
+        known = {key: sample for sample in lying.samples for key in (sample.name, *_keys(root, sample.image))}
+        known |= {f"{sample.name}{sample.image.suffix}": sample for sample in lying.samples}
+        bare = {key: image for image in lying.without_mask for key in (image.stem, *_keys(root, image))}
         samples, missing, without = dict[str, Sample](), list[Path](), list[Path]()
         for line in _lines(path):
             first, _, second = line.replace(",", " ").replace("\t", " ").partition(" ")
@@ -226,21 +232,15 @@ def _listed(path: Path, image: Path, mask: Path, name: str) -> Sample:
         raise DataError(f"{path}: {error}") from None
 
 
-def _keys(root: Path, image: Path, *names: str) -> tuple[str, ...]:
-    """How a list may name an image."""
+def _keys(root: Path, image: Path) -> tuple[str, str]:
+    """How a list may name an image by its path."""
     path = image.relative_to(root).as_posix()
-    return (*names, image.name, image.stem, path, path.rpartition(".")[0])
+    return path, path.rpartition(".")[0]
 
 
 def _lines(path: Path) -> Iterator[str]:
-    try:
-        if path.stat().st_size > _MOST_LISTED:
-            raise DataError(f"{path}: more than {_MOST_LISTED >> 20} MiB; expected a list of images")
-        for line in path.read_text(encoding="utf-8-sig").splitlines():
-            if line.strip() and not line.startswith("#"):
-                yield line.strip().removeprefix("./").removeprefix("/").replace(" /", " ")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as a list of images ({error})") from None
+    for _, line in read_lines(path):
+        yield line.removeprefix("./").removeprefix("/").replace(" /", " ")
 
 
 @dataclass(frozen=True)
@@ -333,7 +333,7 @@ def find_own(root: Path, mask_suffix: str | None, is_divided: bool) -> tuple[Fil
 
 def _count_pairs(root: Path, places: Files, split: str, is_beside: bool, counts: dict[str, int]) -> None:
     """Add to each suffix the images that have a mask with it."""
-    spelled = next((own for own, ours in places.splits.items() if ours == split), split)
+    spelled = places.spelled(root, split)
     if is_beside and not _has_suffix(_folders(root, places.images, spelled)[0], counts):
         return  # before all below a folder is walked through, which may be anyone's
     images = _walk(root, places.images, spelled, _IMAGES)

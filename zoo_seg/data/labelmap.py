@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from zoo_seg.data.annotations import read_lines
 from zoo_seg.data.files import Files, Listed
 from zoo_seg.data.labels import Colour
 from zoo_seg.data.samples import Listing
@@ -50,13 +51,11 @@ class LabelMap:
         if path is None:
             raise DataError(f"{root}: there is no {' or '.join(_FILES)}")
         found: dict[str, Colour] = {}
-        for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
-            if not line.strip() or line.startswith("#"):
-                continue
-            match = _FILES[path.name].fullmatch(line.strip())
+        for number, line in read_lines(path):
+            match = _FILES[path.name].fullmatch(line)
             colour = tuple(int(match[channel]) for channel in ("red", "green", "blue")) if match else (256,)
             if match is None or max(colour) > 255:
-                raise DataError(f"{path}:{number}: {line.strip()[:60]!r} is no label with its colour")
+                raise DataError(f"{path}:{number}: {line[:60]!r} is no label with its colour")
             if colour in found.values() or match["name"] in found:
                 raise DataError(f"{path}:{number}: the label or its colour {colour} stands here for the second time")
             found[match["name"].strip()] = colour  # type: ignore[assignment]

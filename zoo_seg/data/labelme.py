@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from zoo_seg.data.annotations import holds, read_object
+from zoo_seg.data.annotations import holds, read_lines, read_object
 from zoo_seg.data.files import Files
 from zoo_seg.data.labels import Ids
 from zoo_seg.data.samples import ALL, Listing, Sample, words_of_splits
@@ -53,8 +53,7 @@ class Labelme:
     def names(self, root: Path) -> tuple[str, ...]:
         """The labels in labels.txt, else those of all shapes, sorted."""
         if (root / _LABELS).is_file():
-            lines = (root / _LABELS).read_text(encoding="utf-8-sig").splitlines()
-            return tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))
+            return tuple(dict.fromkeys(line for _, line in read_lines(root / _LABELS)))
         labels = set()
         for split in self.parts(root)[0]:
             for sample in self.listing(root, split).samples:

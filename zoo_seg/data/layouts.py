@@ -21,6 +21,8 @@ from zoo_seg.errors import DataError, ManifestError, OptionError
 from zoo_seg.images.reading import Range, check_range
 from zoo_seg.manifest import load_manifest
 
+__all__ = ["LAYOUTS", "Listing", "Sample", "SegmentationData", "open_data", "published_labels"]
+
 DESCRIPTION = "dataset.json"
 """The classes of a data set of one's own."""
 DIVIDE = "--val-fraction 0.2 (val_fraction=0.2 in Python) takes a fifth of the images as val"
@@ -225,7 +227,7 @@ def _open(root: Path, name: str, mask_suffix: str | None, is_divided: bool) -> S
         own, suffix = find_own(root, mask_suffix, is_divided) or (OWN, "")
         notes = (f"masks are the files whose names end in {suffix!r}",) if suffix and not mask_suffix else ()
         labels = _labels_of(described, described.classes or (), described.value_map())
-        data = SegmentationData(root, name, labels, own, described.range, notes=notes)
+        data = _data(root, name, labels, own, described, notes=notes)
         return data if described.map else _as_black_and_white(data)
     if isinstance(source, (CocoJson, Labelme, LabelMap)):
         described = _describe(root)
@@ -234,6 +236,13 @@ def _open(root: Path, name: str, mask_suffix: str | None, is_divided: bool) -> S
         except OptionError as error:
             raise DataError(f"{root / DESCRIPTION}: {error}") from None
     return SegmentationData(root, name, published_labels(name), source)
+
+
+def _data(
+    root: Path, name: str, labels: Labels, source: Layout, described: _Description, **others: Any
+) -> SegmentationData:
+    """With what dataset.json says of the images."""
+    return SegmentationData(root, name, labels, source, range=described.range, **others)
 
 
 def _open_shapes(root: Path, name: str, source: CocoJson | Labelme, described: _Description) -> SegmentationData:
@@ -248,7 +257,7 @@ def _open_shapes(root: Path, name: str, source: CocoJson | Labelme, described: _
         f'pixels without a shape are {rest} ("unlabelled" in {DESCRIPTION} says otherwise)',
         f'where shapes overlap, the {on_top} one is on top ("overlaps": "area" or "order" in {DESCRIPTION})',
     )
-    return SegmentationData(root, name, labels, source, described.range, legend, notes)
+    return _data(root, name, labels, source, described, legend=legend, notes=notes)
 
 
 def _open_colours(root: Path, name: str, source: LabelMap, described: _Description) -> SegmentationData:
@@ -262,7 +271,7 @@ def _open_colours(root: Path, name: str, source: LabelMap, described: _Descripti
     ids = described.legend(labels).ids
     known = {colour: ids[label] for label, colour in colours.items() if label in ids}
     value_map = tuple((colour, IGNORED if each == labels.ignore_index else each) for colour, each in known.items())
-    return SegmentationData(root, name, replace(labels, value_map=value_map, by_colour=True), source, described.range)
+    return _data(root, name, replace(labels, value_map=value_map, by_colour=True), source, described)
 
 
 def _as_black_and_white(data: SegmentationData) -> SegmentationData:
