@@ -29,6 +29,10 @@ _RULES = 4
 """Goes up when this folder judges differently, so that remembered reports are forgotten."""
 
 
+_PARTS = {"train": "", "val": f"; {DIVIDE}"}
+"""What training needs, and what to do where there is none."""
+
+
 def check_data(
     data: SegmentationData,
     splits: Sequence[str] | None = None,
@@ -100,7 +104,7 @@ def _with_parts(report: DataReport, data: SegmentationData) -> DataReport:
         report,
         errors=(
             *report.errors,
-            *(f"there is no split {part!r}; {DIVIDE}" for part in ("train", "val") if part not in data.splits),
+            *(f"there is no split {part!r}{hint}" for part, hint in _PARTS.items() if part not in data.splits),
         ),
         warnings=(*report.warnings, *(f"{half}: left out" for half in data.halves if not half.startswith("test "))),
     )

@@ -169,6 +169,13 @@ def _read_index(path: Path, state: tuple[int, int]) -> _Index:
     )
 
 
+_KINDS: Mapping[type | tuple[type, ...], str] = {
+    int: "a whole number",
+    str: "a text",
+    (int, str): "a number or a text",
+}
+
+
 def _fields(path: Path, key: str, value: Any, **kinds: type | tuple[type, ...]) -> list[Any]:
     name = f"{path}: an entry of {key!r}"
     if not isinstance(value, dict):
@@ -179,10 +186,6 @@ def _fields(path: Path, key: str, value: Any, **kinds: type | tuple[type, ...]) 
                 f"{name} (id {value.get('id')}) has {each!r} {repr(value.get(each))[:60]}; expected {_words(kind)}"
             )
     return [value[each] for each in kinds]
-
-
-def _words(kind: type | tuple[type, ...]) -> str:
-    return {int: "a whole number", str: "a text"}.get(kind, "a number or a text")  # type: ignore[call-overload,no-any-return]
 
 
 def _folder_of_images(root: Path, index: _Index, split: str) -> Path:

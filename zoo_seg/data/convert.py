@@ -69,7 +69,8 @@ def convert_data(data: SegmentationData, out: str | os.PathLike[str], *, progres
 def _in_parallel(data: SegmentationData, jobs: list[tuple[str, Sample]], folder: Path) -> Iterator[None]:
     with ThreadPoolExecutor() as pool:
         for first in range(0, len(jobs), _AT_ONCE):
-            yield from pool.map(lambda job: _write(data, *job, folder), jobs[first : first + _AT_ONCE])
+            splits, samples = zip(*jobs[first : first + _AT_ONCE], strict=True)
+            yield from pool.map(lambda split, sample: _write(data, split, sample, folder), splits, samples)
 
 
 def _write(data: SegmentationData, split: str, sample: Sample, folder: Path) -> None:

@@ -192,7 +192,7 @@ class Listed:
 
     def lists(self, root: Path) -> dict[str, Path]:
         """The list of each split."""
-        found = {}
+        found: dict[str, Path] = {}
         for place in self.places:
             for path in sorted((root / place).glob("*.txt")):
                 words = set(re.findall("[a-z]+", path.stem.lower())) - {"list", "ids", "images", "names"}

@@ -229,12 +229,13 @@ def _open(root: Path, name: str, mask_suffix: str | None, is_divided: bool) -> S
         labels = _labels_of(described, described.classes or (), described.value_map())
         data = _data(root, name, labels, own, described, notes=notes)
         return data if described.map else _as_black_and_white(data)
-    if isinstance(source, (CocoJson, Labelme, LabelMap)):
-        described = _describe(root)
-        try:
-            return (_open_colours if isinstance(source, LabelMap) else _open_shapes)(root, name, source, described)
-        except OptionError as error:
-            raise DataError(f"{root / DESCRIPTION}: {error}") from None
+    try:
+        if isinstance(source, LabelMap):
+            return _open_colours(root, name, source, _describe(root))
+        if isinstance(source, (CocoJson, Labelme)):
+            return _open_shapes(root, name, source, _describe(root))
+    except OptionError as error:
+        raise DataError(f"{root / DESCRIPTION}: {error}") from None
     return SegmentationData(root, name, published_labels(name), source)
 
 
