@@ -84,6 +84,7 @@ def test_a_broken_mask_ends_the_work_and_what_was_written_is_not_written_again(
         convert_data(open_data(source), out, progress=False)
     assert not out.exists()
     mask.write_bytes(content)
+    (tmp_path / "out.unfinished" / "masks" / "killed.png.part").touch()
     written = {path: path.stat().st_mtime_ns for path in (tmp_path / "out.unfinished").glob("masks/*/*.png")}
     assert written
     convert_data(open_data(source), out, progress=False)

@@ -18,6 +18,7 @@ from zoo_seg.data import SegmentationData, open_data
 from zoo_seg.data.check import check_data
 from zoo_seg.data.labels import voc_palette
 from zoo_seg.errors import DataError, OptionError
+from zoo_seg.training.finetune import finetune
 
 
 def everything(data: SegmentationData, *splits: str) -> dict[str, list[list[int]]]:
@@ -162,6 +163,21 @@ def test_train_alone_is_divided_and_val_never_twice(tmp_path: Path) -> None:
     data = open_data(tmp_path, val_fraction=0.3)
     assert len(data.samples("train")) + len(data.samples("val")) == 9
     assert check_data(data, progress=False).errors == ()
+
+
+@pytest.mark.slow
+def test_a_network_is_trained_and_measured_on_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = beside(draw_folder(tmp_path / "data", train=8, val=4), "_mine", splits=False)
+    options = {"mask_suffix": "_mine", "val_fraction": 0.3}
+    finetune(
+        data, "semanticfpn", backbone="mobilenetv4_conv_small", out=tmp_path / "run", epochs=1, batch_size=2,
+        crop_size=(32, 32), device="cpu", **options,
+    )  # fmt: skip
+    val = len(open_data(data, **options).samples("val"))
+    assert f"{12 - val} images of train, {val} of val" in capsys.readouterr().err
+    arguments = ["evaluate", "--weights", str(tmp_path / "run"), "--data", str(data), "--out", str(tmp_path / "out")]
+    assert main([*arguments, "--mask-suffix", "_mine", "--val-fraction", "0.3", "--device", "cpu"]) == 0
+    assert f"val, {val} images" in capsys.readouterr().out
 
 
 def black_and_white(root: Path, *, classes: int = 2, other: int | None = None, **description: Any) -> Path:

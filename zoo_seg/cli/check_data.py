@@ -39,7 +39,7 @@ def _print(data: SegmentationData, report: DataReport) -> None:
     print(table(["split", "images with mask", "smallest", "largest"], rows, right=(1, 2, 3)))
     if any(split.values for split in report.splits):
         print(f"\n{_histogram(report.splits)}")
-    for title, messages in (("note", data.notes), ("error", report.errors), ("warning", report.warnings)):
+    for title, messages in (("note", report.notes), ("error", report.errors), ("warning", report.warnings)):
         for message in messages:
             text = f"{title}: {message}"
             print(

@@ -26,6 +26,8 @@ def run(arguments: argparse.Namespace) -> int:
     model = load_network(arguments)
     name = model.weights.id if model.weights else Path(arguments.weights).resolve().name
     _warn_of_other_classes(model, data)
+    for note in data.notes:
+        print(f"zoo-seg: {note}", file=sys.stderr)
     protocol = _protocol(arguments, model.metrics)
     out = Path(arguments.out or _default_folder(name, arguments.split, protocol))
     out.mkdir(parents=True, exist_ok=True)  # before the work, not after it

@@ -95,6 +95,7 @@ def _check(data: SegmentationData, listings: Mapping[str, Listing], workers: int
         tuple(tally.report() for tally in tallies.values()),
         tuple(message for tally in tallies.values() for message in tally.errors()),
         (*(message for tally in tallies.values() for message in tally.warnings()), *duplicates.warnings()),
+        data.notes,
     )
 
 

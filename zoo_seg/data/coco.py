@@ -183,7 +183,7 @@ def _fields(path: Path, key: str, value: Any, **kinds: type | tuple[type, ...]) 
     for each, kind in kinds.items():
         if not isinstance(value.get(each), kind) or isinstance(value[each], bool):
             raise DataError(
-                f"{name} (id {value.get('id')}) has {each!r} {repr(value.get(each))[:60]}; expected {_words(kind)}"
+                f"{name} (id {value.get('id')}) has {each!r} {repr(value.get(each))[:60]}; expected {_KINDS[kind]}"
             )
     return [value[each] for each in kinds]
 

@@ -59,7 +59,8 @@ def convert_data(data: SegmentationData, out: str | os.PathLike[str], *, progres
         for _ in _in_parallel(data, jobs, unfinished):
             bar.update()
     _write_text(unfinished / DESCRIPTION, json.dumps(_description(data), indent=1, ensure_ascii=False) + "\n")
-    (unfinished / _SOURCE).unlink()
+    for part in (unfinished / _SOURCE, *unfinished.rglob("*.part")):  # of a process that was killed
+        part.unlink()
     if out.is_dir():
         out.rmdir()
     unfinished.rename(out)
@@ -78,13 +79,18 @@ def _write(data: SegmentationData, split: str, sample: Sample, folder: Path) -> 
     mask = folder / "masks" / split / f"{sample.name}.png"
     for path in (image, mask):
         path.parent.mkdir(parents=True, exist_ok=True)
-    if not image.exists():
+    if _is_older(image, sample.image):
         with replacing(image) as part:
             _link(sample.image.resolve(), part)
-    if not mask.exists():
+    if _is_older(mask, sample.mask):
         labels = data.read_labels(sample)
         with replacing(mask) as part:
             Image.fromarray(np.ascontiguousarray(labels)).save(part, format="PNG")
+
+
+def _is_older(written: Path, source: Path) -> bool:
+    """Whether a file is not there, or from before its source was changed."""
+    return not written.exists() or written.stat().st_mtime_ns < source.stat().st_mtime_ns
 
 
 def _link(source: Path, target: Path) -> None:

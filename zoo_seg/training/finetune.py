@@ -147,7 +147,7 @@ def finetune(
         if accelerator.is_main_process:
             run.begin(loop.epoch)
             journal = stack.enter_context(_journal(loop, progress))
-            journal.say(_title(loop))
+            journal.say("\n".join([_title(loop), *source.notes]))
         loop.train(journal)
         if accelerator.is_main_process:
             draw_curve(run.folder / LOG, run.folder / CURVE)
