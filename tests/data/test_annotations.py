@@ -22,6 +22,7 @@ from zoo_seg.cli import main
 from zoo_seg.data import SegmentationData, open_data
 from zoo_seg.data.check import check_data
 from zoo_seg.errors import DataError, OptionError, ZooSegError
+from zoo_seg.training.samples import TrainingSamples
 
 HEIGHT, WIDTH = 24, 32
 Array = npt.NDArray[Any]
@@ -237,6 +238,9 @@ def test_an_image_of_another_size_is_told(tmp_path: Path) -> None:
     assert report.errors == (
         "train: 1 mask of another size than the image: images/ä0.png is 20x10 pixels, its mask 32x24",
     )
+    samples = TrainingSamples(open_data(tmp_path), "train", lambda *pair: pair)
+    with pytest.raises(DataError, match=r"train.json \(ä0\) is 24x32 and its image 10x20"):
+        samples[0, 0]
     (tmp_path / "images" / "ä0.png").unlink()
     report = check_data(open_data(tmp_path), ["train"], progress=False)
     assert report.errors == ("train: 1 listed, but not there: images/ä0.png",)

@@ -153,8 +153,7 @@ class SegmentationData:
 
     def name_labels(self, sample: Sample) -> str:
         """Where the labels of an image stand, relative to the root."""
-        file = sample.mask.relative_to(self.root).as_posix()
-        return f"{file} ({sample.name})" if sample.drawing and sample.mask.stem != Path(sample.name).name else file
+        return Path(sample.place).relative_to(self.root).as_posix()
 
 
 def open_data(

@@ -43,6 +43,12 @@ class Sample:
     drawing: Drawing | None = None
     """What draws the labels where the file is no mask."""
 
+    @property
+    def place(self) -> str:
+        """The file of the labels, and which of them where it may hold those of several images."""
+        is_its_own = self.drawing is None or self.mask.stem == Path(self.name).name
+        return str(self.mask) if is_its_own else f"{self.mask} ({self.name})"
+
     def __post_init__(self) -> None:
         if ".." in Path(self.name).parts or Path(self.name).is_absolute():
             raise ValueError(f"{self.name!r} leads out of the data set's folder")

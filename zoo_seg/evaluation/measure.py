@@ -146,7 +146,7 @@ def _mask(sample: Sample, result: Segmentation | ImageError, label: Ids) -> Ids:
     if result.mask.shape != label.shape:
         (height, width), (label_height, label_width) = result.mask.shape, label.shape
         raise DataError(
-            f"{sample.mask} is {label_width}x{label_height} pixels and its image {width}x{height}; "
+            f"{sample.place} is {label_width}x{label_height} pixels and its image {width}x{height}; "
             "expected the same size"
         )
     return result.mask

@@ -47,7 +47,7 @@ class TrainingSamples(Dataset[tuple[Tensor, Tensor, int]]):
             labels = labels.astype(np.int32)  # torch before 2.3 has no uint16
         if pixels.shape[:2] != labels.shape:
             raise DataError(
-                f"{sample.mask} is {labels.shape[0]}x{labels.shape[1]} and its image {pixels.shape[0]}x"
+                f"{sample.place} is {labels.shape[0]}x{labels.shape[1]} and its image {pixels.shape[0]}x"
                 f"{pixels.shape[1]} (height x width); expected the same size. 'zoo-seg check-data' lists all of them"
             )
         with torch.random.fork_rng(devices=[]):
