@@ -7,6 +7,7 @@ import io
 import json
 import pickle
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from pycocotools import mask as coco_mask
 from zoo_seg.cli import main
 from zoo_seg.data import SegmentationData, open_data
 from zoo_seg.data.check import check_data
-from zoo_seg.errors import DataError, OptionError, ZooSegError
+from zoo_seg.errors import DataError, MissingExtraError, OptionError, ZooSegError
 from zoo_seg.training.samples import TrainingSamples
 
 HEIGHT, WIDTH = 24, 32
@@ -221,7 +222,11 @@ def test_bad_annotations_are_named(
         (lambda text: text.replace('"annotations": [', '"annotations": {"a": ['), r":\d+:\d+: not valid JSON"),
         (lambda text: text.replace("]", "]]", 1), r":\d+:\d+: not valid JSON"),
         (lambda text: text.replace('"iscrowd": 0', '"iscrowd": NaN', 1), "NaN is no number"),
-        (lambda text: text.replace("ä0.png", "../../etc/passwd"), r"image 10 \(../../etc/passwd"),
+        (lambda text: text.replace("ä0.png", "../../etc/passwd"), r"image 10 \(../../etc/passwd\) lies outside"),
+        (lambda text: text.replace('"height": 24', '"height": 99999999'), "image 10 .* is 32x99999999 pixels"),
+        (lambda text: text.replace('"height": 24', '"height": 0'), "image 10 .* is 32x0 pixels"),
+        (lambda text: text.replace('"id": 9', '"id": 5'), "the category id 5 is 'dog' and 'cat'"),
+        (lambda text: text.replace('"image_id": 10', '"image_id": 0'), "has the image_id 0, which no image has"),
     ],
 )
 def test_broken_json_is_told_with_line_and_column(change: Callable[[str], str], message: str, tmp_path: Path) -> None:
@@ -244,6 +249,13 @@ def test_an_image_of_another_size_is_told(tmp_path: Path) -> None:
     (tmp_path / "images" / "ä0.png").unlink()
     report = check_data(open_data(tmp_path), ["train"], progress=False)
     assert report.errors == ("train: 1 listed, but not there: images/ä0.png",)
+
+
+def test_without_pycocotools_it_is_said_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_coco(tmp_path / "annotations" / "train.json", [{"category_id": 5, "segmentation": [box(0, 0, 9, 9)]}])
+    monkeypatch.setitem(sys.modules, "pycocotools", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'zoo_seg\[annotations\]'"):
+        labels_of(open_data(tmp_path))
 
 
 def test_a_file_that_changes_meanwhile_is_not_read_at_the_wrong_place(tmp_path: Path) -> None:

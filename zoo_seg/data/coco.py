@@ -18,7 +18,7 @@ import numpy.typing as npt
 from zoo_seg.data.annotations import holds, items, parse
 from zoo_seg.data.labels import Ids
 from zoo_seg.data.samples import ALL, Listing, Sample, split_of, words_of_splits
-from zoo_seg.data.shapes import Legend
+from zoo_seg.data.shapes import Legend, check_size
 from zoo_seg.data.wording import name_some
 from zoo_seg.errors import DataError, MissingExtraError
 
@@ -127,36 +127,37 @@ def _read_index(path: Path, state: tuple[int, int]) -> _Index:
     categories: dict[int, str] = {}
     images: dict[Any, tuple[str, int, int]] = {}
     owners: list[Any] = []
-    kinds: set[tuple[Any, int]] = set()
+    users: dict[int, str] = {}
+    """The first annotation of each category."""
     spans: list[tuple[int, int]] = []
     for key, value, start, end in items(path, ("images", "annotations", "categories")):
         if key == "categories":
             identity, name = _fields(path, key, value, id=int, name=str)
-            categories[identity] = name
+            if categories.setdefault(identity, name) != name:
+                raise DataError(f"{path}: the category id {identity} is {categories[identity]!r} and {name!r}")
         elif key == "images":
             identity, file, height, width = _fields(
                 path, key, value, id=(int, str), file_name=str, height=int, width=int
             )
             file = file.replace("\\", "/").removeprefix("./")
-            if not height * width > 0 or min(height, width) < 0 or ".." in file.split("/") or file.startswith("/"):
-                raise DataError(
-                    f"{path}: image {identity} ({file}, {width}x{height}): expected a size, and a file below"
-                )
-            images[identity] = file, height, width
+            if ".." in file.split("/") or file.startswith("/"):
+                raise DataError(f"{path}: image {identity} ({file}) lies outside the folder of the images")
+            check_size(f"{path}: image {identity} ({file})", height, width)
+            if images.setdefault(identity, (file, height, width)) != (file, height, width):
+                raise DataError(f"{path}: the image id {identity} is {images[identity][0]} and {file}")
         else:
             owner, kind = _fields(path, key, value, image_id=(int, str), category_id=int)
             owners.append(owner)
-            kinds.add((value.get("id"), kind)) if kind not in categories else None
+            users.setdefault(kind, str(value.get("id")))
             spans.append((start, end))
-    unknown = sorted((kind, str(one)) for one, kind in kinds if kind not in categories)
-    if unknown:
-        kind, one = unknown[0]
-        raise DataError(
-            f"{path}: annotation {one}: category_id {kind} is unknown; the file has {name_some(sorted(categories))}"
-        )
+    for kind, annotation in users.items():
+        if kind not in categories:
+            known = name_some(sorted(categories))
+            raise DataError(f"{path}: annotation {annotation}: category_id {kind} is unknown; the file has {known}")
     rows = {identity: row for row, identity in enumerate(images)}
-    if stray := next((owner for owner in owners if owner not in rows), None):
-        raise DataError(f"{path}: an annotation has the image_id {stray}, which no image has")
+    for owner in owners:
+        if owner not in rows:
+            raise DataError(f"{path}: an annotation has the image_id {owner!r}, which no image has")
     order = np.array([rows[owner] for owner in owners], np.int64)
     return _Index(
         path,

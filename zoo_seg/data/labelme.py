@@ -19,7 +19,7 @@ from zoo_seg.data.annotations import holds, read_lines, read_object
 from zoo_seg.data.files import Files
 from zoo_seg.data.labels import Ids
 from zoo_seg.data.samples import ALL, Listing, Sample, words_of_splits
-from zoo_seg.data.shapes import Legend
+from zoo_seg.data.shapes import Legend, check_size
 from zoo_seg.errors import DataError
 
 _LABELS = "labels.txt"
@@ -174,9 +174,11 @@ class _LabelmeLabels:
                     return image.size
             except OSError as error:
                 raise DataError(f"{self.image}: cannot be read ({error})") from None
-        if not all(type(each) is int and 0 < each <= 1 << 17 for each in size):
+        width, height = size
+        if type(width) is not int or type(height) is not int:
             raise DataError(f"{self.path}: imageWidth and imageHeight are {size}; expected pixels")
-        return size  # type: ignore[return-value]
+        check_size(str(self.path), height, width)
+        return width, height
 
 
 def _areas(shapes: Sequence[_Shape]) -> list[float]:

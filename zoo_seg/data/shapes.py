@@ -8,6 +8,7 @@ from typing import Literal
 
 from zoo_seg.data.wording import name_some
 from zoo_seg.errors import DataError
+from zoo_seg.images.reading import most_pixels
 
 Overlaps = Literal["area", "order"]
 """Where shapes overlap, the smaller one is on top, or the later one."""
@@ -16,6 +17,17 @@ IGNORED_LABELS = ("__ignore__",)
 """labelme's name for what is not to be trained on."""
 BACKGROUNDS = ("background", "_background_")
 """Names of what no shape covers."""
+
+
+def check_size(place: str, height: int, width: int) -> None:
+    """Refuse what no image that is read has.
+
+    Raises:
+        DataError: `place` begins the message.
+    """
+    limit = most_pixels()
+    if min(height, width) < 1 or (limit is not None and height * width > limit):
+        raise DataError(f"{place} is {width}x{height} pixels; expected at least 1x1, and at most {limit} in all")
 
 
 @dataclass(frozen=True)
