@@ -294,7 +294,7 @@ class Labels:
         return f"0 to {last}, and {self.ignore_index} (ignored)"
 
     def _cause(self, stored: StoredValues) -> str | None:
-        if self.value_map:
+        if self.value_map and not self.by_colour:
             return None
         unknown, count = stored.unknown, len(self.classes)
         telling = set(stored.pixels) - {(0, 0, 0), (self.ignore_index,) * 3}  # black and white are colours as well

@@ -246,7 +246,7 @@ def _data(
 
 
 def _open_shapes(root: Path, name: str, source: CocoJson | Labelme, described: _Description) -> SegmentationData:
-    classes = described.named(label for label in source.names(root) if label not in IGNORED_LABELS)
+    classes = described.classes or described.named(each for each in source.names(root) if each not in IGNORED_LABELS)
     if not (described.classes or {*BACKGROUNDS} & {*classes}):
         classes = (BACKGROUNDS[0], *classes)
     labels = _labels_of(described, classes)
@@ -262,7 +262,7 @@ def _open_shapes(root: Path, name: str, source: CocoJson | Labelme, described: _
 
 def _open_colours(root: Path, name: str, source: LabelMap, described: _Description) -> SegmentationData:
     colours = source.colours(root)
-    classes = described.named(colours)
+    classes = described.classes or described.named(colours)
     if described.palette is None:
         others = voc_palette(len(classes))
         own = tuple(colours.get(each, other) for each, other in zip(classes, others, strict=True))
@@ -393,9 +393,9 @@ class _Description:
     licence: str | None = None
 
     def named(self, labels: Iterable[str]) -> tuple[str, ...]:
-        """The classes, else what becomes of these labels."""
-        names = [self.map.get(label, label) for label in labels]
-        return self.classes or tuple(dict.fromkeys(name for name in names if name != _IGNORED))
+        """The classes that these labels come to."""
+        names = (self.map.get(label, label) for label in labels)
+        return tuple(dict.fromkeys(name for name in names if name != _IGNORED))
 
     def value_map(self) -> tuple[tuple[int, int], ...]:
         """What index masks store -> class id or IGNORED."""
