@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from zoo_seg.data.layouts import DESCRIPTION, SegmentationData
+from zoo_seg.data.description import DESCRIPTION
+from zoo_seg.data.layouts import SegmentationData
 from zoo_seg.data.samples import Sample
 from zoo_seg.errors import DataError, OptionError
 from zoo_seg.hub.files import replacing

@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from zoo_seg.data.coco import CocoJson
+from zoo_seg.data.description import DESCRIPTION, MISSING, Description, describe, labels_of
 from zoo_seg.data.files import OWN, Divided, Files, find_own
 from zoo_seg.data.labelmap import LabelMap
 from zoo_seg.data.labelme import Labelme
-from zoo_seg.data.labels import IGNORED, Colour, Ids, Labels, StoredValues, mistake_in, voc_palette
+from zoo_seg.data.labels import IGNORED, Colour, Ids, Labels, StoredValues, voc_palette
 from zoo_seg.data.samples import Layout, Listing, Sample
-from zoo_seg.data.shapes import BACKGROUNDS, IGNORED_LABELS, Legend, Overlaps
+from zoo_seg.data.shapes import BACKGROUNDS, IGNORED_LABELS, Legend
 from zoo_seg.data.wording import name_some
-from zoo_seg.decode import Mistake, decode, read_json, show
-from zoo_seg.errors import DataError, ManifestError, OptionError
-from zoo_seg.images.reading import Range, check_range
+from zoo_seg.errors import DataError, OptionError
+from zoo_seg.images.reading import Range
 from zoo_seg.manifest import load_manifest
 
 __all__ = ["LAYOUTS", "Listing", "Sample", "SegmentationData", "open_data", "published_labels"]
 
-DESCRIPTION = "dataset.json"
-"""The classes of a data set of one's own."""
 DIVIDE = "--val-fraction 0.2 (val_fraction=0.2 in Python) takes a fifth of the images as val"
 _ORDER = ("train", "trainaug", "trainval", "val", "test")
 
@@ -221,35 +219,35 @@ def _open(root: Path, name: str, mask_suffix: str | None, is_divided: bool) -> S
     source = next((kind for kind in kinds if kind.lie_in(root)), kinds[0])
     if name == "folder":
         if not (root / DESCRIPTION).is_file():
-            raise DataError(f"{root / DESCRIPTION} {_MISSING}")
-        described = _describe(root, of_masks=True)
+            raise DataError(f"{root / DESCRIPTION} {MISSING}")
+        described = describe(root, of_masks=True)
         own, suffix = find_own(root, mask_suffix, is_divided) or (OWN, "")
         notes = (f"masks are the files whose names end in {suffix!r}",) if suffix and not mask_suffix else ()
-        labels = _labels_of(described, described.classes or (), described.value_map())
+        labels = labels_of(described, described.classes or (), described.value_map())
         data = _data(root, name, labels, own, described, notes=notes)
         return data if described.map else _as_black_and_white(data)
     try:
         if isinstance(source, LabelMap):
-            return _open_colours(root, name, source, _describe(root))
+            return _open_colours(root, name, source, describe(root))
         if isinstance(source, (CocoJson, Labelme)):
-            return _open_shapes(root, name, source, _describe(root))
+            return _open_shapes(root, name, source, describe(root))
     except OptionError as error:
         raise DataError(f"{root / DESCRIPTION}: {error}") from None
     return SegmentationData(root, name, published_labels(name), source)
 
 
 def _data(
-    root: Path, name: str, labels: Labels, source: Layout, described: _Description, **others: Any
+    root: Path, name: str, labels: Labels, source: Layout, described: Description, **others: Any
 ) -> SegmentationData:
     """With what dataset.json says of the images."""
     return SegmentationData(root, name, labels, source, range=described.range, **others)
 
 
-def _open_shapes(root: Path, name: str, source: CocoJson | Labelme, described: _Description) -> SegmentationData:
+def _open_shapes(root: Path, name: str, source: CocoJson | Labelme, described: Description) -> SegmentationData:
     classes = described.classes or described.named(each for each in source.names(root) if each not in IGNORED_LABELS)
     if not (described.classes or {*BACKGROUNDS} & {*classes}):
         classes = (BACKGROUNDS[0], *classes)
-    labels = _labels_of(described, classes)
+    labels = labels_of(described, classes)
     legend = described.legend(labels)
     rest = "ignored" if legend.unlabelled == labels.ignore_index else repr(classes[legend.unlabelled])
     on_top = "smaller" if legend.overlaps == "area" else "later"
@@ -260,14 +258,14 @@ def _open_shapes(root: Path, name: str, source: CocoJson | Labelme, described: _
     return _data(root, name, labels, source, described, legend=legend, notes=notes)
 
 
-def _open_colours(root: Path, name: str, source: LabelMap, described: _Description) -> SegmentationData:
+def _open_colours(root: Path, name: str, source: LabelMap, described: Description) -> SegmentationData:
     colours = source.colours(root)
     classes = described.classes or described.named(colours)
     if described.palette is None:
         others = voc_palette(len(classes))
         own = tuple(colours.get(each, other) for each, other in zip(classes, others, strict=True))
         described = replace(described, palette=own)
-    labels = _labels_of(described, classes)
+    labels = labels_of(described, classes)
     ids = described.legend(labels).ids
     known = {colour: ids[label] for label, colour in colours.items() if label in ids}
     value_map = tuple((colour, IGNORED if each == labels.ignore_index else each) for colour, each in known.items())
@@ -361,124 +359,6 @@ def published_labels(dataset: str) -> Labels:
         record.ignored_ids,
         _PUBLISHED[dataset][0].id_ending,
         _PUBLISHED[dataset][0].first_id,
-    )
-
-
-_MISSING = (
-    "is missing; it names the classes in the order of their ids, for example:\n"
-    '  {"classes": ["background", "cat", "dog"], "palette": [[0, 0, 0], [128, 0, 0], [0, 128, 0]], '
-    '"ignore_index": 255}'
-)
-_IGNORED = "ignored"
-"""What dataset.json calls pixels that are no class."""
-
-
-@dataclass(frozen=True)
-class _Description:
-    """dataset.json."""
-
-    classes: tuple[str, ...] | None = None
-    """None: those that the labels name."""
-    palette: tuple[Colour, ...] | None = None
-    ignore_index: int = 255
-    ignore_color: Colour | None = None
-    range: Range | None = None
-    map: Mapping[str, Any] = field(default_factory=dict)
-    """Stored value, or label of a shape or a colour -> class name or `"ignored"`."""
-    overlaps: Overlaps = "area"
-    unlabelled: str | None = None
-    """The class of pixels that no shape covers, or `"ignored"`; None: the background, if there is one."""
-    title: str | None = None
-    url: str | None = None
-    licence: str | None = None
-
-    def named(self, labels: Iterable[str]) -> tuple[str, ...]:
-        """The classes that these labels come to."""
-        names = (self.map.get(label, label) for label in labels)
-        return tuple(dict.fromkeys(name for name in names if name != _IGNORED))
-
-    def value_map(self) -> tuple[tuple[int, int], ...]:
-        """What index masks store -> class id or IGNORED."""
-        classes = self.classes or ()
-        return tuple(
-            (int(value), classes.index(name) if name in classes else IGNORED) for value, name in self.map.items()
-        )
-
-    def legend(self, labels: Labels) -> Legend:
-        """What becomes of labels by name.
-
-        Raises:
-            OptionError: a name that should be a class is none.
-        """
-
-        def id_of(key: str, name: str) -> int:
-            if name not in (*labels.classes, _IGNORED):
-                raise OptionError(
-                    f"{key}: {name!r} is no class; expected one of {name_some(labels.classes)}, {_IGNORED}"
-                )
-            return labels.classes.index(name) if name in labels.classes else labels.ignore_index
-
-        backgrounds = [name for name in BACKGROUNDS if name in labels.classes]
-        return Legend(
-            labels.classes,
-            {
-                **dict.fromkeys(IGNORED_LABELS, labels.ignore_index),
-                **{name: index for index, name in enumerate(labels.classes)},
-                **{label: id_of(f"map.{label}", name) for label, name in self.map.items()},
-            },
-            id_of("unlabelled", self.unlabelled or next(iter(backgrounds), _IGNORED)),
-            self.overlaps,
-        )
-
-
-def _describe(root: Path, of_masks: bool = False) -> _Description:
-    """dataset.json; what it would say where there is none.
-
-    Args:
-        of_masks: labels are masks of class ids, so that only it can name the classes.
-    """
-    path = root / DESCRIPTION
-    if not path.is_file():
-        return _Description()
-    try:
-        return read_json(path, lambda raw: _decode_description(raw, of_masks))
-    except ManifestError as error:
-        raise DataError(str(error)) from None
-
-
-def _decode_description(raw: Any, of_masks: bool) -> _Description:
-    described: _Description = decode(_Description, raw, ())
-    classes = described.classes
-    if classes is None and of_masks:
-        raise Mistake("the key 'classes' is missing")
-    if classes is not None:
-        palette = described.palette or voc_palette(len(classes))
-        wrong = mistake_in(classes, palette, described.ignore_index, described.ignore_color)
-        if wrong:
-            key, message = wrong
-            raise Mistake(message, key)
-    for value, name in described.map.items():
-        if not isinstance(name, str) or (classes is not None and name not in (*classes, _IGNORED)):
-            raise Mistake(f"found {show(name)}, expected one of 'classes', or {_IGNORED!r}", "map", value)
-        if of_masks and not (value.isdecimal() and int(value) <= 65535):
-            raise Mistake(f"found {show(value)}, expected a value that masks store, from 0 to 65535", "map", value)
-    try:
-        check_range(described.range)
-    except OptionError as error:
-        raise Mistake(str(error), "range") from None
-    return described
-
-
-def _labels_of(
-    described: _Description, classes: tuple[str, ...], value_map: tuple[tuple[int, int], ...] = ()
-) -> Labels:
-    return Labels(
-        classes,
-        described.palette or voc_palette(len(classes)),
-        described.ignore_index,
-        described.ignore_color,
-        has_palette=bool(described.palette),
-        value_map=value_map,
     )
 
 
