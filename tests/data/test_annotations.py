@@ -390,6 +390,10 @@ def test_labels_are_sorted_or_those_of_labels_txt(tmp_path: Path) -> None:
             r"a.json: shape 1 \('a'\) lies outside the image of 32x24 pixels",
         ),
         ('{"shapes": [{"label": "a", "points": [[0, 0], [4, 4]], "shape_type": "mask"}]}', "its mask cannot be read"),
+        (
+            '{"shapes": [{"label": "a", "points": [[0, 0], [1e308, 4]], "shape_type": "circle"}]}',
+            r"a.json: shape 1 \('a'\) has a corner far outside the image",
+        ),
         ('{"shapes": [], "imageHeight": "a", "imageWidth": 3}', "imageWidth and imageHeight are"),
     ],
 )

@@ -28,6 +28,8 @@ _KEYS = ("shapes", "imageData")
 """One of these stands near the beginning of a file."""
 _LINE, _POINT = 10, 5
 """Width of a line, radius of a point, in pixels: those of labelme's `shape_to_mask`."""
+_FARTHEST = 1 << 20
+"""Pixels that a corner may lie outside."""
 _LOOKED_AT = 20
 """Files that tell a data set."""
 
@@ -158,11 +160,11 @@ class _LabelmeLabels:
         shapes = list(_shapes_in(self.path, raw))
         size = self._size(raw)
         ids = [legend.id_of(shape.label, shape.place) for shape in shapes]
+        for shape in shapes:
+            _check_inside(shape, size)
         canvas = Image.new("I", size, legend.unlabelled)
         for place in legend.painting_order(_areas(shapes)):
-            shape = shapes[place]
-            _check_inside(shape, size)
-            _paint(canvas, shape, ids[place])
+            _paint(canvas, shapes[place], ids[place])
         return np.asarray(canvas).astype(np.uint16)
 
     def _size(self, raw: Mapping[str, Any]) -> tuple[int, int]:
@@ -191,14 +193,14 @@ def _areas(shapes: Sequence[_Shape]) -> list[float]:
 
 
 def _check_inside(shape: _Shape, size: tuple[int, int]) -> None:
+    if max(abs(each) for point in shape.points for each in point) > _FARTHEST:
+        raise DataError(f"{shape.place} has a corner far outside the image")
     reach = {"circle": math.dist(*shape.points) if shape.kind == "circle" else 0, "point": _POINT, "points": _POINT}
     margin = reach.get(shape.kind, _LINE if "line" in shape.kind else 0)
     points = shape.points[:1] if shape.kind == "circle" else shape.points
     for values, length in zip(zip(*points, strict=True), size, strict=True):
         if max(values) + margin < 0 or min(values) - margin >= length:
             raise DataError(f"{shape.place} lies outside the image of {size[0]}x{size[1]} pixels")
-        if max(map(abs, values)) > 1 << 20:
-            raise DataError(f"{shape.place} has a corner far outside the image")
 
 
 def _paint(canvas: Image.Image, shape: _Shape, value: int) -> None:
