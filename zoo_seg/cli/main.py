@@ -97,6 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_verify(verbs)
     _add_manifest(verbs)
     _add_check_data(verbs)
+    _add_convert_data(verbs)
     _add_predict(verbs)
     _add_evaluate(verbs)
     _add_finetune(verbs)
@@ -152,7 +153,14 @@ def _layout_option(*flags: str) -> argparse.ArgumentParser:
         *flags,
         metavar="NAME",
         default="auto",
-        help="how the files lie in the folder of the data: folder, or a data set such as voc (default: found out)",
+        help="how the files lie in the folder of the data: folder, coco_json, labelme, cvat, or a data set such as voc "
+        "(default: found out)",
+    )
+    parser.add_argument(
+        "--val-fraction", type=float, metavar="F", help="hold so much back as val where there is none, such as 0.2"
+    )
+    parser.add_argument(
+        "--mask-suffix", metavar="TEXT", help="what names of masks have more than those of images (default: found out)"
     )
     return parser
 
@@ -305,8 +313,9 @@ def _add_check_data(verbs: Any) -> None:
         "check-data",
         "read a whole data set and report what training would stumble over",
         "Read every image and mask of a data set: your own (images/train/NAME.jpg, masks/train/NAME.png, the same "
-        "below val/, and dataset.json with the classes), or VOC, ADE20K and Cityscapes as distributed. Prints what the "
-        "masks hold, and which files are missing, broken or do not fit. Exit code 1 when training would fail.",
+        "below val/, and dataset.json with the classes), COCO's or labelme's JSON, CVAT's masks, or VOC, ADE20K and "
+        "Cityscapes as distributed. Prints what the masks hold, and which files are missing, broken or do not fit. "
+        "Exit code 1 when training would fail.",
         "  zoo-seg check-data my_data/\n  zoo-seg check-data VOCdevkit/VOC2012 --split train --split val",
         parents=[_layout_option("--layout")],
     )
@@ -314,6 +323,21 @@ def _add_check_data(verbs: Any) -> None:
     parser.add_argument("--split", action="append", metavar="NAME", help="check this part only; may be repeated")
     parser.add_argument("--workers", type=_whole, metavar="N", help="threads that read (default: two a processor)")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
+
+
+def _add_convert_data(verbs: Any) -> None:
+    parser = _verb(
+        verbs,
+        "convert-data",
+        "write a data set of any kind as images, masks and dataset.json",
+        "Write the images (as links to the same files where the disk can) and their labels as PNGs of class ids, with "
+        "dataset.json. OUT is there when all is done; interrupted, the same command goes on in OUT.unfinished.",
+        "  zoo-seg convert-data labelled_in_coco/ my_data/\n"
+        "  zoo-seg convert-data images_and_masks/ my_data/ --mask-suffix _L --val-fraction 0.2",
+        parents=[_layout_option("--layout")],
+    )
+    parser.add_argument("data", type=_path, metavar="SRC", help="see 'zoo-seg check-data --help'")
+    parser.add_argument("out", type=_path, metavar="OUT", help="a new folder")
 
 
 def _add_finetune(verbs: Any) -> None:

@@ -14,7 +14,8 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from zoo_seg.data.labels import Ids
-from zoo_seg.data.layouts import Sample, SegmentationData
+from zoo_seg.data.layouts import SegmentationData
+from zoo_seg.data.samples import Sample
 from zoo_seg.errors import DataError, ImageError, OptionError
 from zoo_seg.evaluation.metrics import SegmentationMetrics
 from zoo_seg.inference.predictor import in_order
@@ -103,7 +104,7 @@ def measure(
         on_error="yield",
         **options,
     )
-    labels = in_order(share, lambda sample: data.labels.read(sample.mask), ahead=2 * options.get("batch_size", 1))
+    labels = in_order(share, data.read_labels, ahead=2 * options.get("batch_size", 1))
     bar = tqdm(total=len(share), unit="image", disable=None if progress and rank == 0 else True)
     with bar:
         for sample, result, label in zip(share, results, labels, strict=True):
@@ -145,7 +146,7 @@ def _mask(sample: Sample, result: Segmentation | ImageError, label: Ids) -> Ids:
     if result.mask.shape != label.shape:
         (height, width), (label_height, label_width) = result.mask.shape, label.shape
         raise DataError(
-            f"{sample.mask} is {label_width}x{label_height} pixels and its image {width}x{height}; "
+            f"{sample.place} is {label_width}x{label_height} pixels and its image {width}x{height}; "
             "expected the same size"
         )
     return result.mask

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from zoo_seg.data.layouts import Sample, SegmentationData
+from zoo_seg.data.layouts import SegmentationData
+from zoo_seg.data.samples import Sample
 from zoo_seg.errors import MissingExtraError
 from zoo_seg.hub.files import replacing
 from zoo_seg.images.reading import read_image
@@ -89,7 +90,7 @@ def draw_sheet(model: SegmentationModel, data: SegmentationData, path: Path, row
 
 def _look(sample: Sample, data: SegmentationData, model: SegmentationModel) -> tuple[RGB, Ids, Ids]:
     """The image, and the class ids of its label and its prediction; what is ignored comes after the classes."""
-    image, labels = read_image(sample.image, data.range), data.labels.read(sample.mask).astype(np.int64)
+    image, labels = read_image(sample.image, data.range), data.read_labels(sample).astype(np.int64)
     return image, np.where(labels == data.ignore_index, data.num_classes, labels), model.predict(image).mask
 
 

@@ -50,6 +50,8 @@ def finetune(
     backbone_pretrained: bool = False,
     channels: int | None = None,
     layout: str = "auto",
+    val_fraction: float | None = None,
+    mask_suffix: str | None = None,
     resume: bool = False,
     device: str | None = None,
     workers: int = 2,
@@ -78,6 +80,7 @@ def finetune(
         backbone_pretrained: fetch timm's ImageNet weights for the backbone.
         channels: width of the head of a network without weights; None is the family's own.
         layout: how the data lies in its folder, see `open_data`; `"auto"` finds out.
+        val_fraction, mask_suffix: of data without a val split, and of masks beside their images; see `open_data`.
         resume: go on with an interrupted run, given the same arguments. It ends as an unbroken one would, on another
             device or number of processes as well, but for float noise. A finished run returns its network at once.
         device: `"cpu"`, `"cuda"`, `"cuda:1"`, ...; None is the fastest that is there.
@@ -104,7 +107,9 @@ def finetune(
         raise OptionError(f"workers is {workers}; expected a number of processes, or 0")
     accelerator = _accelerator(settings, device)
     run.check(resume)
-    source = open_data(data if isinstance(data, str) else Path(data), layout)
+    source = open_data(
+        data if isinstance(data, str) else Path(data), layout, val_fraction=val_fraction, mask_suffix=mask_suffix
+    )
     batches = _batches(source, settings, accelerator)
     torch.manual_seed(settings.seed)
     network, origin = starting_network(
@@ -142,7 +147,7 @@ def finetune(
         if accelerator.is_main_process:
             run.begin(loop.epoch)
             journal = stack.enter_context(_journal(loop, progress))
-            journal.say(_title(loop))
+            journal.say("\n".join([_title(loop), *source.notes]))
         loop.train(journal)
         if accelerator.is_main_process:
             draw_curve(run.folder / LOG, run.folder / CURVE)

@@ -33,7 +33,7 @@ class TrainingSamples(Dataset[tuple[Tensor, Tensor, int]]):
 
     def __init__(self, data: SegmentationData, split: str, transform: Transform, seed: int = 0) -> None:
         self.samples = data.samples(split)
-        self.labels, self.range, self.transform, self.seed = data.labels, data.range, transform, seed
+        self.data, self.transform, self.seed = data, transform, seed
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -42,12 +42,12 @@ class TrainingSamples(Dataset[tuple[Tensor, Tensor, int]]):
         keep_large_blocks()  # each step of the transform needs some: a third of the time
         epoch, index = address
         sample = self.samples[index]
-        pixels, labels = read_image(sample.image, self.range), self.labels.read(sample.mask)
+        pixels, labels = read_image(sample.image, self.data.range), self.data.read_labels(sample)
         if labels.dtype != np.uint8:
             labels = labels.astype(np.int32)  # torch before 2.3 has no uint16
         if pixels.shape[:2] != labels.shape:
             raise DataError(
-                f"{sample.mask} is {labels.shape[0]}x{labels.shape[1]} and its image {pixels.shape[0]}x"
+                f"{sample.place} is {labels.shape[0]}x{labels.shape[1]} and its image {pixels.shape[0]}x"
                 f"{pixels.shape[1]} (height x width); expected the same size. 'zoo-seg check-data' lists all of them"
             )
         with torch.random.fork_rng(devices=[]):
