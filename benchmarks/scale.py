@@ -44,7 +44,7 @@ def run(workers: int, weights: str, model: str | None, images: Path, out: Path) 
     name, _, tag = weights.partition(".")
     network = zoo_seg.create_model(model or name, weights if model else tag)
     paths = sorted(images.iterdir())
-    jobs = [Job(str(path), str(out / f"{path.stem}_mask.png"), str(out / f"{path.stem}_overlay.png")) for path in paths]
+    jobs = [Job(str(path), str(out / path.stem), ("overlay", "mask")) for path in paths]
     work = Work({"device": "cpu"}, 0.5, False)
     first, last = len(jobs) // 4, len(jobs) * 9 // 10
     ends, spent, memory = list[float](), list[float](), 0.0

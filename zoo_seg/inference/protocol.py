@@ -35,6 +35,9 @@ _FIRST_ROWS = 8
 _STRIP = 1 << 22
 """Logits held at full size at a time (16 MB)."""
 
+_LEAST_SCORE = 1e-12
+"""Where no query's mask is, all classes are as likely."""
+
 Mode = Literal["whole", "slide"]
 
 
@@ -148,6 +151,24 @@ def strips(all_logits: Sequence[AugmentedLogits], rules: Protocol) -> Iterator[t
         yield top, total / len(all_logits) if len(all_logits) > 1 else total
         top += step
         step = max(_STRIP // (total.shape[0] * total.shape[1] * width), 1)
+
+
+def probabilities(strip: Tensor, rules: Protocol, *, several: bool, scores: bool) -> Tensor:
+    """A strip of `strips` (N, C, rows, W) as probabilities: of each pixel they add up to 1, and the same class wins.
+
+    Args:
+        several: the strip is the average of several logits.
+        scores: it was read out of `Queries`, whose values are no logits: each class's share of the masks there. A
+            probability is then a class's part of their sum.
+    """
+    averaged = several and rules.average == "probabilities"
+    if not scores:
+        return strip if averaged else strip.softmax(1)
+    if averaged:  # the rules take the scores for logits; undone, up to a constant, which the least score stands for
+        strip = strip.log()
+        strip = strip - strip.amin(1, keepdim=True)
+    strip = strip + _LEAST_SCORE
+    return strip / strip.sum(1, keepdim=True)
 
 
 @torch.inference_mode()
