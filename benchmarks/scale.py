@@ -90,7 +90,7 @@ def plan_a_million() -> dict[str, float]:
     names = (f"cameras/{number % 1000:04}/frame_{number:08}" for number in range(1_000_000))
     found = ((f"s3://bucket/images/{name}.jpg", f"s3://bucket/masks/{name}") for name in names)
     outcome = Outcome()
-    jobs = list(plan(found, True, lambda *_: None))
+    jobs = list(plan(found, ("overlay", "mask"), [], lambda *_: None))
     tables = [cluster._table(jobs[first : first + 64], first) for first in range(0, len(jobs), 64)]
     for job in jobs:
         note(job, None, outcome)

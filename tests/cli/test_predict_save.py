@@ -271,8 +271,8 @@ def test_other_kinds_are_other_settings(predict: Run) -> None:
     image = picture("a.png")
     predict(image, "--save", "mask,geojson", "--tolerance", "1")
     for arguments, said in (
-        (["--save", "mask,geojson"], "tolerance 1.0 (now as published)"),
-        ([], "save 'geojson,mask' (now as published)"),
+        (["--save", "mask,geojson"], "tolerance 1.0 (now not given)"),
+        ([], "save 'geojson,mask' (now not given)"),
     ):
         result = predict(image, *arguments)
         assert result.code == 2

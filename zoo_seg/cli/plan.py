@@ -115,12 +115,16 @@ def refuse_other_settings(out: str, before: str | None, settings: Mapping[str, A
     names = [*settings, *(name for name in _LATER if name not in settings)] if isinstance(known, dict) else []
     different = [name for name in names if known.get(name) != settings.get(name)]
     if different:
-        what = ", ".join(f"{name} {_said(known.get(name))} (now {_said(settings.get(name))})" for name in different)
+        what = ", ".join(
+            f"{name} {_said(name, known.get(name))} (now {_said(name, settings.get(name))})" for name in different
+        )
         raise OptionError(f"{out} holds results made with {what}; choose another --out, or add --overwrite")
 
 
-def _said(value: object) -> str:
-    return "as published" if value is None else repr(value)
+def _said(name: str, value: object) -> str:
+    if value is None:
+        return "not given" if name in _LATER else "as published"
+    return repr(value)
 
 
 def earlier_marks(jobs: Sequence[Job], stats: Stats) -> list[str]:
