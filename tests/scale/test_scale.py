@@ -87,14 +87,16 @@ def test_a_folder_gives_the_files_of_one_machine(predict: Run, two_cores: list[s
         picture(Path("p") / name, seed)
     Path("p/broken.png").write_bytes(b"no image")
     picture(Path("p/a.jpg"))
-    one = predict("p", "--out", "one", "--json", "one.json")
-    many = predict("p", "--out", "many", "--json", "many.json", *two_cores)
+    kinds = ["--save", "mask,overlay,confidence,geojson,labelme"]
+    one = predict("p", "--out", "one", "--json", "one.json", *kinds)
+    many = predict("p", "--out", "many", "--json", "many.json", *kinds, *two_cores)
     assert (one.code, many.code) == (1, 1)
     assert many.err == one.err.replace("one/", "many/")
     assert "broken.png: not an image" in many.err
     assert f"{len(names)} done, 2 failed; results in many; " in many.out
     assert many.out.endswith("images/s from 2 workers (cpu, 1 threads each)\n")
     assert contents(tmp_path / "many") == contents(tmp_path / "one")
+    assert len(contents(tmp_path / "one")) == 5 * len(names) + 1
     told = [json.loads(Path(name).read_text().replace("many/", "one/")) for name in ("one.json", "many.json")]
     by_name = [{kind: sorted(rows, key=str) for kind, rows in each.items()} for each in told]
     assert by_name[0] == by_name[1]
