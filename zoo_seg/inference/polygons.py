@@ -103,7 +103,7 @@ def _with_shared_corners(
     def passed(ring: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
         steps = np.diff(ring, axis=0)  # each along one axis
         walk = np.sign(steps).repeat(np.abs(steps).sum(1), axis=0).cumsum(0)
-        points = np.concatenate([ring[:1], ring[0] + walk])
+        points: npt.NDArray[np.intp] = np.concatenate([ring[:1], ring[0] + walk])
         return points[corners[points[:, 1], points[:, 0]]]
 
     return [[passed(ring) for ring in rings] for rings in shapes]

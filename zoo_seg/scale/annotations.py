@@ -28,7 +28,7 @@ def labelme(polygons: Sequence[Polygon], image_path: str, height: int, width: in
     Args:
         image_path: from the folder of the JSON file.
     """
-    shapes = []
+    shapes: list[dict[str, Any]] = []
     for number, polygon in enumerate(polygons):
         parts = without_holes(polygon)
         shapes += [

@@ -64,7 +64,7 @@ def read_mark(file: BinaryIO) -> str | None:
     """The mark of a file that `zoo-seg predict` wrote; empty where its end is missing; None for any other file."""
     head = file.read(_HEAD)
     if found := _JSON.match(head):
-        return _of_json(file, *found.groups(), start=found.end())
+        return _of_json(file, found[1], found[2], found.end())
     found = re.search(rf"tEXt{_MARK}\0([0-9a-f]{{64}})".encode(), head)
     if found is None:
         return None
