@@ -22,6 +22,16 @@ class Predicting:
     """What has a `predictor`."""
 
     @property
+    def classes(self) -> tuple[str, ...]:
+        """The name of each class id."""
+        raise NotImplementedError
+
+    @property
+    def palette(self) -> tuple[tuple[int, int, int], ...]:
+        """The RGB colour (0..255) of each class id."""
+        raise NotImplementedError
+
+    @property
     def test(self) -> TestOptions:
         """How the weights were tested, which `predict` does unless told otherwise."""
         raise NotImplementedError

@@ -369,7 +369,7 @@ class Predictor:
                 sure[:, rows] = shares.gather(1, masks[:, rows].long().unsqueeze(1))[:, 0]
             if extras.probabilities is not None:
                 arrays = arrays or _room(count, (classes, *size), extras.probabilities)
-                for array, values in zip(arrays, shares.cpu(), strict=True):
+                for array, values in zip(arrays, shares.to(DTYPES[extras.probabilities]).cpu(), strict=True):
                     array[:, rows] = values.numpy()
         assert masks is not None  # every size has a first strip
         return masks, sure, arrays

@@ -320,7 +320,7 @@ def _overlay_frame(image: RGB, stream: VideoStream) -> av.VideoFrame:
 def _exact_stream(container: OutputContainer, clip: Clip, image: npt.NDArray[Any]) -> VideoStream:
     """FFV1, grey, whose numbers are those of the image."""
     stream = _stream(container, clip, image, "ffv1", {"level": "3", "slicecrc": "1"})
-    stream.pix_fmt = "gray" if image.dtype == np.uint8 else "gray16le"
+    stream.pix_fmt = _grey(image)
     stream.codec_context.color_range = _FULL_RANGE
     return stream
 
@@ -331,15 +331,19 @@ def _exact_frame(image: npt.NDArray[Any], stream: VideoStream, clip: Clip) -> av
             f"{clip.name}: its frames change from {stream.width}x{stream.height} pixels to "
             f"{image.shape[1]}x{image.shape[0]}, which no clip of class ids can; write --save overlay, or cut it there"
         )
-    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format=stream.pix_fmt)
+    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format=_grey(image))
     frame.color_range = _FULL_RANGE
     return frame
+
+
+def _grey(image: npt.NDArray[Any]) -> str:
+    return "gray" if image.dtype == np.uint8 else "gray16le"
 
 
 def _stream(
     container: OutputContainer, clip: Clip, image: npt.NDArray[Any], codec: str, options: dict[str, str]
 ) -> VideoStream:
-    stream = container.add_stream(codec, rate=clip.rate, options=options)
+    stream: VideoStream = container.add_stream(codec, rate=clip.rate, options=options)  # type: ignore[assignment]
     stream.height, stream.width = image.shape[:2]
     stream.codec_context.time_base = clip.time_base
     return stream
