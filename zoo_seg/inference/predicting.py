@@ -124,7 +124,7 @@ class Predicting:
             confidence: give `Segmentation.confidence` as well, the probability of each pixel's winner. The class map
                 is the same without it, and all classes are held for a few rows only.
             probabilities: give `Segmentation.probabilities` as well, those of all classes: 4 bytes a class and pixel
-                (True or `"float32"`) or 2 (`"float16"`): 1.3 GB of 150 classes at 1080x1920 in float32.
+                (True or `"float32"`) or 2 (`"float16"`): 1.2 GB of 150 classes at 1080x1920 in float32.
 
         Raises:
             ImageError: an image cannot be read.
