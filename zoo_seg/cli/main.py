@@ -475,8 +475,9 @@ def _add_predict(verbs: Any) -> None:
         "predict",
         "write the class maps of images",
         "Write <stem>_mask.png (a palette PNG of class ids) and <stem>_overlay.png for each image, under the "
-        "image's folder below --out. What is there already is kept while image, weights and settings are the same; "
-        "a file of your own is never replaced. A broken or missing image is named and passed over, and "
+        "image's folder below --out; with --save also <stem>_confidence.png, <stem>.geojson, <stem>.json for labelme, "
+        "and one coco.json of all images. What is there already is kept while image, weights and settings are the "
+        "same; a file of your own is never replaced. A broken or missing image is named and passed over, and "
         "the exit code is 1 then. Of a folder every image is taken, links to images included; links to folders "
         "and hidden files are passed over. Of a clip one overlay is written, without sound; it needs "
         "pip install 'zoo_seg[video]'. With --engine ray the workers of a Ray cluster share the images; a PATH may "
@@ -485,6 +486,7 @@ def _add_predict(verbs: Any) -> None:
         "  zoo-seg predict street.jpg\n"
         "  zoo-seg predict street.jpg --model pspnet_resnet50_os8 --weights ade20k --out out/\n"
         "  zoo-seg predict images/ 'more/*.png' --weights fcn_resnet101_os8.cityscapes --out out/ --dtype bfloat16\n"
+        "  zoo-seg predict images/ --save mask,confidence,coco,geojson --min-area 50 --tolerance 1\n"
         "  zoo-seg predict clip.mp4 --out clip_overlay.mp4\n"
         "  zoo-seg predict s3://bucket/images --engine ray --address auto --out s3://bucket/masks",
         parents=[_network_options(_PACKAGED), _test_options()],
@@ -517,7 +519,20 @@ def _add_predict(verbs: Any) -> None:
     )
     parser.add_argument("--alpha", type=float, default=0.5, help="how much of the colours in the overlay, 0 to 1")
     parser.add_argument("--legend", action="store_true", help="class names and areas beside the overlay")
-    parser.add_argument("--no-overlay", action="store_true", help="write the masks only")
+    parser.add_argument(
+        "--save",
+        metavar="KINDS",
+        help="what to write, with commas between: mask, overlay, confidence, coco, geojson, labelme; of a clip mask, "
+        "overlay, confidence (default: mask,overlay; of a clip overlay); coco, geojson and labelme need "
+        "pip install 'zoo_seg[results]'",
+    )
+    parser.add_argument("--no-overlay", action="store_true", help="write the masks only: --save mask")
+    parser.add_argument(
+        "--min-area", type=float, metavar="N", help="leave out polygons of fewer pixels (default: write all)"
+    )
+    parser.add_argument(
+        "--tolerance", type=float, metavar="PX", help="simplify the borders of polygons (default 0: pixel by pixel)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="do again what an earlier run did")
     parser.add_argument(
         "--engine", choices=["local", "ray"], default="local", help="this process (default), or a Ray cluster"

@@ -37,19 +37,17 @@ def class_map(logits: Tensor, sizes: Sequence[Size], align_corners: bool = False
     rows, columns = (bilinear(logits.shape[2 + axis], first[axis], align_corners) for axis in (0, 1))
     for size in others:
         rows, columns = rows.resized(size[0], align_corners), columns.resized(size[1], align_corners)
-    return winners(LinearLogits(WholeCells(logits), rows, columns))
+    parts = [ids for _, ids in winners(LinearLogits(WholeCells(logits), rows, columns))]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
-def winners(logits: LinearLogits) -> Tensor:
-    """The winning class of each pixel, as `class_map` gives it."""
-    way = _where_cells_differ if logits.cells.like.device.type == "cpu" else _in_strips
-    result: Tensor | None = None
-    for top, ids in way(logits):
-        if result is None:
-            result = ids.new_empty(len(ids), *logits.size)
-        result[:, top : top + ids.shape[1]] = ids
-    assert result is not None  # every size has a first row
-    return result
+def winners(logits: LinearLogits) -> Iterator[tuple[int, Tensor]]:
+    """(first row, ids (N, rows, W)) from top to bottom, as `class_map` gives them.
+
+    Until the next ones are asked for, the logits' strips of these rows may be.
+    """
+    on_cpu = logits.cells.like.device.type == "cpu"
+    return _where_cells_differ(logits) if on_cpu else _in_strips(logits)
 
 
 def _in_strips(logits: LinearLogits) -> Iterator[tuple[int, Tensor]]:
