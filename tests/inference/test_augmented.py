@@ -86,8 +86,13 @@ def test_windows(size: Size, crop: Size, stride: Size, output: Size, geometry: G
     torch.testing.assert_close(torch.cat(strips, dim=2), expected, rtol=1e-5, atol=1e-4)
     again = windowed_logits(run, x, crop, stride, output, geometry, flip=flip)
     assert isinstance(again, LinearLogits)
-    chosen = expected.gather(1, winners(again).long()[:, None])[:, 0]
-    assert (expected.amax(1) - chosen).abs().max() < 1e-4  # the winner, or one that ties with it
+    for top, ids in winners(again):
+        bottom = top + ids.shape[1]
+        full = expected[:, :, top:bottom]
+        chosen = full.gather(1, ids.long()[:, None])[:, 0]
+        assert (full.amax(1) - chosen).abs().max() < 1e-4  # the winner, or one that ties with it
+        torch.testing.assert_close(again.strip(top, bottom), full, rtol=1e-5, atol=1e-4)  # still to be had
+    assert bottom == output[0]
 
 
 @pytest.mark.parametrize("flip", [False, True])

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import zoo_seg
 from zoo_seg.errors import OptionError, OutOfMemoryError
 from zoo_seg.families.registry import find_family, list_families
-from zoo_seg.inference import protocol
+from zoo_seg.inference import labels, protocol
 from zoo_seg.inference.protocol import predict_logits
 from zoo_seg.inference.segmentation import Segmentation
 from zoo_seg.layers.readout import Queries
@@ -154,6 +154,7 @@ def test_confidence_never_holds_all_classes_at_full_size(way: str, monkeypatch: 
     every = 20 * image.shape[0] * image.shape[1]
     predictor, test = model.predictor(), model.test_options(**WAYS[way])
     monkeypatch.setattr(predictor, "_infer", outside(predictor._infer))
+    monkeypatch.setattr(labels, "_BLOCK", 1 << 12)
     most = {}
     for rows in (8, 64):
         monkeypatch.setattr(protocol, "_STRIP", 20 * image.shape[1] * rows)
@@ -162,7 +163,7 @@ def test_confidence_never_holds_all_classes_at_full_size(way: str, monkeypatch: 
             list(predictor.stream([image], test=test, confidence=True))
         most[rows] = made.most
     assert most[8] <= every / 4
-    assert most[64] == every  # so it is seen
+    assert most[64] >= every / 2  # so it is seen; windows end strips as well
 
 
 def outside(infer: Any) -> Any:
