@@ -56,7 +56,7 @@ def _check_options(arguments: argparse.Namespace) -> tuple[Path, Path]:
     """The clip and the file to write; refuses what cannot be done before anything is fetched or loaded."""
     if len(arguments.paths) > 1:
         raise OptionError(f"found {len(arguments.paths)} paths; a clip is predicted by itself: zoo-seg predict CLIP")
-    for option in ("legend", "no_overlay"):
+    for option in ("legend", "no_overlay", "bands"):
         if getattr(arguments, option):
             raise OptionError(f"--{option.replace('_', '-')} is for images; of a clip only the overlay is written")
     source, out = Path(arguments.paths[0]), Path(arguments.out)

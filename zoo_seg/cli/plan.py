@@ -32,7 +32,7 @@ def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def work_of(arguments: argparse.Namespace, device: str) -> Work:
     """What is done with every image."""
-    names = ("mode", "crop", "stride", "scales", "flip", "resize", "range", "dtype", "backend")
+    names = ("mode", "crop", "stride", "scales", "flip", "resize", "range", "bands", "dtype", "backend")
     options = {name: getattr(arguments, name) for name in names}
     options |= {"compile": arguments.compile, "batch_size": arguments.batch_size or 1, "device": device}
     return Work(options, arguments.alpha, arguments.legend)

@@ -17,7 +17,7 @@ from zoo_seg.cli.outcome import Failure, Outcome
 from zoo_seg.cli.plan import earlier_marks, marked, note, plan, refuse_other_settings, result, settings_of, work_of
 from zoo_seg.errors import OptionError
 from zoo_seg.hub.files import replacing
-from zoo_seg.images.reading import check_range
+from zoo_seg.images.bands import check_range
 from zoo_seg.inference.segmentation import write_png
 from zoo_seg.scale.jobs import Job
 from zoo_seg.scale.places import Stats, is_url, stats

@@ -16,7 +16,8 @@ from zoo_seg.data.labels import Colour, Labels, mistake_in, voc_palette
 from zoo_seg.data.wording import name_some
 from zoo_seg.decode import Mistake, decode, read_json
 from zoo_seg.errors import DataError, ManifestError, OptionError
-from zoo_seg.images.reading import Range, check_range
+from zoo_seg.images.bands import Range, check_bands, check_range
+from zoo_seg.images.reading import Pixels, read_image
 from zoo_seg.manifest import load_manifest
 
 DESCRIPTION = "dataset.json"
@@ -61,8 +62,16 @@ class SegmentationData:
     layout: str
     """`"folder"`, or the name of a published data set."""
     labels: Labels
-    range: Range | None = None
-    """The values that are black and white in images of more than 8 bits, see `read_image`."""
+    range: Range | tuple[Range, ...] | None = None
+    """The values that are black and white in images of more than 8 bits: for all channels, or for each of them."""
+    channels: int = 3
+    """Of the images that `read_image` gives: three are RGB."""
+    bands: tuple[int, ...] | None = None
+    """The numbers of the files' bands that are the channels, from 1 on; None: all."""
+
+    def read_image(self, path: Path) -> Pixels:
+        """An image of the data set: uint8, (H, W, channels); raises as `zoo_seg.images.reading.read_image` does."""
+        return read_image(path, self.range, channels=self.channels, bands=self.bands)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -185,9 +194,7 @@ def open_data(root: str | Path, layout: str = "auto", *, dataset: str | None = N
     if len(names) > 1 and dataset not in names:
         raise DataError(f"{root} can be read as {' or '.join(names)}: name one as the layout (--layout {names[0]})")
     name = dataset if dataset in names else names[0]
-    data = SegmentationData(
-        root, name, *(_describe_folder(root) if name == "folder" else (published_labels(name), None))
-    )
+    data = SegmentationData(root, name, *(_describe_folder(root) if name == "folder" else (published_labels(name),)))
     if not data.splits:
         lacking = "".join(f"; {half}" for half in data.halves)
         raise DataError(f"{root}: no split has both images and masks{lacking}; expected {data.expected}")
@@ -391,12 +398,18 @@ class _Description:
     ignore_index: int = 255
     ignore_color: Colour | None = None
     range: Range | None = None
+    channels: int | None = None
+    bands: tuple[int, ...] | None = None
     title: str | None = None
     url: str | None = None
     licence: str | None = None
 
 
-def _describe_folder(root: Path) -> tuple[Labels, Range | None]:
+_Described = tuple[Labels, Range | tuple[Range, ...] | None, int, tuple[int, ...] | None]
+"""Labels, range, channels and bands of a data set of one's own."""
+
+
+def _describe_folder(root: Path) -> _Described:
     path = root / DESCRIPTION
     if not path.is_file():
         raise DataError(
@@ -410,17 +423,27 @@ def _describe_folder(root: Path) -> tuple[Labels, Range | None]:
         raise DataError(str(error)) from None
 
 
-def _decode_description(raw: Any) -> tuple[Labels, Range | None]:
+def _decode_description(raw: Any) -> _Described:
+    ranges = raw.get("range") if isinstance(raw, dict) else None
+    if isinstance(ranges, list) and any(isinstance(each, list) for each in ranges):  # a pair for each channel
+        ranges = decode(tuple[Range, ...], ranges, ("range",))
+        raw = {key: value for key, value in raw.items() if key != "range"}
     described: _Description = decode(_Description, raw, ())
     palette = described.palette or voc_palette(len(described.classes))
     wrong = mistake_in(described.classes, palette, described.ignore_index, described.ignore_color)
     if wrong:
         key, message = wrong
         raise Mistake(message, key)
+    if described.channels is not None and described.channels < 1:
+        raise Mistake(f"found {described.channels}, expected at least 1", "channels")
+    channels = described.channels or (3 if described.bands is None else len(described.bands))
+    where = "bands"
     try:
-        check_range(described.range)
+        bands = check_bands(described.bands, channels)
+        where = "range"
+        check_range(described.range or ranges, channels)
     except OptionError as error:
-        raise Mistake(str(error), "range") from None
+        raise Mistake(str(error), where) from None
     labels = Labels(
         described.classes,
         palette,
@@ -428,7 +451,7 @@ def _decode_description(raw: Any) -> tuple[Labels, Range | None]:
         described.ignore_color,
         has_palette=bool(described.palette),
     )
-    return labels, described.range
+    return labels, described.range or ranges, channels, bands
 
 
 _PARTS = {"train": "train", "val": "val", "test": "test"}

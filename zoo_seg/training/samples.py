@@ -12,7 +12,6 @@ from torch.utils.data import Dataset, Sampler
 
 from zoo_seg.data.layouts import SegmentationData
 from zoo_seg.errors import DataError
-from zoo_seg.images.reading import read_image
 from zoo_seg.inference.memory import keep_large_blocks
 
 Transform = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -27,13 +26,13 @@ def seed_of(*parts: object) -> int:
 class TrainingSamples(Dataset[tuple[Tensor, Tensor, int]]):
     """Images and labels of a split, transformed with draws that (seed, epoch, index) decides.
 
-    An item is addressed by (epoch, index): float image (3, h, w), labels (h, w) in uint8 (int64 where the ignored
+    An item is addressed by (epoch, index): float image (C, h, w), labels (h, w) in uint8 (int64 where the ignored
     value is beyond 255), and the index.
     """
 
     def __init__(self, data: SegmentationData, split: str, transform: Transform, seed: int = 0) -> None:
         self.samples = data.samples(split)
-        self.labels, self.range, self.transform, self.seed = data.labels, data.range, transform, seed
+        self.read_image, self.labels, self.transform, self.seed = data.read_image, data.labels, transform, seed
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -42,7 +41,7 @@ class TrainingSamples(Dataset[tuple[Tensor, Tensor, int]]):
         keep_large_blocks()  # each step of the transform needs some: a third of the time
         epoch, index = address
         sample = self.samples[index]
-        pixels, labels = read_image(sample.image, self.range), self.labels.read(sample.mask)
+        pixels, labels = self.read_image(sample.image), self.labels.read(sample.mask)
         if labels.dtype != np.uint8:
             labels = labels.astype(np.int32)  # torch before 2.3 has no uint16
         if pixels.shape[:2] != labels.shape:
