@@ -38,7 +38,7 @@ class Wanted:
         if self.bands is not None:
             if max(self.bands) > found:
                 raise ImageError(
-                    f"{name}: {_many(found)}, expected at least {max(self.bands)} for the bands {list(self.bands)}; "
+                    f"{name}: {many(found, 'band')}, expected at least {max(self.bands)} for the bands {list(self.bands)}; "
                     'choose others ("bands" in dataset.json, --bands, bands= in Python)'
                 )
             return [band - 1 for band in self.bands]
@@ -46,13 +46,13 @@ class Wanted:
             return slice(self.channels)
         if self.is_rgb and found - has_alpha == 1:
             return slice(1)
-        raise ImageError(f"{name}: {_many(found)}, expected {self.channels}; {self._advice(found)}")
+        raise ImageError(f"{name}: {many(found, 'band')}, expected {self.channels}; {self._advice(found)}")
 
     def _advice(self, found: int) -> str:
         if found < self.channels:
             return (
-                f"take images of {_many(self.channels)}, or a network of {found} "
-                f'channel{"s" if found > 1 else ""} (trained with "channels": {found} in dataset.json)'
+                f"take images of {many(self.channels, 'band')}, or a network of {many(found, 'channel')} "
+                f'(trained with "channels": {found} in dataset.json)'
             )
         some = list(range(1, self.channels + 1))
         convert = "convert it to grey first, or " if self.channels == 1 and found - 1 in (2, 3) else ""
@@ -62,8 +62,9 @@ class Wanted:
         )
 
 
-def _many(bands: int) -> str:
-    return f"{bands} band{'' if bands == 1 else 's'}"
+def many(count: int, what: str) -> str:
+    """`1 band`, `4 bands`."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def check_range(range: Any, channels: int | None = None) -> tuple[Range, ...] | None:  # noqa: A002  (the field's word)

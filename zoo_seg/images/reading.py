@@ -16,7 +16,7 @@ from PIL import Image, UnidentifiedImageError
 
 from zoo_seg import settings
 from zoo_seg.errors import ImageError, MissingExtraError, OptionError
-from zoo_seg.images.bands import Range, Wanted, check_bands, check_range
+from zoo_seg.images.bands import Range, Wanted, check_bands, check_range, many
 from zoo_seg.images.raster import read_tiff, tiff_bands
 
 if TYPE_CHECKING:  # reading files needs no torch
@@ -50,8 +50,8 @@ _UPRIGHT = {
 _ORIENTATION = 0x0112
 _DEEP = ("I", "F")
 """How the modes begin that hold more than 8 bits."""
-_BITS, _PHOTOMETRIC, _PLANES = 258, 262, 284
-"""Tags of a TIFF: bits of each channel; whether 0 is black or white; colours together or apart."""
+_BITS, _PHOTOMETRIC, _SAMPLES, _PLANES = 258, 262, 277, 284
+"""Tags of a TIFF: bits of each channel; whether 0 is black or white; channels; colours together or apart."""
 _RUN_BY_PROGRAMS = ("EPS", "WMF")
 """Formats that Pillow hands to another program (Ghostscript, Windows), whatever the file is called."""
 _BY_WAY_OF = {"P": "RGBA", "PA": "RGBA", "RGBa": "RGBA", "La": "LA", "1": "L"}
@@ -218,6 +218,8 @@ def _from_pil(image: Image.Image, name: str, wanted: Wanted, file: IO[bytes] | N
     if is_cut and (tags.get(_PLANES) == 2 or mode.startswith("RGBa")):
         what = "its colours in separate planes" if tags.get(_PLANES) == 2 else "colours multiplied by alpha"
         raise ImageError(f"{name}: a 16-bit TIFF with {what}, which Pillow misreads; save it as plain RGB")
+    if tags and mode.startswith("RGB") and "X" in mode:
+        wanted.choose(tags.get(_SAMPLES, 4), name)  # beside RGB, and no alpha: Pillow would drop them unseen
     image = upright(image)
     if mode.startswith("LA;") and not wanted.is_rgb:
         image = image.convert("LA")  # Pillow makes RGBA of its 16 bits
@@ -333,7 +335,9 @@ def _from_array(array: npt.NDArray[Any], wanted: Wanted) -> Pixels:
     found, channels = f"found an array of shape {array.shape} and type {array.dtype}", wanted.channels
     fits = array.ndim == 3 and (wanted.bands is not None or array.shape[2] == channels)
     if not fits and not (array.ndim == 2 and (wanted.is_rgb or channels == 1)):
-        expected = "RGB (H, W, 3) or grey (H, W)" if wanted.is_rgb else f"{channels} channels (H, W, {channels})"
+        expected = (
+            "RGB (H, W, 3) or grey (H, W)" if wanted.is_rgb else f"{many(channels, 'channel')} (H, W, {channels})"
+        )
         raise ImageError(f"{found}, expected {expected}; {_shape_hint(array.shape, channels)}")
     # a copy: a caller may reuse its buffer (video) while the result still shows this image
     return _in_8_bits(found, array if array.ndim == 3 else array[:, :, None], wanted)
@@ -364,7 +368,7 @@ def _from_tensor(tensor: torch.Tensor, wanted: Wanted) -> Pixels:
             hint = "move the channels first: image.permute(2, 0, 1)"
         elif channels == 3 and len(shape) in (2, 3) and (len(shape) == 2 or shape[0] == 1):
             hint = "repeat the grey channel: image.expand(3, -1, -1)"
-        expected = "RGB (3, H, W)" if wanted.is_rgb else f"{channels} channels ({channels}, H, W)"
+        expected = "RGB (3, H, W)" if wanted.is_rgb else f"{many(channels, 'channel')} ({channels}, H, W)"
         raise ImageError(f"{found}, expected {expected}; {hint}")
     if tensor.is_meta or str(tensor.layout) != "torch.strided":
         raise ImageError(f"{found} that is {'meta' if tensor.is_meta else 'sparse'}, expected one that holds pixels")
