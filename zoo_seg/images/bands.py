@@ -38,8 +38,8 @@ class Wanted:
         if self.bands is not None:
             if max(self.bands) > found:
                 raise ImageError(
-                    f"{name}: {many(found, 'band')}, expected at least {max(self.bands)} for the bands {list(self.bands)}; "
-                    'choose others ("bands" in dataset.json, --bands, bands= in Python)'
+                    f"{name}: {many(found, 'band')}, expected at least {max(self.bands)} for the bands "
+                    f'{list(self.bands)}; choose others ("bands" in dataset.json, --bands, bands= in Python)'
                 )
             return [band - 1 for band in self.bands]
         if found == self.channels or found - has_alpha == self.channels:
