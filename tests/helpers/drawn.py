@@ -94,7 +94,7 @@ def draw_folder(
 
 
 def draw_bands(
-    root: Path, bands: int, dtype: str, train: int = 4, val: int = 2, size: Size = (48, 64), **description: object
+    root: Path, bands: int, dtype: str, /, train: int = 4, val: int = 2, size: Size = (48, 64), **description: object
 ) -> Path:
     """A folder of TIFFs with so many bands of a type: whole numbers to 4000, or fractions to 1.
 

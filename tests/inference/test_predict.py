@@ -268,10 +268,10 @@ def test_what_a_network_was_trained_with_holds_unless_told_otherwise() -> None:
     model.preprocess = replace(model.preprocess, range=((0, 4095),), bands=(4, 1, 2))
     found = model.predict(deep)
     np.testing.assert_array_equal(found.image, said.image)
-    np.testing.assert_array_equal(found.image[:, :, 0], np.rint(deep[:, :, 3] * 255 / 4095))
+    np.testing.assert_array_equal(found.image[:, :, 0], np.rint(deep[:, :, 3] * (255 / 4095)))
     np.testing.assert_array_equal(found.mask, said.mask)
     other = model.predict(deep, range=(0, 8191), bands=[1, 2, 3])
-    np.testing.assert_array_equal(other.image, np.rint(deep[:, :, :3] * 255 / 8191))
+    np.testing.assert_array_equal(other.image, np.rint(deep[:, :, :3] * (255 / 8191)))
 
 
 @pytest.mark.slow

@@ -20,23 +20,22 @@ _ORIENTATION, _BANDS = 274, 277
 
 def tiff_bands(file: IO[bytes]) -> int:
     """How many bands an open file's first image has by its tags; 0 where it is no TIFF, or a damaged one."""
-    tags = _tags(file)
-    found = tags.get(_BANDS, 1) if tags else 0
-    return found if isinstance(found, int) else 0
+    return _tag(file, _BANDS)
 
 
-def _tags(file: IO[bytes]) -> ImageFileDirectory_v2 | None:
+def _tag(file: IO[bytes], number: int) -> int:
+    """A tag of an open file's first image, 1 where it is left out; 0 where the file is no TIFF, or a damaged one."""
     file.seek(0)
     header = file.read(8)
     try:
         if header[:4] not in _MAGIC:
-            return None
+            return 0
         tags = ImageFileDirectory_v2(header + (file.read(8) if b"+" in header[:4] else b""))
         file.seek(tags.next)
         tags.load(file)
-        return tags
+        return int(tags.get(number, 1))
     except Exception:  # Pillow raises almost anything on damaged data; whoever reads the file will tell
-        return None
+        return 0
     finally:
         file.seek(0)
 
@@ -52,7 +51,7 @@ def read_tiff(file: IO[bytes], name: str, wanted: Wanted, limit: int | None) -> 
         MissingExtraError: rasterio is not installed.
         DecompressionBombError: it has more pixels than `limit`; Pillow's.
     """
-    if _turn(file) != 1:
+    if 1 < _tag(file, _ORIENTATION) <= 8:
         raise ImageError(f"{name}: a multi-band TIFF that its orientation tag turns; save it upright")
     rasterio = _rasterio(name)
     # from memory, and as nothing but a TIFF: GDAL would follow other formats to further files and to the network
@@ -67,12 +66,6 @@ def read_tiff(file: IO[bytes], name: str, wanted: Wanted, limit: int | None) -> 
     if values.dtype.kind not in "iuf":
         raise ImageError(f"{name}: values of type {values.dtype}, expected whole or floating-point numbers")
     return np.moveaxis(values, 0, 2)
-
-
-def _turn(file: IO[bytes]) -> int:
-    """The orientation tag of an open TIFF; 1 is upright."""
-    found = (_tags(file) or {}).get(_ORIENTATION, 1)
-    return found if isinstance(found, int) and 1 <= found <= 8 else 1
 
 
 def _rasterio(name: str) -> Any:
