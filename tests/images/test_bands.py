@@ -19,6 +19,8 @@ from zoo_seg.errors import ImageError, MissingExtraError, OptionError
 from zoo_seg.images import raster
 from zoo_seg.images.reading import as_rgb, read_image
 
+pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+
 BYTES = np.random.default_rng(0).integers(0, 256, (5, 7, 6), dtype=np.uint8)
 
 
