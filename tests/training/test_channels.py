@@ -153,7 +153,7 @@ def test_what_does_not_fit_is_one_message(run: Run, tmp_path: Path) -> None:
     assert "6 bands, expected 4; choose bands" in predicted.err
     options = ("--bands", "1", "2", "3", "4", "--range", "0", "4000")
     image = folder / "images" / "val" / "000.tif"
-    assert run("predict", image, "--weights", tmp_path / "four", "--out", tmp_path / "out", *options).code == 0
+    assert run("predict", image, "--weights", tmp_path / "four", "--out", tmp_path / "o1", *options).code == 0
     assert run("predict", image, "--weights", tmp_path / "four", "--out", tmp_path / "o2", "--bands", "1").code == 2
 
 
