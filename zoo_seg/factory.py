@@ -8,7 +8,7 @@ from typing import Any
 
 from zoo_seg.data.labels import voc_palette
 from zoo_seg.errors import OptionError
-from zoo_seg.info import ModelInfo, as_palette
+from zoo_seg.info import IMAGENET, ModelInfo, as_palette, for_channels
 from zoo_seg.manifest import Architecture, Weights, get_architecture
 from zoo_seg.model import SegmentationModel, check_positive, class_names
 from zoo_seg.network import build_network, with_all_options
@@ -59,10 +59,13 @@ def from_pretrained(
     *,
     revision: str | None = None,
     num_classes: int | None = None,
+    in_chans: int | None = None,
     progress: bool = True,
 ) -> SegmentationModel:
     """The network in a folder or in a repository of the Hugging Face Hub, see `SegmentationModel.from_pretrained`."""
-    return SegmentationModel.from_pretrained(name, revision=revision, num_classes=num_classes, progress=progress)
+    return SegmentationModel.from_pretrained(
+        name, revision=revision, num_classes=num_classes, in_chans=in_chans, progress=progress
+    )
 
 
 def build_model(
@@ -124,6 +127,7 @@ def new_model(
         info = ModelInfo(
             classes=names,
             palette=as_palette(voc_palette(num_classes) if palette is None else palette),
+            preprocess=for_channels(IMAGENET, in_chans),
             in_chans=in_chans,
             architecture=with_all_options(architecture),
         )

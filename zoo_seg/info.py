@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from numbers import Integral
 from typing import Any
 
@@ -20,6 +20,19 @@ from zoo_seg.manifest import (
 )
 
 IMAGENET = Preprocess(mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375), resize=None)
+
+
+def for_channels(rules: Preprocess, channels: int) -> Preprocess:
+    """The rules for RGB, repeated for other channels as the weights of the first convolution are.
+
+    One channel gets the average of the three. Rules that are for so many channels stay.
+    """
+    if len(rules.mean) == channels or len(rules.mean) != 3:
+        return rules
+    if channels == 1:
+        return replace(rules, mean=(sum(rules.mean) / 3,), std=(sum(rules.std) / 3,), bands=None, range=None)
+    mean, std = (tuple(three[i % 3] for i in range(channels)) for three in (rules.mean, rules.std))
+    return replace(rules, mean=mean, std=std, bands=None, range=None)
 
 
 @dataclass(frozen=True)

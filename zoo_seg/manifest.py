@@ -219,14 +219,25 @@ class Resize:
 
 @dataclass(frozen=True)
 class Preprocess:
-    """From an RGB image (0..255) to the network's input: resize (uint8, bilinear), then (x - mean) / std."""
+    """From an image (0..255) to the network's input: resize (uint8, bilinear), then (x - mean) / std by channel."""
 
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     resize: Resize | None
+    bands: tuple[int, ...] | None = None
+    """The numbers of a file's bands that are the channels, from 1 on; None: all, and colours as RGB."""
+    range: tuple[tuple[float, float], ...] | None = None
+    """The values that are black and white in images of more than 8 bits: a pair for all channels, or one for each."""
 
     def __post_init__(self) -> None:
-        _check(min(self.std) > 0, f"std is {list(self.std)}, expected three positive numbers")
+        channels = len(self.mean)
+        _check(channels == len(self.std), f"{channels} means, but std is {list(self.std)}; expected as many")
+        _check(
+            channels > 0 and min(self.std) > 0,
+            f"std is {list(self.std)}, expected {'three' if channels == 3 else channels or 'some'} positive numbers",
+        )
+        _check(self.bands is None or len(self.bands) == channels, f"{channels} means, but bands is {self.bands}")
+        _check(self.range is None or len(self.range) in (1, channels), f"{channels} means, but range is {self.range}")
 
 
 @dataclass(frozen=True)

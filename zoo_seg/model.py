@@ -23,7 +23,7 @@ from zoo_seg.images.reading import ImageLike, drawn_street, read_image
 from zoo_seg.inference.backends import Backend
 from zoo_seg.inference.predicting import Predicting
 from zoo_seg.inference.predictor import Predictor, Predictors, choose_dtype
-from zoo_seg.info import ModelInfo, as_palette
+from zoo_seg.info import ModelInfo, as_palette, for_channels
 from zoo_seg.layers.readout import HeadOutput
 from zoo_seg.manifest import Architecture, Licence, Metric, Preprocess, Recipe, TestOptions, Weights, get_weights
 from zoo_seg.network import SegmentationNetwork, with_all_options
@@ -256,6 +256,12 @@ class SegmentationModel(nn.Module, Predicting):
 
         Raises as `create_model` does.
         """
+        known = checkpoint.info.in_chans if checkpoint.info else 3
+        if in_chans != known != 3:
+            raise OptionError(
+                f"{checkpoint.path} is for images of {known} channels, not {in_chans}; only a network for RGB is "
+                f"adapted: pass in_chans={known}, or load its folder with zoo_seg.from_pretrained (without --model)"
+            )
         network = checkpoint.build(num_classes=num_classes, in_chans=in_chans)
         classes = num_classes or checkpoint.num_classes
         info = checkpoint.info or ModelInfo(
@@ -266,7 +272,10 @@ class SegmentationModel(nn.Module, Predicting):
         if len(info.classes) != classes:
             info = replace(info, classes=class_names(classes), palette=voc_palette(classes), metrics=())
         whole = with_all_options(checkpoint.architecture)
-        return cls(network, replace(info, in_chans=in_chans, architecture=whole)).eval()
+        if info.in_chans != in_chans:
+            info = replace(info, metrics=())
+        rules = for_channels(info.preprocess, in_chans)
+        return cls(network, replace(info, preprocess=rules, in_chans=in_chans, architecture=whole)).eval()
 
     @classmethod
     def from_pretrained(
@@ -275,6 +284,7 @@ class SegmentationModel(nn.Module, Predicting):
         *,
         revision: str | None = None,
         num_classes: int | None = None,
+        in_chans: int | None = None,
         progress: bool = True,
     ) -> SegmentationModel:
         """The network that `save_pretrained`, `push_to_hub` or `finetune` wrote, in `eval()`.
@@ -283,6 +293,7 @@ class SegmentationModel(nn.Module, Predicting):
             name: a folder, or a repository on the Hugging Face Hub: `"org/repo"`, `"org/repo@revision"`, `"hf://..."`.
             revision: a branch, tag or commit of the repository; None is its main branch.
             num_classes: other than the network's: both classifiers start anew, everything else is kept.
+            in_chans: other than the 3 of a network for RGB images: the first convolution is adapted.
             progress: show a bar while downloading (on a terminal only).
 
         Raises:
@@ -290,7 +301,7 @@ class SegmentationModel(nn.Module, Predicting):
             ManifestError: the folder's `config.json` is broken.
             DownloadError: the repository cannot be had; the message says what to do.
         """
-        check_positive(num_classes=num_classes)
+        check_positive(num_classes=num_classes, in_chans=in_chans)
         repository = None if isinstance(name, os.PathLike) or Path(name).is_dir() else huggingface.repository(name)
         if repository is not None:
             checkpoint = _open_repository(name, repository.at(revision), progress)
@@ -306,7 +317,8 @@ class SegmentationModel(nn.Module, Predicting):
                 "repository on the Hugging Face Hub as 'org/repo'"
             )
         assert checkpoint.info is not None  # folders have one
-        return cls.from_checkpoint(checkpoint, num_classes=num_classes, in_chans=checkpoint.info.in_chans)
+        in_chans = in_chans or checkpoint.info.in_chans
+        return cls.from_checkpoint(checkpoint, num_classes=num_classes, in_chans=in_chans)
 
     def save_pretrained(
         self,
@@ -355,7 +367,7 @@ class SegmentationModel(nn.Module, Predicting):
             commit_message: None names the library.
             create_pr: open a pull request instead.
             example: an image to show on the card under the network's colours; None is a drawn street, for networks
-                that know streets.
+                of RGB images that know streets.
             card: the text of README.md; None is made from what is known of the network.
 
         Returns:
@@ -366,12 +378,14 @@ class SegmentationModel(nn.Module, Predicting):
             OptionError: the network was put together by hand, or `repo_id` is no name of a repository.
         """
         info = self._saved_info(None, (), None, None)
+        rules = self.preprocess
         if example is not None:
-            image: ImageLike | None = read_image(example)
+            image: ImageLike | None = read_image(example, rules.range, channels=self.in_chans, bands=rules.bands)
         else:
             image = self._example() if card is None or OVERLAY in card else None
+        chosen = None if example is None else range(1, self.in_chans + 1)  # they are, already
         target = huggingface.open_target(repo_id, private=private, revision=revision, token=token)
-        overlay = None if image is None else self.predict(image).overlay(legend=True)
+        overlay = None if image is None else self.predict(image, bands=chosen).overlay(legend=True)
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             write_folder(
@@ -412,7 +426,8 @@ class SegmentationModel(nn.Module, Predicting):
 
     def _example(self) -> Path | None:
         """The drawn street, for a network that knows streets."""
-        return drawn_street() if self.in_chans == 3 and _STREET & {name.lower() for name in self.classes} else None
+        is_rgb = self.in_chans == 3 and self.preprocess.bands is None
+        return drawn_street() if is_rgb and _STREET & {name.lower() for name in self.classes} else None
 
 
 def _open_repository(name: str | os.PathLike[str], repository: huggingface.Repository, progress: bool) -> Checkpoint:

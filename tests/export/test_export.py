@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ import zoo_seg
 from zoo_seg.backbones import registry
 from zoo_seg.backbones.registry import Backbone, find_backbone
 from zoo_seg.cli import main
-from zoo_seg.errors import CheckpointError, ExportError, MissingExtraError, OptionError
+from zoo_seg.errors import CheckpointError, ExportError, ImageError, MissingExtraError, OptionError
 from zoo_seg.export import onnx_file, openvino_file, torch_file, write
 from zoo_seg.export.facts import NAMES
 from zoo_seg.export.formats import Format, handler
@@ -250,15 +251,24 @@ def test_many_classes_need_16_bits(tmp_path: Path) -> None:
     assert (zoo_seg.from_exported(written.path).predict(image).mask != expected.mask).mean() <= 0.001
 
 
-def test_other_pictures_than_rgb(tmp_path: Path) -> None:
-    model = build("fcn", "test_efficientnet", in_chans=4)
-    written = zoo_seg.export(model, tmp_path / "net.pt2")
-    x = torch.randn(2, 4, 70, 90)
-    torch.testing.assert_close(torch.export.load(written.path).module()(x), model(x), atol=1e-5, rtol=1e-4)
-    with pytest.raises(OptionError, match="4 channels"):
-        zoo_seg.from_exported(written.path).predict(picture(70, 90))
-    with pytest.raises(OptionError, match="4 channels"):
-        zoo_seg.export(model, tmp_path / "image.pt2", preprocess=True)
+@pytest.mark.parametrize("channels", [1, 4])
+@pytest.mark.parametrize("kind", SUFFIXES)
+def test_other_pictures_than_rgb(kind: str, channels: int, tmp_path: Path) -> None:
+    """The file compares itself with the network; predicted are the bands and the range of the training."""
+    model = build("fcn", "test_efficientnet", in_chans=channels)
+    bands = tuple(range(5, 5 - channels, -1))
+    model.preprocess = replace(model.preprocess, range=((0, 999),), bands=bands)
+    deep = np.random.default_rng(0).integers(0, 1000, (70, 90, 6), np.uint16)
+    expected = model.predict(deep).mask
+    for preprocess in (False, True):
+        path = tmp_path / f"{preprocess}{SUFFIXES[kind]}"
+        written = zoo_seg.export(model, path, preprocess=preprocess, argmax=preprocess, progress=False)
+        assert all(each.largest <= written.tolerance for each in written.differences)
+        loaded = zoo_seg.from_exported(path)
+        assert (loaded.in_chans, loaded.preprocess) == (channels, model.preprocess)
+        assert (loaded.predict(deep).mask == expected).mean() > 0.999
+        with pytest.raises(ImageError, match="3 bands, expected at least 5"):
+            loaded.predict(deep[:, :, :3].astype(np.uint8))
 
 
 def test_the_network_stays_as_it_was(tmp_path: Path) -> None:

@@ -64,6 +64,21 @@ def one_by_one(picture: np.ndarray, height: int, width: int) -> np.ndarray:
     return result
 
 
+@pytest.mark.parametrize("channels", [1, 2, 4, 16])
+def test_every_channel_is_worked_on_as_those_of_rgb_are(channels: int) -> None:
+    picture = np.random.default_rng(1).integers(0, 256, (37, 51, channels), np.uint8)
+    mean, std = np.linspace(90, 130, channels).tolist(), np.linspace(40, 70, channels).tolist()
+    resized = resize_uint8(picture, 60, 23)
+    x = normalise(resized, mean, std)
+    assert resized.shape == (60, 23, channels)
+    assert x.shape == (1, channels, 60, 23)
+    for i in range(channels):
+        grey = np.repeat(picture[:, :, i, None], 3, axis=2)
+        expected = resize_uint8(grey, 60, 23)
+        np.testing.assert_array_equal(resized[:, :, i], expected[:, :, 0])
+        np.testing.assert_array_equal(x[0, i], normalise(expected, [mean[i]] * 3, [std[i]] * 3)[0, 0])
+
+
 def random_sizes() -> list[tuple[int, int, int, int]]:
     random = np.random.default_rng(7)
     sizes = [tuple(int(side) for side in random.integers(1, 40, 4)) for _ in range(60)]

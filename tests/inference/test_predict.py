@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -225,10 +226,52 @@ def test_slide_takes_the_training_crop_of_the_weights(model: SegmentationModel) 
     model.recipe = None
 
 
-def test_other_channels_are_refused() -> None:
-    model = zoo_seg.build_model("fcn", "resnet18", 2, in_chans=4, channels=8)
-    with pytest.raises(OptionError, match="takes 4 channels"):
+@pytest.mark.parametrize("channels", [1, 2, 4, 16])
+def test_pictures_of_any_number_of_channels(channels: int) -> None:
+    """The argmax of the logits of what is normalised by hand; as array, as tensor and by windows."""
+    torch.manual_seed(0)
+    model = zoo_seg.build_model("fcn", "mobilenetv3_small_050", 3, in_chans=channels, channels=8).eval()
+    picture = np.random.default_rng(0).integers(0, 256, (40, 56, channels), np.uint8)
+    mean, std = (torch.tensor(each)[:, None, None] for each in (model.preprocess.mean, model.preprocess.std))
+    with torch.inference_mode():
+        logits = model(((torch.from_numpy(picture).permute(2, 0, 1) - mean) / std)[None])[0]
+    result = model.predict(picture)
+    assert (result.mask == logits.argmax(0).numpy()).mean() > 0.995
+    shown = picture[:, :, :3] if channels > 2 else picture[:, :, [0, 0, 0]]
+    np.testing.assert_array_equal(result.image, shown)
+    assert result.overlay().size == (56, 40)
+    tensor = torch.from_numpy(picture).permute(2, 0, 1)
+    np.testing.assert_array_equal(model.predict(tensor).mask, result.mask)
+    window = model.predict([picture], mode="slide", crop=(40, 56), stride=(20, 28), resize=None)[0]
+    assert (window.mask == result.mask).mean() > 0.995
+
+
+def test_a_band_count_that_does_not_fit_is_refused() -> None:
+    model = zoo_seg.build_model("fcn", "mobilenetv3_small_050", 2, in_chans=4, channels=8)
+    with pytest.raises(ImageError, match=r"shape \(8, 8, 3\).*expected 4 channels \(H, W, 4\)"):
         model.predict(noise(8, 8))
+    with pytest.raises(OptionError, match="expected 4, as many as the network has channels"):
+        model.predict(noise(8, 8), bands=[1, 2, 3])
+    with pytest.raises(OptionError, match="one pair of values, or 4"):
+        model.predict(noise(8, 8), range=[(0, 1), (0, 2)])
+    model.preprocess = zoo_seg.build_model("fcn", "mobilenetv3_small_050", 2, channels=8).preprocess
+    with pytest.raises(OptionError, match=r"takes 4 channels, and preprocess\.mean has 3"):
+        model.predict(noise(8, 8))
+
+
+def test_what_a_network_was_trained_with_holds_unless_told_otherwise() -> None:
+    model = zoo_seg.build_model("fcn", "mobilenetv3_small_050", 2, channels=8).eval()
+    deep = np.random.default_rng(0).integers(0, 4096, (40, 56, 5), np.uint16)
+    said = model.predict(deep, range=(0, 4095), bands=[4, 1, 2])
+    with pytest.raises(ImageError, match=r"\(40, 56, 5\)"):
+        model.predict(deep)
+    model.preprocess = replace(model.preprocess, range=((0, 4095),), bands=(4, 1, 2))
+    found = model.predict(deep)
+    np.testing.assert_array_equal(found.image, said.image)
+    np.testing.assert_array_equal(found.image[:, :, 0], np.rint(deep[:, :, 3] * (255 / 4095)))
+    np.testing.assert_array_equal(found.mask, said.mask)
+    other = model.predict(deep, range=(0, 8191), bands=[1, 2, 3])
+    np.testing.assert_array_equal(other.image, np.rint(deep[:, :, :3] * (255 / 8191)))
 
 
 @pytest.mark.slow

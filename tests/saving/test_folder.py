@@ -64,7 +64,9 @@ def folder(tmp_path: Path) -> Path:
         ("fcn", {"aux_channels": 4}),
         ("pspnet", {}),
         ("semanticfpn", {"neck": "conv"}),
+        ("semanticfpn", {"in_chans": 1}),
         ("semanticfpn", {"in_chans": 4}),
+        ("semanticfpn", {"in_chans": 16}),
         ("semanticfpn", {"channels": 24}),
     ],
     ids=str,
@@ -79,6 +81,7 @@ def test_a_network_comes_back(family: str, options: dict[str, Any], tmp_path: Pa
     assert again.state_dict().keys() == model.state_dict().keys()
     assert not again.training
     assert again.architecture == model.architecture
+    assert (again.in_chans, again.preprocess) == (model.in_chans, model.preprocess)
 
 
 def test_all_that_is_known_comes_back(folder: Path) -> None:

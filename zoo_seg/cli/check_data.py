@@ -37,6 +37,9 @@ def _print(data: SegmentationData, report: DataReport) -> None:
     print(f"{report.root}: layout {report.layout}, {data.num_classes} classes, {data.ignore_index} is ignored\n")
     rows = [[split.name, str(split.pictures), _wide(split.smallest), _wide(split.largest)] for split in report.splits]
     print(table(["split", "images with mask", "smallest", "largest"], rows, right=(1, 2, 3)))
+    for split in report.splits:
+        if split.mean and split.name.startswith("train"):
+            print(f"\n{split.name}, each channel from 0 to 255: mean {_row(split.mean)}, std {_row(split.std)}")
     if any(split.values for split in report.splits):
         print(f"\n{_histogram(report.splits)}")
     for title, messages in (("note", report.notes), ("error", report.errors), ("warning", report.warnings)):
@@ -76,6 +79,10 @@ def _cells(counted: ValueCount | None) -> tuple[str, str]:
         return "-", "-"
     percent = 100 * counted.share
     return f"{percent:.2f}" if percent >= 0.005 else "<0.01", str(counted.files)
+
+
+def _row(numbers: Sequence[float]) -> str:
+    return " ".join(f"{each:.2f}" for each in numbers)
 
 
 def _short(name: str) -> str:

@@ -60,8 +60,9 @@ def _check_options(arguments: argparse.Namespace) -> tuple[Path, dict[str, Path]
     """The clip and the files to write; refuses what cannot be done before anything is fetched or loaded."""
     if len(arguments.paths) > 1:
         raise OptionError(f"found {len(arguments.paths)} paths; a clip is predicted by itself: zoo-seg predict CLIP")
-    if arguments.legend:
-        raise OptionError("--legend is for images; leave it out")
+    for option in ("legend", "bands"):
+        if getattr(arguments, option):
+            raise OptionError(f"--{option} is for images; leave it out")
     if arguments.no_overlay:
         raise OptionError("--no-overlay is for images; name what to write of a clip: --save mask")
     kinds = kinds_of(arguments, list(KINDS), ["overlay"])

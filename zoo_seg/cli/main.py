@@ -512,7 +512,14 @@ def _add_predict(verbs: Any) -> None:
         nargs=2,
         type=float,
         metavar=("LOW", "HIGH"),
-        help="the values that are black and white in images of more than 8 bits, such as 0 4095",
+        help="the values that are black and white in images of more than 8 bits, such as 0 4095 (default: as trained)",
+    )
+    parser.add_argument(
+        "--bands",
+        nargs="+",
+        type=_whole,
+        metavar="N",
+        help="which bands of an image are the network's channels, from 1 on, such as 4 1 2 (default: as trained)",
     )
     parser.add_argument(
         "--batch-size", type=_whole, metavar="N", help="images of one size at a time (default 1; a clip on a GPU: 8)"
@@ -566,7 +573,7 @@ def _add_export(verbs: Any) -> None:
         "--format", choices=["onnx", "openvino", "torch_export"], help="default: as the ending of --out says"
     )
     parser.add_argument(
-        "--preprocess", action="store_true", help="normalise in the graph: it takes uint8 RGB images (N, H, W, 3)"
+        "--preprocess", action="store_true", help="normalise in the graph: it takes uint8 (RGB) images (N, H, W, C)"
     )
     parser.add_argument(
         "--argmax", action="store_true", help="choose the class in the graph: it gives class ids (N, H, W)"

@@ -72,7 +72,7 @@ def settings_of(arguments: argparse.Namespace, kinds: tuple[str, ...]) -> dict[s
 
 def work_of(arguments: argparse.Namespace, kinds: Sequence[str], device: str) -> Work:
     """What is done with every image."""
-    names = ("mode", "crop", "stride", "scales", "flip", "resize", "range", "dtype", "backend")
+    names = ("mode", "crop", "stride", "scales", "flip", "resize", "range", "bands", "dtype", "backend")
     options = {name: getattr(arguments, name) for name in names}
     options |= {"compile": arguments.compile, "batch_size": arguments.batch_size or 1, "device": device}
     options["confidence"] = "confidence" in kinds

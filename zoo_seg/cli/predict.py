@@ -29,7 +29,7 @@ from zoo_seg.cli.plan import (
 )
 from zoo_seg.errors import OptionError
 from zoo_seg.hub.files import replacing
-from zoo_seg.images.reading import check_range
+from zoo_seg.images.bands import check_range
 from zoo_seg.inference.segmentation import whole
 from zoo_seg.scale.annotations import write_coco
 from zoo_seg.scale.jobs import ENDINGS, Job

@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
@@ -20,12 +21,12 @@ from zoo_seg import settings
 from zoo_seg.data.findings import DataReport, Size
 from zoo_seg.data.layouts import DIVIDE, SegmentationData
 from zoo_seg.data.samples import Listing, Sample
-from zoo_seg.data.tally import Duplicates, Seen, Tally
+from zoo_seg.data.tally import Duplicates, Levels, Seen, Tally
 from zoo_seg.decode import decode, read_json
 from zoo_seg.errors import DataError, ImageError, ManifestError, OptionError
-from zoo_seg.images.reading import read_image
+from zoo_seg.images.reading import Pixels
 
-_RULES = 4
+_RULES = 5
 """Goes up when this folder judges differently, so that remembered reports are forgotten."""
 
 
@@ -130,11 +131,11 @@ def _in_parallel(
 
 
 def _look(sample: Sample, data: SegmentationData) -> Seen:
-    size = digest = stored = mismatch = None
+    size = digest = stored = mismatch = levels = None
     unreadable = []
     try:
-        height, width, _ = read_image(sample.image, data.range).shape
-        size = height, width
+        pixels = data.read_image(sample.image)
+        size, levels = (pixels.shape[0], pixels.shape[1]), _levels(pixels)
         digest = hashlib.blake2b(sample.image.read_bytes(), digest_size=16).digest()
     except ImageError as error:
         unreadable.append(_reason(sample.image, error, data.root))
@@ -144,7 +145,13 @@ def _look(sample: Sample, data: SegmentationData) -> Seen:
         unreadable.append((data.name_labels(sample), _reason(sample.mask, error, data.root)[1]))
     if size and stored and size != stored.size:
         mismatch = _mismatch(sample, size, stored.size, data.root)
-    return Seen(size, digest, stored, tuple(unreadable), mismatch)
+    return Seen(size, digest, stored, tuple(unreadable), mismatch, levels)
+
+
+def _levels(pixels: Pixels) -> Levels:
+    """How many pixels of each channel have each of the values 0 to 255: (C, 256)."""
+    bands = np.ascontiguousarray(np.moveaxis(pixels, 2, 0))
+    return np.array([Image.fromarray(band).histogram() for band in bands], np.int64)
 
 
 def _reason(path: Path, error: Exception, root: Path) -> tuple[str, str]:
@@ -203,7 +210,8 @@ class _Memory:
 
 def _key(data: SegmentationData, listings: Mapping[str, Listing]) -> str:
     """Changes with the rules, the classes, and every file's path, size and time."""
-    digest = hashlib.sha256(repr((_RULES, str(data.root), data.labels, data.range, data.legend)).encode())
+    rules = _RULES, str(data.root), data.labels, data.range, data.channels, data.bands, data.legend
+    digest = hashlib.sha256(repr(rules).encode())
     for split, listing in listings.items():
         digest.update(repr((split, data.halves, replace(listing, samples=()))).encode())
         for sample in listing.samples:

@@ -107,6 +107,8 @@ def _description(data: SegmentationData) -> dict[str, object]:
         "palette": data.palette,
         "ignore_index": data.ignore_index,
         **({"range": data.range} if data.range else {}),
+        **({"channels": data.channels} if data.channels != 3 else {}),
+        **({"bands": data.bands} if data.bands else {}),
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from zoo_seg.data.shapes import BACKGROUNDS, IGNORED_LABELS, Legend, Overlaps
 from zoo_seg.data.wording import name_some
 from zoo_seg.decode import Mistake, decode, read_json, show
 from zoo_seg.errors import DataError, ManifestError, OptionError
-from zoo_seg.images.reading import Range, check_range
+from zoo_seg.images.bands import Range, check_bands, check_range
 
 DESCRIPTION = "dataset.json"
 """The classes of a data set of one's own."""
@@ -36,6 +36,10 @@ class Description:
     ignore_index: int = 255
     ignore_color: Colour | None = None
     range: Range | None = None
+    ranges: tuple[Range, ...] | None = None
+    """`range` with a pair for each channel."""
+    channels: int | None = None
+    bands: tuple[int, ...] | None = None
     map: Mapping[str, Any] = field(default_factory=dict)
     """Stored value, or label of a shape or a colour -> class name or `"ignored"`."""
     overlaps: Overlaps = "area"
@@ -44,6 +48,10 @@ class Description:
     title: str | None = None
     url: str | None = None
     licence: str | None = None
+
+    def count_channels(self) -> int:
+        """Of the images: as many as `bands`, or three."""
+        return self.channels or (3 if self.bands is None else len(self.bands))
 
     def named(self, labels: Iterable[str]) -> tuple[str, ...]:
         """The classes that these labels come to."""
@@ -100,7 +108,14 @@ def describe(root: Path, of_masks: bool = False) -> Description:
 
 
 def _decode_description(raw: Any, of_masks: bool) -> Description:
+    ranges = raw.get("range") if isinstance(raw, dict) else None
+    if isinstance(ranges, list) and any(isinstance(each, list) for each in ranges):  # a pair for each channel
+        ranges = decode(tuple[Range, ...], ranges, ("range",))
+        raw = {key: value for key, value in raw.items() if key != "range"}
+    else:
+        ranges = None
     described: Description = decode(Description, raw, ())
+    described = replace(described, ranges=ranges)
     classes = described.classes
     if classes is None and of_masks:
         raise Mistake("the key 'classes' is missing")
@@ -115,10 +130,15 @@ def _decode_description(raw: Any, of_masks: bool) -> Description:
             raise Mistake(f"found {show(name)}, expected one of 'classes', or {_IGNORED!r}", "map", value)
         if of_masks and not (value.isdecimal() and int(value) <= 65535):
             raise Mistake(f"found {show(value)}, expected a value that masks store, from 0 to 65535", "map", value)
+    if described.channels is not None and described.channels < 1:
+        raise Mistake(f"found {described.channels}, expected at least 1", "channels")
+    where = "bands"
     try:
-        check_range(described.range)
+        check_bands(described.bands, described.count_channels())
+        where = "range"
+        check_range(described.range or described.ranges, described.count_channels())
     except OptionError as error:
-        raise Mistake(str(error), "range") from None
+        raise Mistake(str(error), where) from None
     return described
 
 

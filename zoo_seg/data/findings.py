@@ -42,6 +42,9 @@ class SplitReport:
     """In the order of the classes, then what is ignored, then unknown labels, the commonest first."""
     absent: tuple[str, ...]
     """Classes of which there is no pixel."""
+    mean: tuple[float, ...] = ()
+    """Of each channel over all pixels, 0..255, after the range; empty where no image could be read."""
+    std: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from zoo_seg.data.samples import Layout, Listing, Sample
 from zoo_seg.data.shapes import BACKGROUNDS, IGNORED_LABELS, Legend
 from zoo_seg.data.wording import name_some
 from zoo_seg.errors import DataError, OptionError
-from zoo_seg.images.reading import Range
+from zoo_seg.images.bands import Range
+from zoo_seg.images.reading import Pixels, read_image
 from zoo_seg.manifest import load_manifest
 
 __all__ = ["LAYOUTS", "Listing", "Sample", "SegmentationData", "open_data", "published_labels"]
@@ -37,12 +38,20 @@ class SegmentationData:
     labels: Labels
     source: Layout
     """How images and labels lie."""
-    range: Range | None = None
-    """The values that are black and white in images of more than 8 bits, see `read_image`."""
+    range: Range | tuple[Range, ...] | None = None
+    """The values that are black and white in images of more than 8 bits: for all channels, or for each of them."""
+    channels: int = 3
+    """Of the images that `read_image` gives: three are RGB."""
+    bands: tuple[int, ...] | None = None
+    """The numbers of the files' bands that are the channels, from 1 on; None: all."""
     legend: Legend | None = None
     """What becomes of shapes; None where labels are masks."""
     notes: tuple[str, ...] = ()
     """What nobody said and was decided."""
+
+    def read_image(self, path: Path) -> Pixels:
+        """An image of the data set: uint8, (H, W, channels); raises as `zoo_seg.images.reading.read_image` does."""
+        return read_image(path, self.range, channels=self.channels, bands=self.bands)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -240,7 +249,8 @@ def _data(
     root: Path, name: str, labels: Labels, source: Layout, described: Description, **others: Any
 ) -> SegmentationData:
     """With what dataset.json says of the images."""
-    return SegmentationData(root, name, labels, source, range=described.range, **others)
+    ranges, channels = described.range or described.ranges, described.count_channels()
+    return SegmentationData(root, name, labels, source, ranges, channels, described.bands, **others)
 
 
 def _open_shapes(root: Path, name: str, source: CocoJson | Labelme, described: Description) -> SegmentationData:

@@ -6,6 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import combinations
 
+import numpy as np
+import numpy.typing as npt
+
 from zoo_seg.data.findings import Size, SplitReport, ValueCount
 from zoo_seg.data.labels import IGNORED, MOST_UNKNOWN, UNKNOWN, Rule, Stored, StoredValues
 from zoo_seg.data.layouts import SegmentationData
@@ -14,6 +17,12 @@ from zoo_seg.data.wording import SHOWN, many, name_some
 
 _MOST_REASONS = 10
 """Different ones why files cannot be read that are told apart."""
+
+
+Levels = npt.NDArray[np.int64]
+"""(channels, 256): the pixels of each channel that have each value."""
+_FLAT = 2.0
+"""A std below which a channel of 0 to 255 holds next to nothing."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +39,8 @@ class Seen:
     """(file, reason)"""
     mismatch: str | None = None
     """The image and the mask differ in size."""
+    levels: Levels | None = None
+    """None where the image cannot be read."""
 
 
 @dataclass
@@ -68,6 +79,7 @@ class Tally:
         self.pixels = self.masks = self.unknown = 0
         self.strange: dict[tuple[Rule, type], tuple[StoredValues, Some]] = {}
         """Masks with unknown labels, together where one explanation may hold for them."""
+        self.levels = np.zeros((data.channels, 256), np.int64)
 
     def add(self, sample: Sample, seen: Seen) -> None:
         for file, reason in seen.unreadable:
@@ -79,6 +91,8 @@ class Tally:
         if seen.size:
             self.smallest = min(self.smallest or seen.size, seen.size, key=_area)
             self.largest = max(self.largest or seen.size, seen.size, key=_area)
+        if seen.levels is not None:
+            self.levels += seen.levels
         if seen.stored:
             self._add_mask(self.data.name_labels(sample), seen.stored)
 
@@ -130,7 +144,19 @@ class Tally:
             )
             for (value, meaning), counted in sorted(self.values.items(), key=order)
         )
-        return SplitReport(self.split, len(self.listing.samples), self.smallest, self.largest, values, self.absent())
+        mean, std = self.statistics()
+        return SplitReport(
+            self.split, len(self.listing.samples), self.smallest, self.largest, values, self.absent(), mean, std
+        )
+
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation of each channel, 0 to 255; empty where no image could be read."""
+        pixels, value = self.levels.sum(1), np.arange(256)
+        if not pixels.all():
+            return (), ()
+        mean = self.levels @ value / pixels
+        variance = (self.levels * (value - mean[:, None]) ** 2).sum(1) / pixels
+        return tuple(mean.tolist()), tuple(np.sqrt(variance).tolist())
 
     def absent(self) -> tuple[str, ...]:
         present = {meaning for _, meaning in self.values}
@@ -152,6 +178,11 @@ class Tally:
         return [f"{self.split}: {message}" for message in found]
 
     @property
+    def _is_scaled(self) -> bool:
+        """Whether somebody chose bands or a range, which may have been the wrong ones."""
+        return self._is_for_training and (self.data.channels != 3 or self.data.range is not None)
+
+    @property
     def _is_for_training(self) -> bool:
         return self.split.startswith("train")
 
@@ -171,6 +202,12 @@ class Tally:
             found.append(f"{many(len(listing.without_image), 'mask')} without image, not used: {masks}")
         if 0 < self.blank.count < self.masks or (self.blank.count and self.split == "test"):
             found.append(f"{self.blank.count} of {self.masks} masks are ignored in every pixel: {self.blank}")
+        for channel, (mean, std) in enumerate(zip(*self.statistics(), strict=True), 1) if self._is_scaled else ():
+            if std < _FLAT:
+                found.append(
+                    f"channel {channel} hardly varies (mean {mean:.1f}, standard deviation {std:.1f}, of 0 to 255): "
+                    "does the range fit its values?"
+                )
         absent = self.absent()
         if 0 < len(absent) < self.data.num_classes - self._is_for_training and not self.strange:
             found.append(f"{len(absent)} of {self.data.num_classes} classes never appear: {name_some(absent)}")

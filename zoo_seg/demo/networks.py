@@ -8,7 +8,7 @@ from functools import lru_cache
 from threading import Condition, Lock
 
 from zoo_seg.demo.gate import Upload
-from zoo_seg.errors import DownloadError
+from zoo_seg.errors import DownloadError, OptionError
 from zoo_seg.factory import create_model
 from zoo_seg.hub.cache import fetch, local
 from zoo_seg.images.reading import RGB, read_image
@@ -33,10 +33,19 @@ class Networks:
 
     Attributes:
         default: the name to begin with: of `own`, else of the weights that come with the package.
+
+    Raises:
+        OptionError: one of them is not for RGB images.
     """
 
     def __init__(self, own: Mapping[str, SegmentationModel] | None = None, device: str = "cpu") -> None:
         self._own, self._device = dict(own or {}), device
+        for name, model in self._own.items():
+            if model.in_chans != 3 or model.preprocess.bands:
+                raise OptionError(
+                    f"{name} takes images of {model.in_chans} channels, of which a browser shows none; expected a "
+                    "network for RGB images. 'zoo-seg predict' takes this one"
+                )
         self._load = lru_cache(_HELD)(_load)
         self._read = lru_cache(1)(read_image)
         self._predicted = lru_cache(_HELD)(self._predict)

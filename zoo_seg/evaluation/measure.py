@@ -74,8 +74,8 @@ def measure(
             returns the score of all; torch.distributed must be initialised.
 
     Raises:
-        DataError: the classes do not match; an image or a label cannot be read, or their sizes differ (none is
-            passed over, since the score would be another data set's); or every pixel is ignored.
+        DataError: the classes or channels do not match; an image or a label cannot be read, or their sizes differ
+            (none is passed over, since the score would be another data set's); or every pixel is ignored.
         OptionError: an option is not allowed.
         OutOfMemoryError: one image alone is too much for the device.
     """
@@ -101,6 +101,7 @@ def measure(
         dtype=dtype,
         compile=compile,
         range=data.range,
+        bands=data.bands,
         on_error="yield",
         **options,
     )
@@ -133,6 +134,11 @@ def _check(model: SegmentationModel, data: SegmentationData, limit: int | None, 
         raise DataError(
             f"the network has {model.num_classes} classes, the data set {data.root} {data.num_classes}; "
             "expected as many: take weights that were trained on these classes"
+        )
+    if model.in_chans != data.channels:
+        raise DataError(
+            f"the network takes images of {model.in_chans} channels, the data set {data.root} has {data.channels}; "
+            f'expected as many: "channels": {model.in_chans} in its dataset.json, or "bands" that choose so many'
         )
     if limit is not None and limit < 1:
         raise OptionError(f"limit is {limit}; expected at least 1 image")

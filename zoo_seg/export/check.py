@@ -64,15 +64,10 @@ def trials(network: Callable[[Tensor], Tensor], facts: Facts) -> list[Trial]:
     random = np.random.default_rng(0)
     found = []
     for batch, height, width in SIZES:
-        if facts.info.in_chans == 3:
-            images = random.integers(0, 256, (batch, height, width, 3), np.uint8)
-            rules = facts.info.preprocess
-            x = torch.cat([normalise(image, rules.mean, rules.std) for image in images])
-            given = torch.from_numpy(images) if facts.input == "image" else x
-        else:
-            given = x = torch.from_numpy(
-                random.standard_normal((batch, facts.info.in_chans, height, width), np.float32)
-            )
+        images = random.integers(0, 256, (batch, height, width, facts.info.in_chans), np.uint8)
+        rules = facts.info.preprocess
+        x = torch.cat([normalise(image, rules.mean, rules.std) for image in images])
+        given = torch.from_numpy(images) if facts.input == "image" else x
         with torch.inference_mode():
             found.append(Trial(given, network(x)))
     return found

@@ -17,7 +17,7 @@ from zoo_seg.version import __version__
 SCHEMA_VERSION = 2
 
 Input = Literal["x", "image"]
-"""Name of the graph's input: `x` is float32 (N, in_chans, H, W), normalised; `image` is uint8 RGB (N, H, W, 3)."""
+"""Name of the graph's input: `x` is float32 (N, in_chans, H, W), normalised; `image` is uint8 (N, H, W, in_chans)."""
 Output = Literal["logits", "class_map"]
 """Name of the graph's output: `logits` are float32 (N, num_classes, H, W); a `class_map` is (N, H, W), uint8, or int16
 beyond 256 classes."""

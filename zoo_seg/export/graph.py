@@ -36,8 +36,8 @@ class Graph(nn.Module):
         self.takes_image, self.gives_ids = facts.input == "image", facts.output == "class_map"
         self.ids = id_type(len(facts.info.classes))
         if self.takes_image:
-            self.register_buffer("mean", torch.tensor(facts.info.preprocess.mean).view(3, 1, 1))
-            self.register_buffer("std", torch.tensor(facts.info.preprocess.std).view(3, 1, 1))
+            self.register_buffer("mean", torch.tensor(facts.info.preprocess.mean).view(-1, 1, 1))
+            self.register_buffer("std", torch.tensor(facts.info.preprocess.std).view(-1, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         if self.takes_image:
@@ -76,7 +76,7 @@ def trace(graph: Graph | Logits, in_chans: int) -> ExportedProgram:
     if torch.__version__ < "2.8":  # which compares versions, not letters
         raise MissingExtraError(f"exporting needs a newer torch than {torch.__version__}: pip install 'torch>=2.8'")
     if graph.takes_image:
-        example = torch.zeros(_BATCH, _HEIGHT, _WIDTH, 3, dtype=torch.uint8)
+        example = torch.zeros(_BATCH, _HEIGHT, _WIDTH, in_chans, dtype=torch.uint8)
     else:
         example = torch.zeros(_BATCH, in_chans, _HEIGHT, _WIDTH)
     sides = (1, 2) if graph.takes_image else (2, 3)

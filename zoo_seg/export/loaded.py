@@ -153,7 +153,7 @@ class ExportedModel(Predicting):
         if self._predictor is None:
             rules = self.preprocess
             if self._takes_image:
-                rules = replace(rules, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+                rules = replace(rules, mean=(0.0,) * self.in_chans, std=(1.0,) * self.in_chans)
             self._predictor = Predictor(
                 self,
                 classes=self.classes,

@@ -54,7 +54,7 @@ def export(
 ) -> Exported:
     """Write a network as a file for ONNX Runtime, OpenVINO or torch.export, for any batch, height and width.
 
-    The graph takes `x`, normalised float32 (N, 3, H, W), and gives `logits`, float32 (N, num_classes, H, W), as
+    The graph takes `x`, normalised float32 (N, in_chans, H, W), and gives `logits`, float32 (N, num_classes, H, W), as
     `model(x)` does. The file carries classes, palette, preprocessing and the weights' id as metadata (JSON), and
     `from_exported` and `zoo-seg predict --weights` take it in place of a network.
 
@@ -64,7 +64,8 @@ def export(
         format: `"onnx"` (.onnx), `"openvino"` (.xml, with its values in a .bin beside it) or `"torch_export"` (.pt2);
             None follows the path's ending. A torch.export file refuses images so small that the backbone's last map
             is one cell (32 pixels, usually), OpenVINO some that are smaller still.
-        preprocess: normalise in the graph, which then takes `image`: uint8 RGB (N, H, W, 3).
+        preprocess: normalise in the graph, which then takes `image`: uint8 (N, H, W, in_chans), RGB for three
+            channels.
         argmax: choose the class in the graph, which then gives `class_map`: (N, H, W), uint8, or int16 beyond 256
             classes.
         dtype: `"float16"` halves the file. ONNX and torch compute in it, OpenVINO in what its device prefers.
@@ -82,8 +83,6 @@ def export(
         raise OptionError(f"model is a {type(model).__name__}; expected one of build_model or create_model")
     target = Path(path)
     kind, writer = choose(target, format, dtype, opset)
-    if preprocess and model.in_chans != 3:
-        raise OptionError(f"the network takes {model.in_chans} channels; preprocess=True is for RGB images")
     facts = Facts.of(model, "image" if preprocess else "x", "class_map" if argmax else "logits", dtype)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".zoo_seg-") as folder:  # fails before the work does

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from zoo_seg.errors import OptionError
-from zoo_seg.images.reading import RGB
+from zoo_seg.images.reading import Pixels
 from zoo_seg.manifest import Resize
 
 _BLOCK = 32
@@ -43,15 +43,15 @@ def resized_size(height: int, width: int, resize: Resize | int | None) -> tuple[
     return max(int(height * scale + 0.5), 1), max(int(width * scale + 0.5), 1)
 
 
-def resize_uint8(image: RGB, height: int, width: int) -> RGB:
+def resize_uint8(image: Pixels, height: int, width: int) -> Pixels:
     """Bilinear resizing that equals `cv2.resize(image, (width, height))` bit for bit.
 
     Args:
-        image: (H, W, 3), contiguous; at least 1x1.
+        image: (H, W, C), contiguous; at least 1x1.
         height, width: the new size in pixels, at least 1.
 
     Returns:
-        An image (height, width, 3), 0..255; `image` itself where it has this size.
+        An image (height, width, C), 0..255; `image` itself where it has this size.
     """
     if image.shape[:2] == (height, width):
         return image
@@ -62,11 +62,11 @@ def resize_uint8(image: RGB, height: int, width: int) -> RGB:
     border = left == right
     left_share[border], right_share[border] = 2048, 0
 
-    channels = np.arange(3)
-    left, right = ((side[:, None] * 3 + channels).ravel() for side in (left, right))
-    left_share, right_share = np.repeat(left_share, 3), np.repeat(right_share, 3)
+    channels = image.shape[2]
+    left, right = ((side[:, None] * channels + np.arange(channels)).ravel() for side in (left, right))
+    left_share, right_share = np.repeat(left_share, channels), np.repeat(right_share, channels)
     source = image.reshape(image.shape[0], -1)
-    result = np.empty((height, width * 3), np.uint8)
+    result = np.empty((height, width * channels), np.uint8)
     for start in range(0, height, _BLOCK):
         block = slice(start, start + _BLOCK)
         rows, place = np.unique(np.stack([upper[block], lower[block]]), return_inverse=True)
@@ -88,7 +88,7 @@ def resize_uint8(image: RGB, height: int, width: int) -> RGB:
         total += 2
         total >>= 2
         result[block] = total
-    return result.reshape(height, width, 3)
+    return result.reshape(height, width, channels)
 
 
 _Ints = npt.NDArray[np.int32]
@@ -103,23 +103,23 @@ def _neighbours(size: int, new_size: int) -> tuple[npt.NDArray[np.intp], npt.NDA
     return first.clip(0, size - 1), (first + 1).clip(0, size - 1), shares[0], shares[1]
 
 
-def normalise(image: RGB, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+def normalise(image: Pixels, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
     """The network's input: `(image - mean) / std` per channel.
 
     Args:
-        image: (H, W, 3), contiguous.
+        image: (H, W, C), contiguous.
         mean, std: one number a channel, for values from 0 to 255.
 
     Returns:
-        A float32 tensor (1, 3, H, W), stored channels_last.
+        A float32 tensor (1, C, H, W), stored channels_last.
     """
-    height, width, _ = image.shape
+    height, width, channels = image.shape
     pixels = image.reshape(height, -1)
     # float32 for the mean and float64 for std: the published pipeline's arithmetic, equal to the last bit
     means = np.tile(np.array(mean, np.float32), width)
     factors = np.tile(1 / np.array(std, np.float64), width)
-    result = np.empty((height, width * 3), np.float32)
+    result = np.empty((height, width * channels), np.float32)
     for start in range(0, height, _BLOCK):
         block = slice(start, start + _BLOCK)
         result[block] = (pixels[block] - means) * factors
-    return torch.from_numpy(result.reshape(1, height, width, 3)).permute(0, 3, 1, 2)
+    return torch.from_numpy(result.reshape(1, height, width, channels)).permute(0, 3, 1, 2)

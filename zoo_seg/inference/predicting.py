@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from zoo_seg.images.reading import ImageLike, Opens, Range
+from zoo_seg.images.bands import Range
+from zoo_seg.images.reading import ImageLike, Opens
 from zoo_seg.inference.backends import Backend
 from zoo_seg.inference.predictor import Predictor, ProbabilityType
 from zoo_seg.inference.protocol import check_test_options
@@ -88,7 +89,8 @@ class Predicting:
         scales: Sequence[float] | None = None,
         flip: bool | None = None,
         resize: Literal["published"] | int | None = "published",
-        range: Range | None = None,  # noqa: A002
+        range: Range | Sequence[Range] | None = None,  # noqa: A002
+        bands: Sequence[int] | None = None,
         batch_size: int = 1,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype = "float32",
@@ -102,6 +104,7 @@ class Predicting:
         Args:
             images: a path, a PIL image, an RGB uint8 array (H, W, 3) or tensor (3, H, W); or a list of them. Arrays
                 are RGB; BGR, as `cv2.imread` returns it, cannot be told from it: turn it with `image[:, :, ::-1]`.
+                A network of other channels takes so many of them.
             mode: `"whole"`, or `"slide"`: windows of `crop` at every `stride`, both (height, width). None, here and
                 below, is what the weights were tested with.
             crop: the window; without one the crop that the weights were trained on.
@@ -110,8 +113,10 @@ class Predicting:
             flip: average with the mirrored image.
             resize: `"published"` is the test size of the weights' record (the image's own size without
                 a record); a number of pixels for the shorter side; None for the image's own size.
-            range: the values that are black and white in images of more than 8 bits, such as (0, 4095); see
-                `read_image`.
+            range: the values that are black and white in images of more than 8 bits, such as (0, 4095), or such a
+                pair for each channel. None, here and below, is what the network was trained with.
+            bands: the numbers of an image's bands that are the network's channels, from 1 on. None without any in
+                training: there must be as many bands as channels, and colours become RGB for a network of three.
             batch_size: how many neighbouring images of one size go through the network together.
             device: `"cpu"`, `"cuda"`, ...; None is where the network is.
             dtype: `"float32"`, `"bfloat16"` or `"float16"`.
@@ -144,6 +149,7 @@ class Predicting:
             flip=flip,
             resize=resize,
             range=range,
+            bands=bands,
             batch_size=batch_size,
             device=device,
             dtype=dtype,

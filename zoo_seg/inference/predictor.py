@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from zoo_seg.errors import ImageError, NumericalError, OptionError, OutOfMemoryError
+from zoo_seg.images.bands import Range, check_bands, check_range
 from zoo_seg.images.preprocess import normalise, resize_uint8, resized_size
-from zoo_seg.images.reading import RGB, ImageLike, Range, check_range, most_pixels, read_image
+from zoo_seg.images.reading import RGB, ImageLike, Pixels, as_rgb, most_pixels, read_image
 from zoo_seg.inference.augmented import Geometry, Infer, LinearLogits, Logits, Size
 from zoo_seg.inference.backends import Backend, InferenceBackend, find_backend
 from zoo_seg.inference.labels import id_type, winners
@@ -101,11 +102,11 @@ class Predictor:
     """A network prepared once for many images; the network it is made from stays as it was.
 
     Args:
-        network: a `SegmentationNetwork` on RGB images, which is prepared, or another backend: on the CPU, float32 in
+        network: a `SegmentationNetwork`, which is prepared, or another backend: on the CPU, float32 in
             and out.
         owner: the module around the network that users call, which may have hooks.
         classes, palette: the name and RGB colour of each class id.
-        preprocess: mean, std and the published test size.
+        preprocess: mean, std and the published test size; the bands and the range where images are not plain RGB.
         protocol: whose order of operations, a name in the manifest's `protocols` such as `"mmseg"`.
         device: where to compute; None stays where the network is.
         dtype: `"float32"`, `"bfloat16"` or `"float16"`.
@@ -115,7 +116,7 @@ class Predictor:
         scores: its logits were read out of `Queries`, see `probabilities`; a network's own are recognised.
 
     Raises:
-        OptionError: the device, dtype or backend cannot be used, or the network does not take RGB.
+        OptionError: the device, dtype or backend cannot be used, or `preprocess` is for other channels.
         ExportError: OpenVINO cannot have the network.
         MissingExtraError: OpenVINO is not installed.
     """
@@ -135,8 +136,11 @@ class Predictor:
         owner: nn.Module | None = None,
         scores: bool = False,
     ) -> None:
-        if network.in_chans != 3:
-            raise OptionError(f"the network takes {network.in_chans} channels; predict takes RGB images, call model(x)")
+        if network.in_chans != len(preprocess.mean):
+            raise OptionError(
+                f"the network takes {network.in_chans} channels, and preprocess.mean has {len(preprocess.mean)}; "
+                "expected a number for each: set model.preprocess"
+            )
         self.dtype = choose_dtype(dtype)
         self.network: InferenceBackend
         make = find_backend(backend)
@@ -163,7 +167,8 @@ class Predictor:
         *,
         test: TestOptions = TestOptions(),  # noqa: B008  (frozen)
         resize: Literal["published"] | int | None = "published",
-        range: Range | None = None,  # noqa: A002
+        range: Range | Sequence[Range] | None = None,  # noqa: A002
+        bands: Sequence[int] | None = None,
         batch_size: int = 1,
         confidence: bool = False,
         probabilities: bool | ProbabilityType = False,
@@ -175,11 +180,14 @@ class Predictor:
         many there are.
 
         Args:
-            images: paths, PIL images, RGB uint8 arrays (H, W, 3) or tensors (3, H, W).
+            images: paths, PIL images, uint8 arrays (H, W, in_chans) or tensors (in_chans, H, W); RGB where
+                there are three channels.
             test: whole images or windows, scales and flip.
             resize: `"published"` is the test size of the weights' record (the image's own without
                 a record); a number of pixels for the shorter side; None for the image's own.
-            range: the values that are black and white in images of more than 8 bits, see `read_image`.
+            range: the values that are black and white in images of more than 8 bits, see `read_image`; None is what
+                the network was trained with.
+            bands: which of an image's bands are the channels, from 1 on; None is what the network was trained with.
             batch_size: how many neighbouring images of one size go through the network together.
             confidence, probabilities: what to give beside the class map, see `Predicting.predict`.
             on_error: what to do with an image that cannot be read: raise its ImageError, or yield
@@ -193,24 +201,35 @@ class Predictor:
             raise OptionError(f"batch_size is {batch_size}; expected at least 1")
         target = self._resize(resize)
         resized_size(1, 1, target)  # refuses a size of zero before work begins
-        check_range(range)
+        read = self._reader(range, bands)
         extras = Extras.of(confidence, probabilities)
-        return self._stream(images, test, target, range, batch_size, extras, on_error)
+        return self._stream(images, test, target, read, batch_size, extras, on_error)
+
+    def _reader(
+        self,
+        range: Range | Sequence[Range] | None,  # noqa: A002
+        bands: Sequence[int] | None,
+    ) -> Callable[[ImageLike], Pixels]:
+        """How images are read; None is what the network was trained with."""
+        channels, rules = self.network.in_chans, self.preprocess
+        ranges = check_range(rules.range if range is None else range, channels)
+        numbers = check_bands(rules.bands if bands is None else bands, channels)
+        return lambda image: read_image(image, ranges, channels=channels, bands=numbers)
 
     def _stream(
         self,
         images: Iterable[ImageLike],
         test: TestOptions,
         target: Resize | int | None,
-        range: Range | None,  # noqa: A002
+        read: Callable[[ImageLike], Pixels],
         batch_size: int,
         extras: Extras,
         on_error: Literal["raise", "yield"],
     ) -> Iterator[Segmentation | ImageError]:
         def prepare_one(image: ImageLike) -> _Prepared | ImageError:
             try:
-                pixels = read_image(image, range)
-                return _Prepared(pixels, self._inputs(pixels, target, test.scales))
+                pixels = read(image)
+                return _Prepared(as_rgb(pixels), self._inputs(pixels, target, test.scales))
             except ImageError as error:
                 return error
             except MemoryError as error:
@@ -248,13 +267,13 @@ class Predictor:
         scales: Sequence[float] = (1.0,),
         resize: Literal["published"] | int | None = "published",
     ) -> list[Tensor]:
-        """What the network is given for an image: normalised float32 tensors (1, 3, h, w) for `predict_logits`.
+        """What the network is given for an image: normalised float32 tensors (1, C, h, w) for `predict_logits`.
 
         One at the test size; under mmseg's rules one for every scale, resized from the image.
         """
-        return self._inputs(read_image(image), self._resize(resize), tuple(scales))
+        return self._inputs(self._reader(None, None)(image), self._resize(resize), tuple(scales))
 
-    def _inputs(self, image: RGB, target: Resize | int | None, scales: tuple[float, ...]) -> list[Tensor]:
+    def _inputs(self, image: Pixels, target: Resize | int | None, scales: tuple[float, ...]) -> list[Tensor]:
         size = (image.shape[0], image.shape[1])
         if self.rules.rescale == "image" and scales != (1.0,):
             sizes = [resized_size(*size, _scaled(target, size, scale)) for scale in scales]

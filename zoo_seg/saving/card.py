@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from zoo_seg.checkpoints.convert import described
 from zoo_seg.config import LIBRARY
 from zoo_seg.families.registry import find_family
 from zoo_seg.info import ModelInfo
-from zoo_seg.manifest import Architecture, Metric, Recipe, TestOptions
+from zoo_seg.manifest import Architecture, Metric, Preprocess, Recipe, TestOptions
 
 OVERLAY = "overlay.jpg"
 """Beside the card, where an image is shown."""
@@ -37,7 +37,7 @@ def model_card(info: ModelInfo, *, name: str | None = None, image: bool = False)
         name: `org/repo`; None for a folder on a disk.
         image: `OVERLAY` lies beside the card.
     """
-    sections = [_title(info), *_introduction(info)]
+    sections = [_title(info), *_introduction(info), *_images(info.preprocess)]
     if image:
         sections.append(f"![An image under the colours of the classes]({OVERLAY})")
     sections += [_loading(name), "## Measured", _measured(info), "## Trained", *_training(info)]
@@ -120,6 +120,31 @@ def _introduction(info: ModelInfo) -> Iterator[str]:
     if info.is_published:
         where = f", published by {_link(info.provenance.project)}" if info.provenance else ""
         yield f"The values are those of `{_text(info.started_from)}`{where}: renamed, and not trained any further."
+
+
+def _images(rules: Preprocess) -> Iterator[str]:
+    """What an image is to the network, unless it is plain RGB."""
+    channels = len(rules.mean)
+    if channels == 3 and rules.bands is None and rules.range is None:
+        return
+    what = "RGB images" if channels == 3 else f"Images of {channels} channel{'' if channels == 1 else 's'}"
+    if rules.bands is not None:
+        number = "number" if channels == 1 else "numbers"
+        what = f"Images of {channels} channels" if channels == 3 else what
+        what += f": of a file's bands those with the {number} {_listed(rules.bands)}, in this order"
+    elif channels != 3:
+        what += ", which are all bands of a file in their order"
+    if rules.range is not None:
+        spans = [f"{low:g} to {high:g}" for low, high in rules.range]
+        what += f"; where it has more than 8 bits, its values from {_listed(spans)} become 0 to 255"
+    yield (
+        f"{what}. Normalised by the mean {_listed([f'{each:.4g}' for each in rules.mean])} and the standard deviation "
+        f"{_listed([f'{each:.4g}' for each in rules.std])}."
+    )
+
+
+def _listed(items: Sequence[object]) -> str:
+    return ", ".join(map(str, items))
 
 
 def _loading(name: str | None) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -24,7 +25,10 @@ def write_folder(folder: Path, info: ModelInfo, tensors: Mapping[str, Tensor], c
         OSError: the folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    config = {"schema_version": SCHEMA_VERSION, "library": LIBRARY, **asdict(info)}
+    config: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "library": LIBRARY, **asdict(info)}
+    for name in ("bands", "range"):  # of plain RGB nothing is said, as earlier versions know no such names
+        if config["preprocess"][name] is None:
+            del config["preprocess"][name]
     text = json.dumps(config, indent=1, ensure_ascii=False) + "\n"
     with ExitStack() as stack:
         weights, *texts = (stack.enter_context(replacing(folder / name)) for name in (WEIGHTS, CONFIG, CARD))

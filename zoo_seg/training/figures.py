@@ -12,7 +12,6 @@ from zoo_seg.data.layouts import SegmentationData
 from zoo_seg.data.samples import Sample
 from zoo_seg.errors import MissingExtraError
 from zoo_seg.hub.files import replacing
-from zoo_seg.images.reading import read_image
 from zoo_seg.model import SegmentationModel
 
 try:
@@ -90,8 +89,10 @@ def draw_sheet(model: SegmentationModel, data: SegmentationData, path: Path, row
 
 def _look(sample: Sample, data: SegmentationData, model: SegmentationModel) -> tuple[RGB, Ids, Ids]:
     """The image, and the class ids of its label and its prediction; what is ignored comes after the classes."""
-    image, labels = read_image(sample.image, data.range), data.read_labels(sample).astype(np.int64)
-    return image, np.where(labels == data.ignore_index, data.num_classes, labels), model.predict(image).mask
+    found = model.predict(sample.image, range=data.range, bands=data.bands)
+    labels = data.read_labels(sample).astype(np.int64)
+    assert found.image is not None  # `predict` keeps it
+    return found.image, np.where(labels == data.ignore_index, data.num_classes, labels), found.mask
 
 
 def _save(figure: Figure, path: Path) -> None:

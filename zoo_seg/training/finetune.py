@@ -36,7 +36,7 @@ from zoo_seg.training.loop import Loop
 from zoo_seg.training.run import CURVE, LOG, SAMPLES, Run
 from zoo_seg.training.samples import EpochBatches, TrainingSamples
 from zoo_seg.training.settings import Settings
-from zoo_seg.training.start import recipe_of, starting_network
+from zoo_seg.training.start import recipe_of, starting_network, use_statistics
 from zoo_seg.training.transforms import published_transforms
 
 
@@ -126,6 +126,7 @@ def finetune(
     with accelerator.main_process_first():  # the others find its result in the cache
         report = check_data(source, ("train", "val"), progress=progress and accelerator.is_main_process, cache=True)
     report.raise_if_bad()
+    use_statistics(network, report)
 
     loop = Loop(
         network,

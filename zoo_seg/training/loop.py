@@ -91,7 +91,7 @@ class Loop:
         self.kept = copy.deepcopy(model).eval()  # plain modules, whatever happens to those in training
         self.frozen = freeze(model, settings)
         heads = _Heads(model.network, settings.aux_weight > 0)
-        freeze_unused(heads.eval(), model.parameters())
+        freeze_unused(heads.eval(), model.parameters(), model.in_chans)
         if accelerator.num_processes > 1 and settings.freeze != "batchnorm":
             synchronise(model, self.device)
         self.model = model.to(self.device).to(memory_format=torch.channels_last)

@@ -12,7 +12,6 @@ from torch.utils.data import Dataset, Sampler
 
 from zoo_seg.data.layouts import SegmentationData
 from zoo_seg.errors import DataError
-from zoo_seg.images.reading import read_image
 from zoo_seg.inference.memory import keep_large_blocks
 
 Transform = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -27,7 +26,7 @@ def seed_of(*parts: object) -> int:
 class TrainingSamples(Dataset[tuple[Tensor, Tensor, int]]):
     """Images and labels of a split, transformed with draws that (seed, epoch, index) decides.
 
-    An item is addressed by (epoch, index): float image (3, h, w), labels (h, w) in uint8 (int64 where the ignored
+    An item is addressed by (epoch, index): float image (C, h, w), labels (h, w) in uint8 (int64 where the ignored
     value is beyond 255), and the index.
     """
 
@@ -42,7 +41,7 @@ class TrainingSamples(Dataset[tuple[Tensor, Tensor, int]]):
         keep_large_blocks()  # each step of the transform needs some: a third of the time
         epoch, index = address
         sample = self.samples[index]
-        pixels, labels = read_image(sample.image, self.data.range), self.data.read_labels(sample)
+        pixels, labels = self.data.read_image(sample.image), self.data.read_labels(sample)
         if labels.dtype != np.uint8:
             labels = labels.astype(np.int32)  # torch before 2.3 has no uint16
         if pixels.shape[:2] != labels.shape:

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from zoo_seg.config import is_network
+from zoo_seg.data.findings import DataReport
 from zoo_seg.data.layouts import SegmentationData
 from zoo_seg.errors import OptionError
 from zoo_seg.factory import create_model, from_pretrained, new_model
 from zoo_seg.families.registry import list_families
 from zoo_seg.hub.download import shown
+from zoo_seg.images.bands import check_range
 from zoo_seg.info import ModelInfo
 from zoo_seg.layers.readout import HeadOutput
 from zoo_seg.manifest import Architecture, Recipe, Resize, Weights, get_architecture, get_weights
@@ -39,11 +41,11 @@ def starting_network(
     Args: as `finetune`.
     """
     if weights is None or weights is False:
-        network, origin = _from_scratch(data.num_classes, model, backbone, backbone_pretrained, channels)
+        network, origin = _from_scratch(data, model, backbone, backbone_pretrained, channels)
     elif backbone is not None or backbone_pretrained or channels is not None:
         raise OptionError("weights bring their own backbone and head; leave out backbone and channels, or the weights")
     else:
-        network, origin = _from_weights(data.num_classes, model, weights)
+        network, origin = _from_weights(data, model, weights)
     for module in network.modules():
         if isinstance(module, nn.Dropout2d) and settings.dropout is not None:
             module.p = settings.dropout
@@ -51,7 +53,7 @@ def starting_network(
     info = ModelInfo(
         classes=data.classes,
         palette=data.palette,
-        preprocess=replace(network.preprocess, resize=resize),
+        preprocess=replace(network.preprocess, resize=resize, bands=data.bands, range=check_range(data.range)),
         protocol=network.protocol,
         in_chans=network.in_chans,
         architecture=network.architecture,
@@ -59,8 +61,19 @@ def starting_network(
     return SegmentationModel(network.network, info), origin
 
 
+def use_statistics(network: SegmentationModel, report: DataReport) -> None:
+    """Normalise by the mean and std of the train split, unless images are RGB, for which published weights have theirs.
+
+    A band that does not vary has a std of 0, and is divided by 1.
+    """
+    train = next(split for split in report.splits if split.name == "train")
+    if network.in_chans != 3:
+        std = tuple(max(each, 1.0) for each in train.std)
+        network.preprocess = replace(network.preprocess, mean=train.mean, std=std)
+
+
 def _from_weights(
-    num_classes: int, model: str | None, weights: str | os.PathLike[str] | Weights | Literal[True]
+    data: SegmentationData, model: str | None, weights: str | os.PathLike[str] | Weights | Literal[True]
 ) -> tuple[SegmentationModel, str]:
     if isinstance(weights, Weights):
         model = model or weights.model
@@ -71,17 +84,17 @@ def _from_weights(
         name = os.fspath(weights)
         an_id = "." in name and os.sep not in name and "://" not in name and not Path(name).is_file()
         if is_network(name) or name.startswith("hf://") or (Path(name).is_dir() and not an_id):
-            return from_pretrained(name, num_classes=num_classes), name
+            return from_pretrained(name, num_classes=data.num_classes, in_chans=data.channels), name
         if not an_id:
             raise OptionError(f"weights {shown(name)!r} need a model name; zoo_seg.list_models() lists them")
         weights = get_weights(name)
         model = weights.model
-    network = create_model(model, weights, num_classes=num_classes)
+    network = create_model(model, weights, num_classes=data.num_classes, in_chans=data.channels)
     return network, network.weights.id if network.weights else shown(os.fspath(weights))  # type: ignore[arg-type]
 
 
 def _from_scratch(
-    num_classes: int, model: str | None, backbone: str | None, backbone_pretrained: bool, channels: int | None
+    data: SegmentationData, model: str | None, backbone: str | None, backbone_pretrained: bool, channels: int | None
 ) -> tuple[SegmentationModel, str | None]:
     if model is None:
         raise OptionError("there is no model; expected a model name, such as 'pspnet_resnet50_os8'")
@@ -94,7 +107,7 @@ def _from_scratch(
         raise OptionError(f"{model!r} is a family; add a backbone, such as backbone='mobilenetv4_conv_small'")
     if channels is not None:
         architecture = replace(architecture, options={**architecture.options, "channels": channels})
-    network = new_model(architecture, num_classes, backbone_pretrained=backbone_pretrained)
+    network = new_model(architecture, data.num_classes, in_chans=data.channels, backbone_pretrained=backbone_pretrained)
     return network, f"timm's ImageNet weights of {architecture.backbone}" if backbone_pretrained else None
 
 
@@ -110,10 +123,12 @@ def freeze(model: SegmentationModel, settings: Settings) -> list[nn.Module]:
     return frozen
 
 
-def freeze_unused(network: Callable[[Tensor], list[HeadOutput]], parameters: Iterable[nn.Parameter]) -> None:
+def freeze_unused(
+    network: Callable[[Tensor], list[HeadOutput]], parameters: Iterable[nn.Parameter], in_chans: int = 3
+) -> None:
     """Switch off the gradients of values that nothing depends on: several processes would wait for them."""
     trained = [each for each in parameters if each.requires_grad]
-    outputs = network(torch.zeros(1, 3, 64, 64))
+    outputs = network(torch.zeros(1, in_chans, 64, 64))
     parts = [part for each in outputs for part in (each if isinstance(each, tuple) else [each])]
     total = torch.stack([part.sum() for part in parts]).sum()
     for parameter, gradient in zip(trained, torch.autograd.grad(total, trained, allow_unused=True), strict=True):

@@ -47,10 +47,10 @@ def published_transforms(
         cat_max_ratio: a crop in which one class has at least this share of the labelled pixels is drawn anew,
             ten times at most; 1 for no limit.
         flip: probability of mirroring left and right.
-        photometric: whether to distort brightness, contrast, saturation and hue.
+        photometric: whether to distort brightness, contrast, saturation and hue; the last two of three channels only.
 
     Returns:
-        A transform of (uint8 (3, H, W), integer mask (H, W)) into (float32 (3, *crop), mask (*crop)). The mask is
+        A transform of (uint8 (C, H, W), integer mask (H, W)) into (float32 (C, *crop), mask (*crop)). The mask is
         int64, but a uint8 one stays so where it can hold `ignore_index`: a worker sends 8 bits much faster than 64.
     """
     mask_type = None if 0 <= ignore_index <= 255 else torch.int64
@@ -71,7 +71,7 @@ class ToPair(v2.Transform):  # type: ignore[misc]
     """Names the two parts for v2, which would take a plain mask for something to leave alone."""
 
     def forward(self, image: Tensor, mask: Tensor) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
-        """Of a uint8 image (3, H, W) and a mask (H, W) of any integer type."""
+        """Of a uint8 image (C, H, W) and a mask (H, W) of any integer type."""
         if mask.dtype != torch.uint8:
             mask = mask.to(torch.int64)  # torch cannot index uint16
         return tv_tensors.Image(image), tv_tensors.Mask(mask)
@@ -141,7 +141,7 @@ Box = tuple[int, int, int, int]
 
 
 def resized_image(image: Tensor, size: tuple[int, int], box: Box) -> Tensor:
-    """A box of the image resized to `size`: uint8 (3, H, W) to uint8 (3, height, width), bilinear."""
+    """A box of the image resized to `size`: uint8 (C, H, W) to uint8 (C, height, width), bilinear."""
     spans, centres = [], []
     for old, new, start, length in zip(image.shape[-2:], size, box[:2], box[2:], strict=True):
         place = (torch.arange(start, start + length, dtype=torch.float64) + 0.5) * (old / new) - 0.5
@@ -196,6 +196,7 @@ class PhotometricDistortion(v2.Transform):  # type: ignore[misc]
     The rule of SSD (Liu et al. 2016, 1512.02325) as both original projects have it: brightness is added, contrast
     and saturation are factors, and after each step the values are clipped and cut to whole numbers. They turn
     saturation and hue in OpenCV's 8 bit HSV, which rounds hue to 2 degrees; here nothing is rounded on the way.
+    Saturation and hue are of RGB: images of other than three channels get brightness and contrast only.
 
     Args:
         brightness: largest shift, of 255.
@@ -217,16 +218,17 @@ class PhotometricDistortion(v2.Transform):  # type: ignore[misc]
         self.hue = hue
 
     def forward(self, image: Tensor, mask: Tensor) -> tuple[tv_tensors.Image, Tensor]:
-        """Of a uint8 image (3, H, W); the mask passes."""
+        """Of a uint8 image (C, H, W); the mask passes."""
+        is_rgb = image.shape[0] == 3
         values = image.as_subclass(Tensor).float()
         if _coin():
             values = adjust_brightness(values, _uniform(-self.brightness, self.brightness))
         contrast_first = _coin()
         if contrast_first and _coin():
             values = adjust_contrast(values, _uniform(*self.contrast))
-        if _coin():
+        if is_rgb and _coin():
             values = adjust_saturation(values, _uniform(*self.saturation))
-        if self.hue and _coin():
+        if is_rgb and self.hue and _coin():
             values = adjust_hue(values, _below(2 * self.hue) - self.hue)
         if not contrast_first and _coin():
             values = adjust_contrast(values, _uniform(*self.contrast))
@@ -234,7 +236,7 @@ class PhotometricDistortion(v2.Transform):  # type: ignore[misc]
 
 
 def adjust_brightness(values: Tensor, shift: float) -> Tensor:
-    """Adds `shift`; whole numbers from 0 to 255 as float (3, H, W), as the three below."""
+    """Adds `shift`; whole numbers from 0 to 255 as float (C, H, W); below, C is 3 for the last two."""
     return (values + shift).clamp_(0, 255).floor_()
 
 

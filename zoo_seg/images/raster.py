@@ -1,0 +1,87 @@
+"""TIFFs of any number of bands and any number type, which Pillow reads only some of. Needs the extra `aerial`."""
+
+from __future__ import annotations
+
+import warnings
+from functools import cache
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
+
+from zoo_seg.errors import ImageError, MissingExtraError
+from zoo_seg.images.bands import Wanted
+
+_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_ORIENTATION, _BANDS = 274, 277
+
+
+def tiff_bands(file: IO[bytes]) -> int:
+    """How many bands an open file's first image has by its tags; 0 where it is no TIFF, or a damaged one."""
+    return _tag(file, _BANDS)
+
+
+def _tag(file: IO[bytes], number: int) -> int:
+    """A tag of an open file's first image, 1 where it is left out; 0 where the file is no TIFF, or a damaged one."""
+    file.seek(0)
+    header = file.read(8)
+    try:
+        if header[:4] not in _MAGIC:
+            return 0
+        tags = ImageFileDirectory_v2(header + (file.read(8) if b"+" in header[:4] else b""))
+        file.seek(tags.next)
+        tags.load(file)
+        return int(tags.get(number, 1))
+    except Exception:  # Pillow raises almost anything on damaged data; whoever reads the file will tell
+        return 0
+    finally:
+        file.seek(0)
+
+
+def read_tiff(file: IO[bytes], name: str, wanted: Wanted, limit: int | None) -> npt.NDArray[Any]:
+    """The wanted bands of an open TIFF as they are stored: (H, W, bands), of any real type.
+
+    Args:
+        limit: the most pixels that are read.
+
+    Raises:
+        ImageError: it has other bands than wanted, or cannot be read.
+        MissingExtraError: rasterio is not installed.
+        DecompressionBombError: it has more pixels than `limit`; Pillow's.
+    """
+    if 1 < _tag(file, _ORIENTATION) <= 8:
+        raise ImageError(f"{name}: a multi-band TIFF that its orientation tag turns; save it upright")
+    rasterio = _rasterio(name)
+    # from memory, and as nothing but a TIFF: GDAL would follow other formats to further files and to the network
+    with rasterio.MemoryFile(file.read()) as memory, memory.open(driver="GTiff") as source:
+        pixels = source.width * source.height
+        if limit is not None and pixels > limit:
+            raise Image.DecompressionBombError(f"Image size ({pixels} pixels) exceeds limit of {limit} pixels.")
+        has_alpha = source.colorinterp[-1] == rasterio.enums.ColorInterp.alpha
+        chosen = wanted.choose(source.count, name, has_alpha=has_alpha)
+        indices = list(range(1, source.count + 1))[chosen] if isinstance(chosen, slice) else [i + 1 for i in chosen]
+        values: npt.NDArray[Any] = source.read(indices)
+    if values.dtype.kind not in "iuf":
+        raise ImageError(f"{name}: values of type {values.dtype}, expected whole or floating-point numbers")
+    return np.moveaxis(values, 0, 2)
+
+
+def _rasterio(name: str) -> Any:
+    try:
+        return _quiet_rasterio()
+    except ImportError as error:
+        raise MissingExtraError(
+            f"{name}: a TIFF of such bands needs rasterio ({error}); pip install 'zoo_seg[aerial]'"
+        ) from None
+
+
+@cache
+def _quiet_rasterio() -> Any:
+    import rasterio
+    import rasterio.enums
+
+    # once, as readers are threads: tiles without coordinates are fine
+    warnings.filterwarnings("ignore", category=rasterio.errors.NotGeoreferencedWarning)
+    return rasterio
