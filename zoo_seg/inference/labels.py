@@ -72,7 +72,7 @@ def _where_cells_differ(logits: LinearLogits) -> Iterator[tuple[int, Tensor]]:
         rows = logits.rows[top : top + size]  # which need the same rows of windows
         first, last = rows.span
         cells = logits.cells.rows(first, last)
-        ids = torch.empty(len(cells), size, len(logits.columns), dtype=id_type(cells.shape[1]))
+        ids = torch.empty(len(cells), size, len(logits.columns), dtype=id_type(cells.shape[1]), device="cpu")
         for each, target in zip(cells, ids, strict=True):
             _blend(each.permute(1, 2, 0).contiguous(), Taps(rows.cells - first, rows.weights), logits.columns, target)
         yield top, ids

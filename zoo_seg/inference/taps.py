@@ -57,7 +57,7 @@ class Taps:
 
 def bilinear(size: int, new_size: int, align_corners: bool = False) -> Taps:
     """A bilinear resize, as torch's."""
-    place = torch.arange(new_size, dtype=torch.float64)
+    place = torch.arange(new_size, dtype=torch.float64, device="cpu")
     if align_corners:
         place = place * ((size - 1) / max(new_size - 1, 1))
     else:
@@ -69,11 +69,11 @@ def bilinear(size: int, new_size: int, align_corners: bool = False) -> Taps:
 
 def overlapping(windows: Sequence[tuple[int, int]], within: Taps, cells: int) -> Taps:
     """The mean of windows (start, end) of like size, each mixed as `within` from `cells` cells of its own."""
-    start, end = torch.tensor(windows).T.contiguous()
-    place = torch.arange(int(end[-1]))
+    start, end = torch.tensor(windows, device="cpu").T.contiguous()
+    place = torch.arange(int(end[-1]), device="cpu")
     first = torch.searchsorted(end, place, right=True)
     count = torch.searchsorted(start, place, right=True) - first
-    window = first[:, None] + torch.arange(int(count.max()))
+    window = first[:, None] + torch.arange(int(count.max()), device="cpu")
     covers = window < (first + count)[:, None]
     window = torch.where(covers, window, first[:, None])
     inside = place[:, None] - start[window]
