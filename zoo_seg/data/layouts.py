@@ -12,11 +12,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from zoo_seg.data.labels import Colour, Labels, mistake_in, voc_palette
+from zoo_seg.data.labels import Colour, Ids, Labels, mistake_in, voc_palette
 from zoo_seg.data.wording import name_some
 from zoo_seg.decode import Mistake, decode, read_json
 from zoo_seg.errors import DataError, ManifestError, OptionError
-from zoo_seg.images.reading import Range, check_range
+from zoo_seg.images.reading import RGB, ImageLike, Range, check_range, read_image
 from zoo_seg.manifest import load_manifest
 
 DESCRIPTION = "dataset.json"
@@ -117,6 +117,18 @@ class SegmentationData:
         if faults:
             raise DataError(f"{self.root}: {split}: {faults[0]}")
         return listing.samples
+
+    def read_image(self, image: ImageLike) -> RGB:
+        """An image of the data set; raises as `zoo_seg.images.reading.read_image` does."""
+        return read_image(image, self.range)
+
+    def pair(self, sample: Sample) -> tuple[ImageLike, Ids]:
+        """What `read_image` takes, and the class ids (H, W), `ignore_index` where ignored.
+
+        Raises:
+            DataError: the mask cannot be read.
+        """
+        return sample.image, self.labels.read(sample.mask)
 
     def faults(self, listing: Listing) -> list[str]:
         """Why a split cannot be used, as far as its files' names tell."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -12,7 +14,6 @@ from torch.utils.data import Dataset, Sampler
 
 from zoo_seg.data.layouts import SegmentationData
 from zoo_seg.errors import DataError
-from zoo_seg.images.reading import read_image
 from zoo_seg.inference.memory import keep_large_blocks
 
 Transform = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -33,7 +34,7 @@ class TrainingSamples(Dataset[tuple[Tensor, Tensor, int]]):
 
     def __init__(self, data: SegmentationData, split: str, transform: Transform, seed: int = 0) -> None:
         self.samples = data.samples(split)
-        self.labels, self.range, self.transform, self.seed = data.labels, data.range, transform, seed
+        self.data, self.transform, self.seed = data, transform, seed
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -42,18 +43,34 @@ class TrainingSamples(Dataset[tuple[Tensor, Tensor, int]]):
         keep_large_blocks()  # each step of the transform needs some: a third of the time
         epoch, index = address
         sample = self.samples[index]
-        pixels, labels = read_image(sample.image, self.range), self.labels.read(sample.mask)
-        if labels.dtype != np.uint8:
-            labels = labels.astype(np.int32)  # torch before 2.3 has no uint16
-        if pixels.shape[:2] != labels.shape:
-            raise DataError(
-                f"{sample.mask} is {labels.shape[0]}x{labels.shape[1]} and its image {pixels.shape[0]}x"
-                f"{pixels.shape[1]} (height x width); expected the same size. 'zoo-seg check-data' lists all of them"
-            )
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed_of(self.seed, epoch, index))  # torch's own seeds every device
+        with _draws_of(seed_of(self.seed, epoch, index)):
+            stored, labels = self.data.pair(sample)
+            pixels = self.data.read_image(stored)
+            if labels.dtype != np.uint8:
+                labels = labels.astype(np.int32)  # torch before 2.3 has no uint16
+            if pixels.shape[:2] != labels.shape:
+                raise DataError(
+                    f"{sample.mask} is {labels.shape[0]}x{labels.shape[1]} and its image {pixels.shape[0]}x"
+                    f"{pixels.shape[1]} (height x width); expected the same size. 'zoo-seg check-data' lists all of "
+                    "them"
+                )
             image, target = self.transform(torch.from_numpy(pixels).permute(2, 0, 1), torch.from_numpy(labels))
         return image, target, index
+
+
+@contextmanager
+def _draws_of(seed: int) -> Iterator[None]:
+    """The global generators of torch, numpy and Python begin with this seed, and go on as before afterwards."""
+    python, numpys = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch's own seeds every device
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpys)
 
 
 class EpochBatches(Sampler[list[tuple[int, int]]]):
