@@ -154,7 +154,7 @@ def lovasz_loss(logits: Tensor, labels: Tensor, labelled: Tensor) -> Tensor:
     """
     shares, truth = logits.softmax(dim=1).movedim(1, -1)[labelled], labels[labelled]
     total = logits.sum() * 0
-    present = truth.unique().tolist()
+    present = torch.unique(truth).tolist()
     for each in present:
         wrong = (truth != each).long()  # whole numbers: float32 cannot count a large batch one by one
         errors, order = ((1 - wrong) - shares[:, each]).abs().sort(descending=True)

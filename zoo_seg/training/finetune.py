@@ -244,7 +244,7 @@ def _source(
         raise OptionError("there is no data; expected the path of a folder, or train= and val=")
     if data is None:
         return of_datasets(train, val, classes, palette, ignore_index)
-    if not (train is val is classes is palette is None):
+    if any(each is not None for each in (train, val, classes, palette)):
         raise OptionError("data is given, which brings its own train, val, classes and palette; leave those out")
     return open_data(data if isinstance(data, str) else Path(data), layout)
 

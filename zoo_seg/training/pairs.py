@@ -37,7 +37,7 @@ class DatasetPairs(SegmentationData):
         return "pairs of a uint8 image and an integer label (H, W)"
 
     @property
-    def splits(self) -> tuple[str, ...]:  # type: ignore[override]
+    def splits(self) -> tuple[str, ...]:
         return tuple(self.datasets)
 
     @cached_property
@@ -174,7 +174,7 @@ def _looks(data: DatasetPairs, split: str, workers: int) -> Iterator[npt.NDArray
     )
 
 
-def _as_it_is(found: npt.NDArray[np.int64] | str) -> npt.NDArray[np.int64] | str:
+def _as_it_is(found: Any) -> Any:
     return found
 
 

@@ -65,7 +65,7 @@ def starting_network(
     return SegmentationModel(network.network, info), origin
 
 
-def _given(data: SegmentationData, model: SegmentationModel) -> tuple[SegmentationModel, str]:
+def _given(data: SegmentationData, model: SegmentationModel) -> tuple[SegmentationModel, str | None]:
     """A copy, so that the user's own stays as it is; refused at once where it could not be saved."""
     check_rebuilds(model.network, model.architecture, model.num_classes)
     if model.num_classes != data.num_classes:
