@@ -17,6 +17,8 @@ from zoo_seg.hub.files import replacing
 
 _MOST_NUMBERS = 30
 """Classes up to which a cell of the matrix has room for its number."""
+_SMALLEST = 3.5
+"""Points of a name beside the matrix."""
 
 
 def write_details(details: Details, data: SegmentationData, split: str, folder: Path) -> list[Path]:
@@ -73,15 +75,16 @@ def draw_confusion(confusion: npt.NDArray[np.int64], classes: Sequence[str], pat
     totals = confusion.sum(axis=1, keepdims=True)
     shares = np.full(confusion.shape, np.nan)
     np.divide(100 * confusion, totals, out=shares, where=totals > 0)
-    cell = 0.42 if count <= _MOST_NUMBERS else max(0.1, min(0.2, 40 / count))
-    size, text = 2.2 + cell * count, 8 if count <= _MOST_NUMBERS else max(4, min(8, 60 * cell))
-    figure = new_figure(size + 0.6, size)
+    cell = 0.42 if count <= _MOST_NUMBERS else max(0.03, min(0.2, 20 / count))
+    size, text = 2 + cell * count, min(8, 50 * cell)
+    figure = new_figure(size + 1.2, size)
     axes = figure.subplots()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100, interpolation="nearest")
-    figure.colorbar(image, ax=axes, label="% of the label's pixels", shrink=0.6)
-    names = [short(name) for name in classes]
-    axes.set_xticks(range(count), names, rotation=90, fontsize=text)
-    axes.set_yticks(range(count), names, fontsize=text)
+    figure.colorbar(image, ax=axes, label="% of the label's pixels", shrink=0.5, aspect=30, pad=0.01)
+    if text >= _SMALLEST:  # else matplotlib numbers some of them
+        names = [short(name) for name in classes]
+        axes.set_xticks(range(count), names, rotation=90, fontsize=text)
+        axes.set_yticks(range(count), names, fontsize=text)
     axes.set_xlabel("predicted")
     axes.set_ylabel("label")
     if count <= _MOST_NUMBERS:
