@@ -43,7 +43,7 @@ def tracking(
     accelerator: Accelerator, settings: Settings, folder: Path
 ) -> Iterator[Callable[[dict[str, float], int], None]]:
     """Start the accelerator's trackers, as the run of this folder; give the function that logs values at a step."""
-    names = ", ".join(str(getattr(each, "name", each)) for each in accelerator.log_with)
+    names = ", ".join(str(getattr(each, "value", getattr(each, "name", each))) for each in accelerator.log_with)
     config = {"out": str(folder)} | {
         name: value if value is None or isinstance(value, (int, float, str)) else str(value)
         for name, value in as_plain(settings).items()
