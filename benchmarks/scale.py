@@ -44,7 +44,7 @@ def run(workers: int, weights: str, model: str | None, images: Path, out: Path) 
     name, _, tag = weights.partition(".")
     network = zoo_seg.create_model(model or name, weights if model else tag)
     paths = sorted(images.iterdir())
-    jobs = [Job(str(path), str(out / f"{path.stem}_mask.png"), str(out / f"{path.stem}_overlay.png")) for path in paths]
+    jobs = [Job(str(path), str(out / path.stem), ("overlay", "mask")) for path in paths]
     work = Work({"device": "cpu"}, 0.5, False)
     first, last = len(jobs) // 4, len(jobs) * 9 // 10
     ends, spent, memory = list[float](), list[float](), 0.0
@@ -90,7 +90,7 @@ def plan_a_million() -> dict[str, float]:
     names = (f"cameras/{number % 1000:04}/frame_{number:08}" for number in range(1_000_000))
     found = ((f"s3://bucket/images/{name}.jpg", f"s3://bucket/masks/{name}") for name in names)
     outcome = Outcome()
-    jobs = list(plan(found, True, lambda *_: None))
+    jobs = list(plan(found, ("overlay", "mask"), [], lambda *_: None))
     tables = [cluster._table(jobs[first : first + 64], first) for first in range(0, len(jobs), 64)]
     for job in jobs:
         note(job, None, outcome)

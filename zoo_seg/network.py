@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
+from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from zoo_seg.backbones.registry import find_backbone
 from zoo_seg.errors import OptionError
@@ -14,6 +18,25 @@ from zoo_seg.families.registry import Family, find_family
 from zoo_seg.layers.readout import HeadOutput, Queries, read_out
 from zoo_seg.layers.resample import resize
 from zoo_seg.manifest import Architecture
+
+
+@contextmanager
+def without_weights() -> Iterator[None]:
+    """What is built in it lies on the meta device: shapes, and no values."""
+    with torch.device("meta"), _NoFills():
+        yield
+
+
+class _NoFills(TorchFunctionMode):
+    """Leaves tensors without values as they are: torch would import its compiler to draw values for them."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in (Tensor.normal_, Tensor.uniform_) or getattr(func, "__module__", "") == nn.init.__name__:
+            tensor = args[0] if args else kwargs["tensor"]
+            if tensor.is_meta:
+                return tensor
+        return func(*args, **kwargs)
 
 
 class SegmentationNetwork(nn.Module):

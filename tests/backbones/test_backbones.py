@@ -20,6 +20,8 @@ from zoo_seg.backbones.registry import find_backbone
 from zoo_seg.backbones.staged import StagedBackbone
 from zoo_seg.checkpoints.restore import adapt_first_conv
 from zoo_seg.errors import OptionError
+from zoo_seg.families.registry import list_families
+from zoo_seg.manifest import load_manifest
 
 
 def create(name: str, **options: Any) -> StagedBackbone:
@@ -224,6 +226,23 @@ import zoo_seg.training.syncnorm
 for name in ("resnet18c", "mobilenetv4_conv_small"):
     find_backbone(name).create(levels=4)
 print({"timm", "torchvision"} & set(sys.modules))
+"""
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("family", list_families())
+def test_a_network_without_weights_needs_no_compiler(family: str) -> None:
+    """Filling tensors of the meta device made torch import its compiler and sympy: seconds, and 100 MiB."""
+    name = next(name for name, model in load_manifest().models.items() if model.architecture.family == family)
+    script = f"""
+import sys
+from zoo_seg.manifest import get_architecture
+from zoo_seg.network import build_network, without_weights
+with without_weights():
+    network = build_network(get_architecture({name!r})[1], 5)
+assert all(parameter.is_meta for parameter in network.parameters())
+print({{"sympy", "torch._dynamo", "torch._inductor"}} & set(sys.modules))
 """
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "set()"

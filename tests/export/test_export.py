@@ -158,8 +158,12 @@ def test_the_file_predicts_as_the_network(family: str, kind: str, opened: Open) 
 )
 def test_every_option_of_predict(kind: str, options: dict[str, Any], opened: Open) -> None:
     image = picture(75, 110)
-    found = opened("fcn", kind).predict(image, **options)
-    assert (found.mask != network("fcn").predict(image, **options).mask).mean() <= 0.001
+    found = opened("fcn", kind).predict(image, **options, confidence=True, probabilities=True)
+    expected = network("fcn").predict(image, **options, probabilities=True)
+    assert (found.mask != expected.mask).mean() <= 0.001
+    assert (found.mask == opened("fcn", kind).predict(image, **options).mask).all()
+    assert np.abs(found.probabilities - expected.probabilities).max() < 0.01
+    assert (found.confidence == np.take_along_axis(found.probabilities, found.mask[None].astype(int), 0)[0]).all()
 
 
 @every_format

@@ -135,6 +135,8 @@ def test_the_exported_graph_reads_queries_out_at_the_input_s_size(model: Segment
     for size in [(75, 110), (64, 96)]:
         image = picture(*size)
         assert (loaded.predict(image).mask == model.predict(image).mask).mean() > 0.999
+        ours, theirs = (each.predict(image, confidence=True).confidence for each in (model, loaded))
+        assert np.abs(ours - theirs).mean() < 1e-3  # parts of the scores' sum, no softmax of scores
 
 
 # --- training ---------------------------------------------------------------------------------------

@@ -142,6 +142,16 @@ subprocess.run([sys.executable, "-c", "pass"], check=True)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the stack for signals is Linux's")
+def test_confidence_in_openvino(kept: Path) -> None:
+    model = small()
+    plain = model.predict(IMAGE, resize=None, backend="openvino")
+    found = model.predict(IMAGE, resize=None, backend="openvino", confidence=True)
+    assert np.array_equal(found.mask, plain.mask)
+    np.testing.assert_allclose(
+        found.confidence, model.predict(IMAGE, resize=None, confidence=True).confidence, atol=1e-3
+    )
+
+
 def test_a_signal_after_the_network_is_gone_does_not_end_the_process() -> None:
     assert subprocess.run([sys.executable, "-c", SIGNALS], timeout=120, check=False).returncode == 0
 

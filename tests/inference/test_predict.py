@@ -176,7 +176,7 @@ def test_class_map_equals_the_full_resize(
 ) -> None:
     monkeypatch.setattr(labels, "_where_cells_differ", getattr(labels, way))
     monkeypatch.setattr(labels, "_BLOCK", 16 * classes)  # many small steps
-    monkeypatch.setattr(labels, "_STRIP", 4 * classes * sizes[-1][1])
+    monkeypatch.setattr(labels, "_STRIP", 8 * classes * sizes[-1][1])  # 4 rows of both
     coarse = torch.randn(2, classes, 2, 3, generator=torch.Generator().manual_seed(1))
     for logits in (resize(coarse, (6, 9)), torch.randn(2, classes, 6, 9, generator=torch.Generator().manual_seed(2))):
         full = logits

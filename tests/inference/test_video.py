@@ -21,7 +21,7 @@ from zoo_seg.images.reading import RGB
 from zoo_seg.inference.segmentation import Segmentation
 
 av = pytest.importorskip("av")
-from zoo_seg.inference.video import open_clip, overlay_clip  # noqa: E402  (needs the extra)
+from zoo_seg.inference.video import open_clip, overlay_clip, write_clips  # noqa: E402  (needs the extra)
 
 COLOURS = ((10, 20, 30), (200, 0, 0))
 
@@ -168,6 +168,51 @@ def test_few_frames_are_held_however_long_the_clip_is(tmp_path: Path) -> None:
     assert max(waiting) < 10
 
 
+# --- class ids and confidence -------------------------------------------------------------------
+
+
+def grey_frames(path: Path) -> tuple[list[np.ndarray], list[float]]:
+    with av.open(str(path)) as container:
+        decoded = list(container.decode(video=0))
+    return [frame.to_ndarray() for frame in decoded], [frame.time for frame in decoded]
+
+
+def many(frames: Iterable[RGB], classes: int = 256) -> Iterator[Segmentation]:
+    """Stands in for a network: every id there is, and another confidence in each frame."""
+    for index, frame in enumerate(frames):
+        ids = np.random.default_rng(index).integers(0, classes, frame.shape[:2])
+        mask = ids.astype(np.uint8 if classes <= 256 else np.uint16)
+        sure = np.linspace(0, 1, mask.size, dtype=np.float32).reshape(mask.shape)
+        yield Segmentation(mask, ("a",) * classes, ((1, 2, 3),) * classes, frame, sure)
+
+
+@pytest.mark.parametrize("size", [(48, 64), (47, 63)])
+@pytest.mark.parametrize("classes", [256, 300])
+def test_a_mask_clip_holds_the_very_ids(classes: int, size: tuple[int, int], tmp_path: Path) -> None:
+    times = [0, 40, 50, 500]
+    source = draw_clip(tmp_path / "clip.mkv", count=4, size=size, times=times)
+    targets = {kind: tmp_path / "out" / f"{kind}.mkv" for kind in ("mask", "confidence", "overlay")}
+    with open_clip(source) as clip:
+        assert write_clips(clip, targets, lambda frames: many(frames, classes)).frames == 4
+    expected = list(many(frames_of(source)[0], classes))
+    masks, shown = grey_frames(targets["mask"])
+    assert shown == pytest.approx([time / 1000 for time in times])
+    for mask, result in zip(masks, expected, strict=True):
+        assert mask.dtype == result.mask.dtype
+        np.testing.assert_array_equal(mask, result.mask)
+    for grey, result in zip(grey_frames(targets["confidence"])[0], expected, strict=True):
+        np.testing.assert_array_equal(grey, np.asarray(result.confidence_image()))
+    if classes == 256:  # a reader that asks for colours gets the ids three times
+        for frame, result in zip(frames_of(targets["mask"])[0], expected, strict=True):
+            np.testing.assert_array_equal(frame, np.repeat(result.mask[..., None], 3, 2))
+    assert len(frames_of(targets["overlay"])[0]) == 4
+    assert sorted(path.name for path in targets["mask"].parent.iterdir()) == [
+        "confidence.mkv",
+        "mask.mkv",
+        "overlay.mkv",
+    ]
+
+
 # --- what is broken -----------------------------------------------------------------------------
 
 
@@ -271,6 +316,18 @@ def test_predict_of_a_clip(predict: Run) -> None:
         assert np.abs(after - expected).mean() < 20 < np.abs(after.astype(np.int16) - before).mean()
 
 
+def test_save_of_a_clip(predict: Run) -> None:
+    names = "out/clip_overlay.mp4, out/clip_mask.mkv, out/clip_confidence.mkv"
+    said = f"1 done; 12 frames without the sound in {names}\n"
+    assert predict("clip.mp4", "--save", "mask,confidence,overlay", "--batch-size", "5") == (0, said, "")
+    model = zoo_seg.create_model("toy_r50", "toys")
+    found = model.predict(frames_of(Path("clip.mp4"))[0], confidence=True)
+    masks, sure = (grey_frames(Path(f"out/clip_{kind}.mkv"))[0] for kind in ("mask", "confidence"))
+    assert (np.array(masks) == [result.mask for result in found]).mean() > 0.999  # batches round otherwise
+    assert np.abs(np.array(sure) / 255 - [result.confidence for result in found]).max() < 0.01
+    assert len(np.unique(masks)) > 1
+
+
 def test_predict_of_a_broken_clip(predict: Run) -> None:
     path = draw_clip(Path("long.mkv"), count=80)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -300,6 +357,9 @@ def test_a_clip_that_cannot_be_read_fetches_no_weights(predict: Run, monkeypatch
         ("clip.mp4 --legend", "--legend is for images"),
         ("clip.mp4 --no-overlay", "--no-overlay is for images"),
         ("clip.mp4 --out clip.mp4 --overwrite", "--out clip.mp4 is the clip itself"),
+        ("clip.mp4 --save coco", "--save 'coco': known are overlay, mask, confidence"),
+        ("clip.mp4 --save mask --out mask.mp4", "a clip of mask is written as .mkv"),
+        ("clip.mp4 --save mask,overlay --out both.mkv", "both.mkv is one file, but 2 are written (overlay, mask)"),
         ("clip.mp4 --out there.mp4", "there.mp4 is there already; choose another --out, or add --overwrite"),
         ("clip.mp4 --out overlay.webm", "a clip is written as .mp4"),
         ("clip.mp4 --out note.txt", "note.txt is a file; expected a folder"),

@@ -30,6 +30,7 @@ from zoo_seg.images.reading import read_image
 from zoo_seg.inference.predicting import Predicting
 from zoo_seg.inference.segmentation import Segmentation
 from zoo_seg.scale import places
+from zoo_seg.scale.marks import marked_png
 
 ray: Any = pytest.importorskip("ray")
 pytest.importorskip("pyarrow")
@@ -86,14 +87,16 @@ def test_a_folder_gives_the_files_of_one_machine(predict: Run, two_cores: list[s
         picture(Path("p") / name, seed)
     Path("p/broken.png").write_bytes(b"no image")
     picture(Path("p/a.jpg"))
-    one = predict("p", "--out", "one", "--json", "one.json")
-    many = predict("p", "--out", "many", "--json", "many.json", *two_cores)
+    kinds = ["--save", "mask,overlay,confidence,geojson,labelme"]
+    one = predict("p", "--out", "one", "--json", "one.json", *kinds)
+    many = predict("p", "--out", "many", "--json", "many.json", *kinds, *two_cores)
     assert (one.code, many.code) == (1, 1)
     assert many.err == one.err.replace("one/", "many/")
     assert "broken.png: not an image" in many.err
     assert f"{len(names)} done, 2 failed; results in many; " in many.out
     assert many.out.endswith("images/s from 2 workers (cpu, 1 threads each)\n")
     assert contents(tmp_path / "many") == contents(tmp_path / "one")
+    assert len(contents(tmp_path / "one")) == 5 * len(names) + 1
     told = [json.loads(Path(name).read_text().replace("many/", "one/")) for name in ("one.json", "many.json")]
     by_name = [{kind: sorted(rows, key=str) for kind, rows in each.items()} for each in told]
     assert by_name[0] == by_name[1]
@@ -192,14 +195,14 @@ def test_a_picture_that_takes_its_worker_along_is_given_up(two_cores: list[str],
         path = picture(tmp_path / f"{number}.png")
         if number == 4:
             Image.new("RGB", (1, 1)).save(path)
-        jobs.append(Job(str(path), str(tmp_path / f"{number}_mask.png"), None))
+        jobs.append(Job(str(path), str(tmp_path / str(number)), ("mask",)))
     work, staging = Work({}, 0.5, False), str(tmp_path / "staging")
     with cluster.cluster(None):
         outcomes = list(cluster.predict(jobs, Deadly(), work, cluster.share(1, "cpu"), staging))
     assert sorted(job.image for job, _ in outcomes) == sorted(job.image for job in jobs)
     reasons = {job: reason for job, reason in outcomes if reason}
     assert reasons == {jobs[4]: "2 workers were lost while they were at it; is there enough memory for it?"}
-    assert [Path(job.mask).exists() for job in jobs] == [job != jobs[4] for job in jobs]
+    assert [Path(job.files["mask"]).exists() for job in jobs] == [job != jobs[4] for job in jobs]
 
 
 # --- training -----------------------------------------------------------------------------------
@@ -324,7 +327,7 @@ def test_what_is_in_an_archive_is_a_picture(tmp_path: Path) -> None:
 
 def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target, staging = f"{tmp_path.as_uri()}/a/b.png", f"{tmp_path.as_uri()}/staging"
-    places.write_png(Image.new("L", (3, 2), 7), target, staging)
+    places.write_file(marked_png(Image.new("L", (3, 2), 7), ""), target, staging)
 
     def fill_disk(file_system: Any, path: str, data: bytes) -> None:
         Path(path).write_bytes(data[:9])
@@ -332,7 +335,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(LocalFileSystem, "pipe_file", fill_disk)
     with pytest.raises(OSError, match="No space left"):
-        places.write_png(Image.new("L", (9, 9)), target, staging)
+        places.write_file(marked_png(Image.new("L", (9, 9)), ""), target, staging)
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["b.png"]
     with Image.open(tmp_path / "a" / "b.png") as image:
         assert image.size == (3, 2)

@@ -9,13 +9,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from zoo_seg.errors import CheckpointError
 from zoo_seg.families.registry import Family, find_family
 from zoo_seg.manifest import Architecture
-from zoo_seg.network import SegmentationNetwork, build_network
+from zoo_seg.network import SegmentationNetwork, build_network, without_weights
 from zoo_seg.text import table
 
 _log = logging.getLogger("zoo_seg")
@@ -67,7 +66,7 @@ def restore(
     anew = num_classes is not None and num_classes != found
     classes = num_classes or found
     assert classes is not None
-    with torch.device("meta"):
+    with without_weights():
         network = build_network(architecture, classes, in_chans=in_chans)
     _fill(network, path, tensors, family if anew else None, adapt, original)
     _complete(network, lambda: build_network(architecture, classes, in_chans=in_chans))

@@ -22,7 +22,9 @@ _LONGEST = 28
 
 def run(arguments: argparse.Namespace) -> int:
     """Read the whole data set and print what was found; 1 when training would fail."""
-    data = open_data(arguments.data, arguments.layout)
+    data = open_data(
+        arguments.data, arguments.layout, val_fraction=arguments.val_fraction, mask_suffix=arguments.mask_suffix
+    )
     report = check_data(data, arguments.split, workers=arguments.workers)
     if arguments.json:
         print(json.dumps(asdict(report), indent=2, ensure_ascii=False))
@@ -37,7 +39,7 @@ def _print(data: SegmentationData, report: DataReport) -> None:
     print(table(["split", "images with mask", "smallest", "largest"], rows, right=(1, 2, 3)))
     if any(split.values for split in report.splits):
         print(f"\n{_histogram(report.splits)}")
-    for title, messages in (("error", report.errors), ("warning", report.warnings)):
+    for title, messages in (("note", report.notes), ("error", report.errors), ("warning", report.warnings)):
         for message in messages:
             text = f"{title}: {message}"
             print(

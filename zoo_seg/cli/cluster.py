@@ -72,7 +72,7 @@ class Ray:
     def begin(self, settings: str) -> None:
         check_reachable(self.arguments.address)
         self.model = load_predicting(self.arguments)
-        self.model.stream([], **work_of(self.arguments, "cpu").options)  # refuses what the network does not do
+        self.model.stream([], **work_of(self.arguments, (), "cpu").options)  # refuses what the network does not do
         try:
             write_text(settings, f"{self.out}/{SETTINGS}")
         except OSError as error:
@@ -85,7 +85,7 @@ class Ray:
             how = share(arguments.workers, arguments.device)
             begun = monotonic()
             try:
-                outcomes = predict(jobs, self.model, work_of(arguments, how.device), how, staging)
+                outcomes = predict(jobs, self.model, work_of(arguments, jobs[0].kinds, how.device), how, staging)
                 for job, reason in _with_progress(outcomes, len(jobs)):
                     note(job, reason, outcome)
             finally:

@@ -27,6 +27,8 @@ def run(arguments: argparse.Namespace) -> int:
     model = load_network(arguments)
     name = model.weights.id if model.weights else Path(arguments.weights).resolve().name
     _warn_of_other_classes(model, data)
+    for note in data.notes:
+        print(f"zoo-seg: {note}", file=sys.stderr)
     protocol = _protocol(arguments, model.metrics)
     out = Path(arguments.out or _default_folder(name, arguments.split, protocol))
     out.mkdir(parents=True, exist_ok=True)  # before the work, not after it
@@ -65,7 +67,13 @@ def _check_options(arguments: argparse.Namespace) -> SegmentationData:
     if not arguments.tolerance >= 0:
         raise OptionError(f"--tolerance is {arguments.tolerance}; expected percent points of mIoU, such as 0.1")
     check_test_arguments(arguments)
-    data = open_data(arguments.data, arguments.dataset, dataset=dataset_of(arguments))
+    data = open_data(
+        arguments.data,
+        arguments.dataset,
+        dataset=dataset_of(arguments),
+        val_fraction=arguments.val_fraction,
+        mask_suffix=arguments.mask_suffix,
+    )
     data.samples(arguments.split)
     return data
 

@@ -23,6 +23,8 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.weights,
             out=arguments.out,
             layout=arguments.layout,
+            val_fraction=arguments.val_fraction,
+            mask_suffix=arguments.mask_suffix,
             backbone=arguments.backbone,
             backbone_pretrained=arguments.backbone_pretrained,
             channels=arguments.channels,

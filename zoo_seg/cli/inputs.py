@@ -12,7 +12,8 @@ from pathlib import Path, PurePosixPath
 from PIL import Image
 
 from zoo_seg.errors import OptionError
-from zoo_seg.scale.jobs import read_mark
+from zoo_seg.scale.jobs import ENDINGS
+from zoo_seg.scale.marks import read_mark
 
 SETTINGS = "zoo_seg_predict.json"
 """Beside results: the settings that they were made with."""
@@ -92,7 +93,7 @@ def is_wanted(name: str) -> bool:
 
 def is_named_like_result(name: str) -> bool:
     """Whether a file is called as results are."""
-    return name.endswith(("_mask.png", "_overlay.png"))
+    return name.endswith(tuple(ending for ending in ENDINGS.values() if ending.endswith(".png")))
 
 
 def trouble(image: Path) -> str | None:

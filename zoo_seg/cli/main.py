@@ -97,6 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_verify(verbs)
     _add_manifest(verbs)
     _add_check_data(verbs)
+    _add_convert_data(verbs)
     _add_predict(verbs)
     _add_evaluate(verbs)
     _add_finetune(verbs)
@@ -152,7 +153,14 @@ def _layout_option(*flags: str) -> argparse.ArgumentParser:
         *flags,
         metavar="NAME",
         default="auto",
-        help="how the files lie in the folder of the data: folder, or a data set such as voc (default: found out)",
+        help="how the files lie in the folder of the data: folder, coco_json, labelme, cvat, or a data set such as voc "
+        "(default: found out)",
+    )
+    parser.add_argument(
+        "--val-fraction", type=float, metavar="F", help="hold so much back as val where there is none, such as 0.2"
+    )
+    parser.add_argument(
+        "--mask-suffix", metavar="TEXT", help="what names of masks have more than those of images (default: found out)"
     )
     return parser
 
@@ -305,8 +313,9 @@ def _add_check_data(verbs: Any) -> None:
         "check-data",
         "read a whole data set and report what training would stumble over",
         "Read every image and mask of a data set: your own (images/train/NAME.jpg, masks/train/NAME.png, the same "
-        "below val/, and dataset.json with the classes), or VOC, ADE20K and Cityscapes as distributed. Prints what the "
-        "masks hold, and which files are missing, broken or do not fit. Exit code 1 when training would fail.",
+        "below val/, and dataset.json with the classes), COCO's or labelme's JSON, CVAT's masks, or VOC, ADE20K and "
+        "Cityscapes as distributed. Prints what the masks hold, and which files are missing, broken or do not fit. "
+        "Exit code 1 when training would fail.",
         "  zoo-seg check-data my_data/\n  zoo-seg check-data VOCdevkit/VOC2012 --split train --split val",
         parents=[_layout_option("--layout")],
     )
@@ -314,6 +323,21 @@ def _add_check_data(verbs: Any) -> None:
     parser.add_argument("--split", action="append", metavar="NAME", help="check this part only; may be repeated")
     parser.add_argument("--workers", type=_whole, metavar="N", help="threads that read (default: two a processor)")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
+
+
+def _add_convert_data(verbs: Any) -> None:
+    parser = _verb(
+        verbs,
+        "convert-data",
+        "write a data set of any kind as images, masks and dataset.json",
+        "Write the images (as links to the same files where the disk can) and their labels as PNGs of class ids, with "
+        "dataset.json. OUT is there when all is done; interrupted, the same command goes on in OUT.unfinished.",
+        "  zoo-seg convert-data labelled_in_coco/ my_data/\n"
+        "  zoo-seg convert-data images_and_masks/ my_data/ --mask-suffix _L --val-fraction 0.2",
+        parents=[_layout_option("--layout")],
+    )
+    parser.add_argument("data", type=_path, metavar="SRC", help="see 'zoo-seg check-data --help'")
+    parser.add_argument("out", type=_path, metavar="OUT", help="a new folder")
 
 
 def _add_finetune(verbs: Any) -> None:
@@ -479,8 +503,9 @@ def _add_predict(verbs: Any) -> None:
         "predict",
         "write the class maps of images",
         "Write <stem>_mask.png (a palette PNG of class ids) and <stem>_overlay.png for each image, under the "
-        "image's folder below --out. What is there already is kept while image, weights and settings are the same; "
-        "a file of your own is never replaced. A broken or missing image is named and passed over, and "
+        "image's folder below --out; with --save also <stem>_confidence.png, <stem>.geojson, <stem>.json for labelme, "
+        "and one coco.json of all images. What is there already is kept while image, weights and settings are the "
+        "same; a file of your own is never replaced. A broken or missing image is named and passed over, and "
         "the exit code is 1 then. Of a folder every image is taken, links to images included; links to folders "
         "and hidden files are passed over. Of a clip one overlay is written, without sound; it needs "
         "pip install 'zoo_seg[video]'. With --engine ray the workers of a Ray cluster share the images; a PATH may "
@@ -489,6 +514,7 @@ def _add_predict(verbs: Any) -> None:
         "  zoo-seg predict street.jpg\n"
         "  zoo-seg predict street.jpg --model pspnet_resnet50_os8 --weights ade20k --out out/\n"
         "  zoo-seg predict images/ 'more/*.png' --weights fcn_resnet101_os8.cityscapes --out out/ --dtype bfloat16\n"
+        "  zoo-seg predict images/ --save mask,confidence,coco,geojson --min-area 50 --tolerance 1\n"
         "  zoo-seg predict clip.mp4 --out clip_overlay.mp4\n"
         "  zoo-seg predict s3://bucket/images --engine ray --address auto --out s3://bucket/masks",
         parents=[_network_options(_PACKAGED), _test_options()],
@@ -521,7 +547,20 @@ def _add_predict(verbs: Any) -> None:
     )
     parser.add_argument("--alpha", type=float, default=0.5, help="how much of the colours in the overlay, 0 to 1")
     parser.add_argument("--legend", action="store_true", help="class names and areas beside the overlay")
-    parser.add_argument("--no-overlay", action="store_true", help="write the masks only")
+    parser.add_argument(
+        "--save",
+        metavar="KINDS",
+        help="what to write, with commas between: mask, overlay, confidence, coco, geojson, labelme; of a clip mask, "
+        "overlay, confidence (default: mask,overlay; of a clip overlay); coco, geojson and labelme need "
+        "pip install 'zoo_seg[results]'",
+    )
+    parser.add_argument("--no-overlay", action="store_true", help="write the masks only: --save mask")
+    parser.add_argument(
+        "--min-area", type=float, metavar="N", help="leave out polygons of fewer pixels (default: write all)"
+    )
+    parser.add_argument(
+        "--tolerance", type=float, metavar="PX", help="simplify the borders of polygons (default 0: pixel by pixel)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="do again what an earlier run did")
     parser.add_argument(
         "--engine", choices=["local", "ray"], default="local", help="this process (default), or a Ray cluster"

@@ -3,23 +3,36 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-from PIL import Image
 from tqdm import tqdm
 
 from zoo_seg.cli.inputs import LIST, SETTINGS, entries, images, is_clip, trouble, whole_name
 from zoo_seg.cli.network import check_test_arguments, device_of, load_predicting, weights_sha256
 from zoo_seg.cli.outcome import Failure, Outcome
-from zoo_seg.cli.plan import earlier_marks, marked, note, plan, refuse_other_settings, result, settings_of, work_of
+from zoo_seg.cli.plan import (
+    COCO,
+    earlier_marks,
+    kinds_of,
+    mark_of,
+    marked,
+    note,
+    plan,
+    refuse_other_settings,
+    result,
+    settings_of,
+    work_of,
+)
 from zoo_seg.errors import OptionError
 from zoo_seg.hub.files import replacing
 from zoo_seg.images.reading import check_range
-from zoo_seg.inference.segmentation import write_png
-from zoo_seg.scale.jobs import Job
+from zoo_seg.inference.segmentation import whole
+from zoo_seg.scale.annotations import write_coco
+from zoo_seg.scale.jobs import ENDINGS, Job
 from zoo_seg.scale.places import Stats, is_url, stats
 
 
@@ -54,27 +67,66 @@ def run(arguments: argparse.Namespace) -> int:
     def fail(image: str, reason: str) -> None:
         outcome.failed.append(Failure(image, reason))
 
-    jobs = list(plan(engine.found(arguments.paths, fail), not arguments.no_overlay, fail))
-    settings = settings_of(arguments)
+    asked = _kinds(arguments)
+    kinds = tuple(kind for kind in ENDINGS if kind in asked or (kind == "mask" and "coco" in asked))
+    out = _out(arguments)
+    own = _own_files(arguments, out, asked)
+    planned = list(plan(engine.found(arguments.paths, fail), kinds, own, fail))
+    jobs = planned
+    settings = settings_of(arguments, kinds)
     if not arguments.overwrite:
-        refuse_other_settings(_out(arguments), engine.settings(), settings)
-    if jobs:
+        refuse_other_settings(out, engine.settings(), settings)
+    combined = ""  # the mark of an earlier coco.json
+    if planned:
         known = engine.stats()
-        earlier = earlier_marks(jobs, known)
+        earlier = earlier_marks(planned, known)
+        combined = mark_of(_in(out, COCO), known) if "coco" in asked else ""
         settings["weights_sha256"] = weights_sha256(arguments)
-        jobs = marked(jobs, settings, known)
+        jobs = planned = marked(planned, settings, known)
         if not arguments.overwrite:
-            outcome.kept = [result(job) for job, mark in zip(jobs, earlier, strict=True) if mark == job.mark]
-            jobs = [job for job, mark in zip(jobs, earlier, strict=True) if mark != job.mark]
-    where = f"results in {_out(arguments)}"
-    if jobs:
+            outcome.kept = [result(job) for job, mark in zip(planned, earlier, strict=True) if mark == job.mark]
+            jobs = [job for job, mark in zip(planned, earlier, strict=True) if mark != job.mark]
+    where = f"results in {out}"
+    left = "coco" in asked and planned and combined != _combined(planned)
+    if jobs or left:
         engine.begin(json.dumps(settings, indent=2) + "\n")
     try:
         if jobs:
             where += engine.predict(jobs, outcome)
+        if "coco" in asked and isinstance(engine, Local):
+            failed = {str(each.image) for each in outcome.failed}
+            done = [job for job in planned if job.image not in failed]
+            if done and combined != _combined(done):
+                engine.write_coco(done, _combined(done))
     finally:  # what was done before an interruption as well
         outcome.tell(arguments.json, where)
     return 1 if outcome.failed else 0
+
+
+def _kinds(arguments: argparse.Namespace) -> tuple[str, ...]:
+    """What is asked for; COCO's file is made of the masks, which are then written as well."""
+    return kinds_of(arguments, [*ENDINGS, "coco"], ["overlay", "mask"])
+
+
+def _own_files(arguments: argparse.Namespace, out: str, asked: Sequence[str]) -> list[str]:
+    """What the run writes for all images together."""
+    own = [_in(out, SETTINGS)] + [_in(out, COCO)] * ("coco" in asked)
+    if arguments.json not in (None, "-"):
+        report = str(Path(arguments.json))
+        if report in own:
+            raise OptionError(f"--json {report} is where predict writes COCO's annotations; choose another name")
+        own.append(report)
+    return own
+
+
+def _in(out: str, name: str) -> str:
+    return f"{out}/{name}" if is_url(out) else str(Path(out, name))
+
+
+def _combined(jobs: Sequence[Job]) -> str:
+    """The mark of what is made of all of them."""
+    text = json.dumps([(job.target, job.mark) for job in jobs])
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
 def _engine(arguments: argparse.Namespace) -> Engine | None:
@@ -93,6 +145,8 @@ def _engine(arguments: argparse.Namespace) -> Engine | None:
 
         if has_clip:
             raise OptionError("a clip is one image after the other: leave out --engine ray")
+        if "coco" in _kinds(arguments):
+            raise OptionError("--save coco reads all masks in this process when they are done; leave out --engine ray")
         return Ray(arguments)
     for option in ("workers", "address"):
         if getattr(arguments, option) is not None:
@@ -158,13 +212,23 @@ class Local:
             part.write_text(settings, encoding="utf-8")
 
     def predict(self, jobs: list[Job], outcome: Outcome) -> str:
-        work = work_of(self.arguments, device_of(self.arguments))
+        work = work_of(self.arguments, jobs[0].kinds, device_of(self.arguments))
         reasons = work.run(jobs, self.model, Path, _write)
         # disable=None: a bar on a terminal only
         for job, reason in zip(jobs, tqdm(reasons, total=len(jobs), unit="image", disable=None), strict=True):
             note(job, reason, outcome)
         return ""
 
+    def write_coco(self, jobs: list[Job], mark: str) -> None:
+        """One file of the masks of these jobs, which are done."""
+        masks = (
+            ((Path(job.target).relative_to(self.out).parent / Path(job.image).name).as_posix(), job.files["mask"])
+            for job in jobs
+        )
+        with whole(self.out / COCO) as part, part.open("wb") as file:
+            write_coco(file, mark, masks, self.model.classes, self.model.palette)
 
-def _write(image: Image.Image, address: str, **options: Any) -> None:
-    write_png(image, Path(address), **options)
+
+def _write(data: bytes, address: str) -> None:
+    with whole(Path(address)) as part:
+        part.write_bytes(data)

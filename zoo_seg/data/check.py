@@ -18,14 +18,19 @@ from tqdm import tqdm
 
 from zoo_seg import settings
 from zoo_seg.data.findings import DataReport, Size
-from zoo_seg.data.layouts import Listing, Sample, SegmentationData
+from zoo_seg.data.layouts import DIVIDE, SegmentationData
+from zoo_seg.data.samples import Listing, Sample
 from zoo_seg.data.tally import Duplicates, Seen, Tally
 from zoo_seg.decode import decode, read_json
 from zoo_seg.errors import DataError, ImageError, ManifestError, OptionError
 from zoo_seg.images.reading import read_image
 
-_RULES = 3
+_RULES = 4
 """Goes up when this folder judges differently, so that remembered reports are forgotten."""
+
+
+_PARTS = {"train": "", "val": f"; {DIVIDE}"}
+"""What training needs, and what to do where there is none."""
 
 
 def check_data(
@@ -90,6 +95,7 @@ def _check(data: SegmentationData, listings: Mapping[str, Listing], workers: int
         tuple(tally.report() for tally in tallies.values()),
         tuple(message for tally in tallies.values() for message in tally.errors()),
         (*(message for tally in tallies.values() for message in tally.warnings()), *duplicates.warnings()),
+        data.notes,
     )
 
 
@@ -99,7 +105,7 @@ def _with_parts(report: DataReport, data: SegmentationData) -> DataReport:
         report,
         errors=(
             *report.errors,
-            *(f"there is no split {part!r}" for part in ("train", "val") if part not in data.splits),
+            *(f"there is no split {part!r}{hint}" for part, hint in _PARTS.items() if part not in data.splits),
         ),
         warnings=(*report.warnings, *(f"{half}: left out" for half in data.halves if not half.startswith("test "))),
     )
@@ -133,9 +139,9 @@ def _look(sample: Sample, data: SegmentationData) -> Seen:
     except ImageError as error:
         unreadable.append(_reason(sample.image, error, data.root))
     try:
-        stored = data.labels.count(sample.mask)
+        stored = data.count_labels(sample)
     except DataError as error:
-        unreadable.append(_reason(sample.mask, error, data.root))
+        unreadable.append((data.name_labels(sample), _reason(sample.mask, error, data.root)[1]))
     if size and stored and size != stored.size:
         mismatch = _mismatch(sample, size, stored.size, data.root)
     return Seen(size, digest, stored, tuple(unreadable), mismatch)
@@ -197,7 +203,7 @@ class _Memory:
 
 def _key(data: SegmentationData, listings: Mapping[str, Listing]) -> str:
     """Changes with the rules, the classes, and every file's path, size and time."""
-    digest = hashlib.sha256(repr((_RULES, str(data.root), data.labels, data.range)).encode())
+    digest = hashlib.sha256(repr((_RULES, str(data.root), data.labels, data.range, data.legend)).encode())
     for split, listing in listings.items():
         digest.update(repr((split, data.halves, replace(listing, samples=()))).encode())
         for sample in listing.samples:

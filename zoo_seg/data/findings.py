@@ -54,6 +54,8 @@ class DataReport:
     errors: tuple[str, ...]
     """Training would fail."""
     warnings: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    """What nobody said about the data and was decided."""
 
     def raise_if_bad(self) -> None:
         """Do nothing where training can begin.

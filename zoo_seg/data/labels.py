@@ -34,6 +34,8 @@ IGNORED, UNKNOWN = -1, -2
 
 _EXACT = {"PNG", "BMP", "TIFF", "PPM", "GIF"}
 """Formats that keep every value as it was."""
+_COLOURLESS = ("1", "L", "P", "LA", "PA")
+"""Modes that a tool writes to save space where it was told colours."""
 _BLOCK = 1 << 20
 """Pixels worked on at a time: bounds the memory of a huge mask, and fits a processor's cache."""
 _LARGEST = 65535
@@ -125,6 +127,10 @@ class Labels:
     """1: those store the class id + 1, and 0 where ignored."""
     has_palette: bool = True
     """False: nobody said that masks are in the palette's colours, and RGB ones are refused."""
+    value_map: tuple[tuple[Stored, int], ...] = ()
+    """(stored value, class id or IGNORED) beside the class ids; a class with a value here is stored as this alone."""
+    by_colour: bool = False
+    """The colours of a palette PNG count, not its indices, and only those in `value_map` are known."""
 
     def __post_init__(self) -> None:
         mistake = mistake_in(self.classes, self.palette, self.ignore_index, self.ignore_color)
@@ -155,6 +161,14 @@ class Labels:
         """
         return self._read(path)[1]
 
+    def count_ids(self, ids: Ids) -> StoredValues:
+        """What class ids (H, W) that are no mask's come to."""
+        stored = StoredValues((ids.shape[0], ids.shape[1]), "ids")
+        counts = np.bincount(ids.ravel())
+        for value in np.flatnonzero(counts).tolist():
+            stored.add(value, IGNORED if value == self.ignore_index else value, int(counts[value]))
+        return stored
+
     def explain(self, stored: StoredValues) -> str:
         """Which values are no class, what is allowed, and what probably went wrong."""
         unknown = sorted(stored.unknown, key=lambda value: value if isinstance(value, tuple) else (value,))
@@ -169,8 +183,8 @@ class Labels:
     # --- reading --------------------------------------------------------------------------------
 
     def _read(self, path: Path) -> tuple[Ids, StoredValues]:
-        pixels = _read_pixels(path)
-        if pixels.ndim == 3 and self.has_palette and self._shared_colour:
+        pixels = _read_pixels(path, self.by_colour)
+        if pixels.ndim == 3 and self.has_palette and not self.by_colour and self._shared_colour:
             names = [self.classes[index] for index, colour in enumerate(self.palette) if colour == self._shared_colour]
             raise DataError(
                 f"{path}: an RGB mask, but the classes {', '.join(names)} share the colour {self._shared_colour}; "
@@ -178,7 +192,7 @@ class Labels:
             )
         holds_ids = self.label_ids is None or (self.id_ending is not None and path.stem.endswith(self.id_ending))
         rule: Rule = "ids" if holds_ids else "labels"
-        ids = np.empty(pixels.shape[:2], self._type)
+        ids = np.empty(pixels.shape[:2], self.dtype)
         stored = StoredValues((pixels.shape[0], pixels.shape[1]), rule)
         rows = max(_BLOCK // pixels.shape[1], 1)
         for top in range(0, len(pixels), rows):
@@ -217,11 +231,12 @@ class Labels:
 
     def _ids(self, meanings: npt.NDArray[np.int32]) -> Ids:
         """A table of what becomes of each meaning; unknown labels are refused elsewhere."""
-        ids: Ids = np.where(meanings < 0, self.ignore_index, meanings).astype(self._type)
+        ids: Ids = np.where(meanings < 0, self.ignore_index, meanings).astype(self.dtype)
         return ids
 
     @property
-    def _type(self) -> type[np.uint8] | type[np.uint16]:
+    def dtype(self) -> type[np.uint8] | type[np.uint16]:
+        """Of class ids."""
         return np.uint8 if self.ignore_index <= 255 else np.uint16
 
     @cached_property
@@ -230,6 +245,10 @@ class Labels:
         ids, labels = np.full((2, _LARGEST + 1), UNKNOWN, np.int32)
         classes = np.arange(len(self.classes))
         ids[classes + self.first_id], ids[0 if self.first_id else self.ignore_index] = classes, IGNORED
+        own = [(value, meaning) for value, meaning in self.value_map if isinstance(value, int)]
+        ids[[meaning for _, meaning in own if meaning != IGNORED]] = UNKNOWN
+        for value, meaning in own:
+            ids[value] = meaning
         if self.label_ids is not None:
             labels[list(self.label_ids)], labels[list(self.ignored_ids)] = classes, IGNORED
         return {"ids": ids, "labels": labels}
@@ -242,9 +261,11 @@ class Labels:
     @cached_property
     def _colours(self) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.int32]]:
         """The known colours, packed and ascending, and what each means."""
-        colours = [*self.palette] + ([self.ignore_color] if self.ignore_color else [])
-        codes = _pack(np.array(colours, np.uint8))
-        meanings = np.array([*range(len(self.palette)), IGNORED][: len(colours)], np.int32)
+        known = {} if self.by_colour else {colour: index for index, colour in enumerate(self.palette)}
+        known |= {self.ignore_color: IGNORED} if self.ignore_color else {}
+        known |= {value: meaning for value, meaning in self.value_map if isinstance(value, tuple)}
+        codes = _pack(np.array([*known], np.uint8))
+        meanings = np.array([*known.values()], np.int32)
         order = codes.argsort()
         return codes[order], meanings[order]
 
@@ -258,15 +279,23 @@ class Labels:
     def _allowed(self, what: str, rule: Rule) -> str:
         last = len(self.classes) - 1
         if what == "colour":
+            if self.by_colour:
+                return ", ".join(str(value) for value, _ in self.value_map)
             return "the palette's colours" + (f" and {self.ignore_color} (ignored)" if self.ignore_color else "")
         if rule == "ids" and self.first_id:
             return f"0 (ignored) and 1 to {last + 1}"
         if rule == "labels":
             ignored = f"{_in_ranges(self.ignored_ids)} (ignored) and " if self.ignored_ids else ""
             return ignored + _in_ranges(self.label_ids or ())
+        if self.value_map:
+            meanings = self._meanings["ids"]
+            known, ignored = (np.flatnonzero(found).tolist() for found in (meanings >= 0, meanings == IGNORED))
+            return f'{_in_ranges(known)}, and {_in_ranges(ignored)} (ignored); "map" in dataset.json adds to them'
         return f"0 to {last}, and {self.ignore_index} (ignored)"
 
     def _cause(self, stored: StoredValues) -> str | None:
+        if self.value_map and not self.by_colour:
+            return None
         unknown, count = stored.unknown, len(self.classes)
         telling = set(stored.pixels) - {(0, 0, 0), (self.ignore_index,) * 3}  # black and white are colours as well
         if telling and telling <= self._ids_as_grey:
@@ -292,7 +321,11 @@ class Labels:
         if present <= self._greys and len(present) > 1:
             return "These are a palette's colours turned into grey: store the indices (mode P), or the colours (RGB)"
         if present == {255}:
-            return "Black and white: store 1 in the place of 255 (or set 'ignore_index' to 255 if it is to be ignored)"
+            return (
+                'Black and white: store 1 in the place of 255, or say "map": '
+                f'{{"255": "{self.classes[1]}"}} in dataset.json (or set '
+                "'ignore_index' to 255 if it is to be ignored)"
+            )
         if unknown == [count] and 0 not in stored.pixels:
             return f"The ids seem to start at 1: subtract 1, so that {self.classes[0]!r} is 0"
         if unknown in ([255], [count]):
@@ -350,8 +383,12 @@ def _unpack(code: int) -> Colour:
     return code >> 16, code >> 8 & 255, code & 255
 
 
-def _read_pixels(path: Path) -> Ids:
-    """Indices (H, W), uint8 or uint16, or colours (H, W, 3); turned as the EXIF orientation says."""
+def _read_pixels(path: Path, by_colour: bool = False) -> Ids:
+    """Indices (H, W), uint8 or uint16, or colours (H, W, 3); turned as the EXIF orientation says.
+
+    Args:
+        by_colour: the colours of indices and grey values are asked for.
+    """
     try:
         if path.suffix == ".mat":
             return read_matrix(path, "S")
@@ -366,6 +403,8 @@ def _read_pixels(path: Path) -> Ids:
                 raise DataError(f"{path}: colours or alpha of 16 bits; expected class ids, or colours of 8 bits")
             if largest == 0:
                 raise DataError(f"{path}: a TIFF whose 0 is white, in which ids are inverted; save it as a PNG")
+            if by_colour and image.mode in _COLOURLESS:
+                return np.asarray(upright(image).convert("RGBA"))[:, :, :3]
             pixels = _pixels(upright(image), path)
         if largest is not None and pixels.ndim == 2:  # Pillow has scaled them to 0..255 or 0..65535
             pixels = np.rint(pixels * (largest / (255 if largest <= 255 else _LARGEST))).astype(np.uint16)

@@ -2,55 +2,29 @@
 
 from __future__ import annotations
 
-import os
-import re
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from zoo_seg.data.labels import Colour, Ids, Labels, mistake_in, voc_palette
+from zoo_seg.data.coco import CocoJson
+from zoo_seg.data.description import DESCRIPTION, MISSING, Description, describe, labels_of
+from zoo_seg.data.files import OWN, Divided, Files, find_own
+from zoo_seg.data.labelmap import LabelMap
+from zoo_seg.data.labelme import Labelme
+from zoo_seg.data.labels import IGNORED, Colour, Ids, Labels, StoredValues, voc_palette
+from zoo_seg.data.samples import Layout, Listing, Sample
+from zoo_seg.data.shapes import BACKGROUNDS, IGNORED_LABELS, Legend
 from zoo_seg.data.wording import name_some
-from zoo_seg.decode import Mistake, decode, read_json
-from zoo_seg.errors import DataError, ManifestError, OptionError
-from zoo_seg.images.reading import RGB, ImageLike, Range, check_range, read_image
+from zoo_seg.errors import DataError, OptionError
+from zoo_seg.images.reading import RGB, ImageLike, Range, read_image
 from zoo_seg.manifest import load_manifest
 
-DESCRIPTION = "dataset.json"
-"""The classes of a data set of one's own."""
-_IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
-_MASKS = (".png", ".bmp", ".tif", ".tiff", ".gif", ".jpg", ".jpeg")
-"""In order of preference; JPEG is found so that reading it tells why it is refused."""
+__all__ = ["LAYOUTS", "Listing", "Sample", "SegmentationData", "open_data", "published_labels"]
+
+DIVIDE = "--val-fraction 0.2 (val_fraction=0.2 in Python) takes a fifth of the images as val"
 _ORDER = ("train", "trainaug", "trainval", "val", "test")
-_LOOKED_AT = 20
-"""Files whose names tell a data set."""
-
-
-@dataclass(frozen=True)
-class Sample:
-    """An image and its mask."""
-
-    image: Path
-    mask: Path
-    name: str
-    """Relative to the split, without suffix; unique in it: `aachen/aachen_000000_000019`."""
-
-
-@dataclass(frozen=True)
-class Listing:
-    """What lies in a split, sound or not; each in sorted order."""
-
-    samples: tuple[Sample, ...]
-    missing: tuple[Path, ...] = ()
-    """Images that a list of names has."""
-    without_mask: tuple[Path, ...] = ()
-    without_image: tuple[Path, ...] = ()
-    """Masks: nothing reads them."""
-    same_name: tuple[tuple[Path, ...], ...] = ()
-    """Images that differ in their suffix only, so that one mask stands for them all."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +35,14 @@ class SegmentationData:
     layout: str
     """`"folder"`, or the name of a published data set."""
     labels: Labels
+    source: Layout
+    """How images and labels lie."""
     range: Range | None = None
     """The values that are black and white in images of more than 8 bits, see `read_image`."""
+    legend: Legend | None = None
+    """What becomes of shapes; None where labels are masks."""
+    notes: tuple[str, ...] = ()
+    """What nobody said and was decided."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -83,23 +63,18 @@ class SegmentationData:
     @property
     def expected(self) -> str:
         """Where images and masks have to lie."""
-        return _expected(self.layout)
-
-    @cached_property
-    def _files(self) -> _Files:
-        kinds = LAYOUTS[self.layout]
-        return next((files for files in kinds if files.lie_in(self.root)), kinds[0])
+        return str(self.source) if self.layout == "folder" and self.source != OWN else _expected(self.layout)
 
     @cached_property
     def splits(self) -> tuple[str, ...]:
         """The parts that have images and masks, such as train and val."""
-        found, masks = self._files.parts(self.root)
+        found, masks = self.source.parts(self.root)
         return tuple(sorted(found & masks, key=_by_use))
 
     @cached_property
     def halves(self) -> tuple[str, ...]:
         """What the other parts lack, in words: a test split without masks, or folders that differ in their name."""
-        found, masks = self._files.parts(self.root)
+        found, masks = self.source.parts(self.root)
         return (
             *(f"{split} has images, but no masks" for split in sorted(found - masks)),
             *(f"{split} has masks, but no images" for split in sorted(masks - found)),
@@ -128,7 +103,7 @@ class SegmentationData:
         Raises:
             DataError: the mask cannot be read.
         """
-        return sample.image, self.labels.read(sample.mask)
+        return sample.image, self.read_labels(sample)
 
     def faults(self, listing: Listing) -> list[str]:
         """Why a split cannot be used, as far as its files' names tell."""
@@ -157,38 +132,78 @@ class SegmentationData:
         Raises:
             OptionError: there is no such split.
         """
-        split = self._files.splits.get(split, split)
+        split = self.source.splits.get(split, split)
         if split not in self.splits:
             raise OptionError(
                 f"{self.root} has no split {split!r} with images and masks; it has {', '.join(self.splits)}"
                 + (f" ({'; '.join(self.halves)})" if self.halves else "")
+                + (f"; {DIVIDE}" if split in ("train", "val") else "")
             )
-        return self._files.listing(self.root, split)
+        return self.source.listing(self.root, split)
+
+    def read_labels(self, sample: Sample) -> Ids:
+        """The class ids (H, W) of an image, `ignore_index` where ignored, as `Labels.read` gives them.
+
+        Raises:
+            DataError: they cannot be read, or there is what is no class, with file and place.
+        """
+        if sample.drawing is None or self.legend is None:
+            return self.labels.read(sample.mask)
+        return sample.drawing.draw(self.legend).astype(self.labels.dtype, copy=False)
+
+    def count_labels(self, sample: Sample) -> StoredValues:
+        """What the labels of an image store, unknown values included.
+
+        Raises:
+            DataError: they cannot be read.
+        """
+        if sample.drawing is None:
+            return self.labels.count(sample.mask)
+        return self.labels.count_ids(self.read_labels(sample))
+
+    def name_labels(self, sample: Sample) -> str:
+        """Where the labels of an image stand, relative to the root."""
+        return Path(sample.place).relative_to(self.root).as_posix()
 
 
-def open_data(root: str | Path, layout: str = "auto", *, dataset: str | None = None) -> SegmentationData:
+def open_data(
+    root: str | Path,
+    layout: str = "auto",
+    *,
+    dataset: str | None = None,
+    val_fraction: float | None = None,
+    mask_suffix: str | None = None,
+) -> SegmentationData:
     """A data set, recognised by what lies in the folder or in a folder within it.
 
     Args:
         root: the folder; also the one around it, such as VOCdevkit.
-        layout: `"folder"` (images/, masks/ and dataset.json), or a published data set, such as `"voc"` or
-            `"ade20k"`; `"auto"` finds out.
+        layout: `"folder"` (images and masks of one's own), `"coco_json"`, `"labelme"`, `"cvat"`, or a published data
+            set, such as `"voc"` or `"ade20k"`; `"auto"` finds out.
         dataset: the published data set to prefer where several are in one folder, as PASCAL Context's are.
+        val_fraction: the share of the images (of train, where there is one) that become val, between 0 and 1; by a
+            hash of their names, so that each stays where it is when others are added.
+        mask_suffix: what the names of masks have more than those of their images, such as `"_mask"`; None finds it
+            out.
 
     Raises:
-        OptionError: there is no such folder or layout.
+        OptionError: there is no such folder or layout; there is a val split already.
         DataError: nothing of the sort lies there, several do, or the classes in dataset.json are wrong (with file
             and line).
     """
     if layout != "auto" and layout not in LAYOUTS:
         raise OptionError(f"layout is {layout!r}, expected auto, {', '.join(LAYOUTS)}")
+    if val_fraction is not None and not 0 < val_fraction < 1:
+        raise OptionError(f"val_fraction is {val_fraction}, expected a share between 0 and 1, such as 0.2")
+    if mask_suffix is not None and (not mask_suffix or "/" in mask_suffix or "{" in mask_suffix):
+        raise OptionError(f"mask_suffix is {mask_suffix!r}, expected the end of names, such as '_mask'")
     root = Path(root).expanduser()
     if not root.exists():
         raise OptionError(f"{root}: there is no such folder; check the path")
     if not root.is_dir():
         raise OptionError(f"{root} is a file; expected the folder of a data set")
     layouts: Iterable[str] = LAYOUTS if layout == "auto" else (layout,)
-    found = _recognise(root, layouts)
+    found = _recognise(root, layouts, mask_suffix)
     if len(found) > 1:
         raise DataError(f"{root} holds several data sets: {name_some(list(found))}; name one of them")
     if not found:
@@ -197,20 +212,106 @@ def open_data(root: str | Path, layout: str = "auto", *, dataset: str | None = N
     if len(names) > 1 and dataset not in names:
         raise DataError(f"{root} can be read as {' or '.join(names)}: name one as the layout (--layout {names[0]})")
     name = dataset if dataset in names else names[0]
-    data = SegmentationData(
-        root, name, *(_describe_folder(root) if name == "folder" else (published_labels(name), None))
-    )
+    if mask_suffix is not None and name != "folder":
+        raise OptionError(f"mask_suffix is for masks beside images of one's own; {root} is read as {name}")
+    data = _open(root, name, mask_suffix, val_fraction is not None)
+    if val_fraction is not None:
+        if "val" in data.splits:
+            raise OptionError(f"{root} has a val split; leave out val_fraction (--val-fraction)")
+        note = f"val is the {val_fraction:.0%} of the images whose names' hashes are the lowest"
+        data = replace(data, source=Divided(data.source, val_fraction), notes=(*data.notes, note))
     if not data.splits:
         lacking = "".join(f"; {half}" for half in data.halves)
         raise DataError(f"{root}: no split has both images and masks{lacking}; expected {data.expected}")
     return data
 
 
-def _recognise(root: Path, layouts: Iterable[str]) -> dict[Path, list[str]]:
+def _open(root: Path, name: str, mask_suffix: str | None, is_divided: bool) -> SegmentationData:
+    kinds = LAYOUTS[name]
+    source = next((kind for kind in kinds if kind.lie_in(root)), kinds[0])
+    if name == "folder":
+        if not (root / DESCRIPTION).is_file():
+            raise DataError(f"{root / DESCRIPTION} {MISSING}")
+        described = describe(root, of_masks=True)
+        own, suffix = find_own(root, mask_suffix, is_divided) or (OWN, "")
+        notes = (f"masks are the files whose names end in {suffix!r}",) if suffix and not mask_suffix else ()
+        labels = labels_of(described, described.classes or (), described.value_map())
+        data = _data(root, name, labels, own, described, notes=notes)
+        return data if described.map else _as_black_and_white(data)
+    try:
+        if isinstance(source, LabelMap):
+            return _open_colours(root, name, source, describe(root))
+        if isinstance(source, (CocoJson, Labelme)):
+            return _open_shapes(root, name, source, describe(root))
+    except OptionError as error:
+        raise DataError(f"{root / DESCRIPTION}: {error}") from None
+    return SegmentationData(root, name, published_labels(name), source)
+
+
+def _data(
+    root: Path, name: str, labels: Labels, source: Layout, described: Description, **others: Any
+) -> SegmentationData:
+    """With what dataset.json says of the images."""
+    return SegmentationData(root, name, labels, source, range=described.range, **others)
+
+
+def _open_shapes(root: Path, name: str, source: CocoJson | Labelme, described: Description) -> SegmentationData:
+    classes = described.classes or described.named(each for each in source.names(root) if each not in IGNORED_LABELS)
+    if not (described.classes or {*BACKGROUNDS} & {*classes}):
+        classes = (BACKGROUNDS[0], *classes)
+    labels = labels_of(described, classes)
+    legend = described.legend(labels)
+    rest = "ignored" if legend.unlabelled == labels.ignore_index else repr(classes[legend.unlabelled])
+    on_top = "smaller" if legend.overlaps == "area" else "later"
+    notes = (
+        f'pixels without a shape are {rest} ("unlabelled" in {DESCRIPTION} says otherwise)',
+        f'where shapes overlap, the {on_top} one is on top ("overlaps": "area" or "order" in {DESCRIPTION})',
+    )
+    return _data(root, name, labels, source, described, legend=legend, notes=notes)
+
+
+def _open_colours(root: Path, name: str, source: LabelMap, described: Description) -> SegmentationData:
+    colours = source.colours(root)
+    classes = described.classes or described.named(colours)
+    if described.palette is None:
+        others = voc_palette(len(classes))
+        own = tuple(colours.get(each, other) for each, other in zip(classes, others, strict=True))
+        described = replace(described, palette=own)
+    labels = labels_of(described, classes)
+    ids = described.legend(labels).ids
+    known = {colour: ids[label] for label, colour in colours.items() if label in ids}
+    value_map = tuple((colour, IGNORED if each == labels.ignore_index else each) for colour, each in known.items())
+    return _data(root, name, replace(labels, value_map=value_map, by_colour=True), source, described)
+
+
+def _as_black_and_white(data: SegmentationData) -> SegmentationData:
+    """With 255 as the second of two classes, where masks hold 0 and 255 and nothing else."""
+    if data.num_classes != 2 or not _are_black_and_white(data):
+        return data
+    note = f'masks hold 0 and 255 only: 255 is {data.classes[1]!r} ("map" in {DESCRIPTION} says otherwise)'
+    return replace(data, labels=replace(data.labels, value_map=((255, 1),)), notes=(*data.notes, note))
+
+
+def _are_black_and_white(data: SegmentationData) -> bool:
+    """Whether some mask holds 255 and none more than 0 and 255; the first one that does ends the search."""
+    is_found = False
+    for split in data.splits:
+        for sample in data.listing(split).samples:
+            try:
+                stored = data.labels.count(sample.mask).pixels.keys()
+            except DataError:  # told where it is read
+                continue
+            if not stored <= {0, 255}:
+                return False
+            is_found = is_found or 255 in stored
+    return is_found
+
+
+def _recognise(root: Path, layouts: Iterable[str], mask_suffix: str | None) -> dict[Path, list[str]]:
     """The folder itself, else the folders within it (VOCdevkit/VOC2012), with the names of the layouts that fit."""
 
     def fitting(folders: Iterable[Path]) -> dict[Path, list[str]]:
-        found = {folder: _layouts_of(folder, layouts) for folder in folders}
+        found = {folder: _layouts_of(folder, layouts, mask_suffix) for folder in folders}
         return {folder: names for folder, names in found.items() if names}
 
     return (
@@ -220,13 +321,19 @@ def _recognise(root: Path, layouts: Iterable[str]) -> dict[Path, list[str]]:
     )
 
 
-def _layouts_of(folder: Path, layouts: Iterable[str]) -> list[str]:
+def _layouts_of(folder: Path, layouts: Iterable[str], mask_suffix: str | None = None) -> list[str]:
     """The layouts that a folder has; where it is one's own data set, no other."""
-    if "folder" in layouts and (
-        (folder / DESCRIPTION).is_file() or ((folder / "images").is_dir() and (folder / "masks").is_dir())
-    ):
+
+    def fitting(names: Iterable[str]) -> list[str]:
+        return [name for name in names if name in layouts and any(files.lie_in(folder) for files in LAYOUTS[name])]
+
+    described, may_be_own = (folder / DESCRIPTION).is_file(), "folder" in layouts
+    if may_be_own and (folder / "images").is_dir() and (folder / "masks").is_dir():
         return ["folder"]
-    return [name for name in layouts if name != "folder" and any(files.lie_in(folder) for files in LAYOUTS[name])]
+    found = fitting(["cvat"]) or ([] if described and may_be_own else fitting(_PUBLISHED)) or fitting(_SHAPES)
+    if not found and may_be_own and (described or find_own(folder, mask_suffix, False)):
+        return ["folder"]
+    return found
 
 
 def _not_recognised(root: Path, layouts: Iterable[str]) -> str:
@@ -245,138 +352,11 @@ def _expected(layout: str) -> str:
     return ", or ".join(map(str, LAYOUTS[layout])) + (f", and {DESCRIPTION}" if layout == "folder" else "")
 
 
-# --- files --------------------------------------------------------------------------------------
-
-
 def _by_use(split: str) -> tuple[int, str]:
     return (_ORDER.index(split) if split in _ORDER else len(_ORDER), split)
 
 
-def _folder_names(place: Path) -> list[str]:
-    if not place.is_dir():
-        return []
-    return [each.name for each in place.iterdir() if each.is_dir() and not each.name.startswith(".")]
-
-
-def _folders(root: Path, pattern: str, split: str) -> list[Path]:
-    """Where the files of a pattern begin."""
-    folder = pattern.format(split=split, name="\0").partition("\0")[0]
-    return sorted(root.glob(folder)) if "*" in folder else [root / folder]
-
-
-def _walk(root: Path, pattern: str, split: str, suffixes: tuple[str, ...]) -> dict[str, list[Path]]:
-    """The files of a pattern by `{name}`, with any of the suffixes, sorted; hidden ones are left out."""
-    ending = pattern.rpartition("{name}")[2].rpartition(".")[0]
-    found = defaultdict(list)
-    for folder in _folders(root, pattern, split):
-        for where, folders, files in os.walk(folder, followlinks=True):
-            folders[:] = [each for each in folders if not each.startswith(".")]
-            inside = Path(where).relative_to(folder).as_posix()
-            prefix = "" if inside == "." else f"{inside}/"
-            for file in files:
-                stem, suffix = os.path.splitext(file)  # noqa: PTH122  (called for every file of a data set)
-                if suffix.lower() in suffixes and stem.endswith(ending) and not file.startswith("."):
-                    found[prefix + stem.removesuffix(ending)].append(Path(where, file))
-    return {name: sorted(found[name]) for name in sorted(found)}
-
-
-def _pair(found: dict[str, list[Path]], masks: dict[str, list[Path]], missing: tuple[Path, ...] = ()) -> Listing:
-    def preferred(paths: list[Path]) -> Path:
-        return min(paths, key=lambda path: (*_MASKS, ".mat").index(path.suffix.lower()))
-
-    return Listing(
-        tuple(Sample(paths[0], preferred(masks[name]), name) for name, paths in found.items() if name in masks),
-        missing,
-        without_mask=tuple(paths[0] for name, paths in found.items() if name not in masks),
-        without_image=tuple(paths[0] for name, paths in masks.items() if name not in found),
-        same_name=tuple(tuple(paths) for paths in found.values() if len(paths) > 1),
-    )
-
-
 # --- the layouts --------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Files:
-    """Where the images and masks of a data set lie below its folder.
-
-    Patterns have `{split}`, the split in the data set's own words, and `{name}`, which an image and its mask share and
-    which may begin with folders; a `*` is any one folder. Other suffixes than the pattern's are found as well.
-    """
-
-    images: str
-    masks: Sequence[str]
-    """In order of preference, where several have a mask of one name."""
-    splits: Mapping[str, str] = field(default_factory=dict)
-    """The data set's own words -> ours; none: every folder in the place of `{split}` is one."""
-    lists: str | None = None
-    """Files with the names of each split, where it has no folder; "test" has no masks."""
-    names: str = ""
-    """What all names look like (a regular expression), where the folders alone do not tell the data set."""
-    id_ending: str | None = None
-    """How the names of masks end that store class ids, where the others have `label_ids` of the data set."""
-    first_id: int = 0
-    """1: those store the class id + 1, and 0 where ignored."""
-
-    def __str__(self) -> str:
-        def example(pattern: str) -> str:
-            return pattern.format(split=next(iter(self.splits), "train"), name="NAME")
-
-        listed = f", and the names in {example(self.lists)}" if self.lists else ""
-        return f"{example(self.images)} with {' or '.join(map(example, self.masks))}{listed}"
-
-    def lie_in(self, root: Path) -> bool:
-        """Whether there are images and masks, of one split or of several."""
-        found, masks = self.parts(root)
-        return bool(found and masks) and (not self.names or self._are_named_so(root, found))
-
-    def parts(self, root: Path) -> tuple[set[str], set[str]]:
-        """Our names of the splits that have images, and of those that have masks."""
-        if self.lists is None:
-            return self._splits_of(root, [self.images]), self._splits_of(root, self.masks)
-        lists = {path.stem for path in root.glob(self.lists.format(split="*"))}
-        lists = {ours for own, ours in self.splits.items() if own in lists} if self.splits else lists
-        found, masks = (
-            any(each.is_dir() for pattern in patterns for each in _folders(root, pattern, ""))
-            for patterns in ([self.images], self.masks)
-        )
-        return lists if found else set(), lists - {"test"} if masks else set()
-
-    def listing(self, root: Path, split: str) -> Listing:
-        """The images of a split, by its list if there is one, with their masks."""
-        spelled = next((own for own, ours in self.splits.items() if ours == split), split)
-        found = _walk(root, self.images, spelled, _IMAGES)
-        masks: dict[str, list[Path]] = {}
-        for pattern in self.masks:
-            masks = _walk(root, pattern, spelled, (".mat",) if pattern.endswith(".mat") else _MASKS) | masks
-        if self.names:  # the same folder has other files, such as masks in another numbering
-            masks = {name: paths for name, paths in masks.items() if re.fullmatch(self.names, name)}
-        if self.lists is None:
-            return _pair(found, masks)
-        lines = (root / self.lists.format(split=spelled)).read_text(encoding="utf-8").splitlines()
-        names = dict.fromkeys(line.split()[0] for line in lines if line.strip())
-        return _pair(
-            {name: found[name] for name in names if name in found},
-            {name: masks[name] for name in names if name in masks},
-            tuple(root / self.images.format(name=name) for name in names if name not in found),
-        )
-
-    def _splits_of(self, root: Path, patterns: Iterable[str]) -> set[str]:
-        found = set()
-        for pattern in patterns:
-            place = root / pattern.partition("{split}")[0]
-            own = self.splits or {each: each for each in _folder_names(place)}
-            found |= {ours for word, ours in own.items() if any(map(Path.is_dir, _folders(root, pattern, word)))}
-        return found
-
-    def _are_named_so(self, root: Path, splits: set[str]) -> bool:
-        """Of the first few files that are found: a data set may have a hundred thousand."""
-        for own, ours in self.splits.items():
-            if ours in splits:
-                for folder in _folders(root, self.images, own):
-                    if any(re.fullmatch(self.names, path.stem) for path in islice(folder.iterdir(), _LOOKED_AT)):
-                        return True
-        return False
 
 
 def published_labels(dataset: str) -> Labels:
@@ -389,101 +369,51 @@ def published_labels(dataset: str) -> Labels:
         record.ignore_color,
         record.label_ids,
         record.ignored_ids,
-        LAYOUTS[dataset][0].id_ending,
-        LAYOUTS[dataset][0].first_id,
+        _PUBLISHED[dataset][0].id_ending,
+        _PUBLISHED[dataset][0].first_id,
     )
-
-
-@dataclass(frozen=True)
-class _Description:
-    """dataset.json."""
-
-    classes: tuple[str, ...]
-    palette: tuple[Colour, ...] | None = None
-    ignore_index: int = 255
-    ignore_color: Colour | None = None
-    range: Range | None = None
-    title: str | None = None
-    url: str | None = None
-    licence: str | None = None
-
-
-def _describe_folder(root: Path) -> tuple[Labels, Range | None]:
-    path = root / DESCRIPTION
-    if not path.is_file():
-        raise DataError(
-            f"{path} is missing; it names the classes in the order of their ids, for example:\n"
-            '  {"classes": ["background", "cat", "dog"], "palette": [[0, 0, 0], [128, 0, 0], [0, 128, 0]], '
-            '"ignore_index": 255}'
-        )
-    try:
-        return read_json(path, _decode_description)
-    except ManifestError as error:
-        raise DataError(str(error)) from None
-
-
-def _decode_description(raw: Any) -> tuple[Labels, Range | None]:
-    described: _Description = decode(_Description, raw, ())
-    palette = described.palette or voc_palette(len(described.classes))
-    wrong = mistake_in(described.classes, palette, described.ignore_index, described.ignore_color)
-    if wrong:
-        key, message = wrong
-        raise Mistake(message, key)
-    try:
-        check_range(described.range)
-    except OptionError as error:
-        raise Mistake(str(error), "range") from None
-    labels = Labels(
-        described.classes,
-        palette,
-        described.ignore_index,
-        described.ignore_color,
-        has_palette=bool(described.palette),
-    )
-    return labels, described.range
 
 
 _PARTS = {"train": "train", "val": "val", "test": "test"}
 
-_COCO_STUFF_10K = _Files(
+_COCO_STUFF_10K = Files(
     "images/{name}.jpg",
     ["annotations/{name}.mat"],
     {"train": "train", "test": "val"},
     lists="imageLists/{split}.txt",
 )
 _PASCAL_CONTEXT = (
-    _Files(
+    Files(
         "JPEGImages/{name}.jpg",
         ["SegmentationClassContext/{name}.png"],
         lists="ImageSets/SegmentationContext/{split}.txt",
     ),
 )
 
-LAYOUTS: dict[str, tuple[_Files, ...]] = {
-    "folder": (_Files("images/{split}/{name}.jpg", ["masks/{split}/{name}.png"]),),
+_PUBLISHED: dict[str, tuple[Files, ...]] = {
     "voc": (
-        _Files(
+        Files(
             "JPEGImages/{name}.jpg",
             ["SegmentationClass/{name}.png", "SegmentationClassAug/{name}.png"],
             lists="ImageSets/Segmentation/{split}.txt",
         ),
     ),
     "ade20k": (
-        _Files(
+        Files(
             "images/{split}/{name}.jpg",
             ["annotations/{split}/{name}.png"],
             {"training": "train", "validation": "val"},
         ),
     ),
     "cityscapes": (
-        _Files(
+        Files(
             "leftImg8bit/{split}/{name}_leftImg8bit.png",
             ["gtFine/{split}/{name}_gtFine_labelIds.png", "gtFine/{split}/{name}_gtFine_labelTrainIds.png"],
             id_ending="_labelTrainIds",
         ),
     ),
     "coco_stuff_10k": (
-        _Files(
+        Files(
             "images/{split}/{name}.jpg",
             ["annotations/{split}/{name}_labelTrainIds.png"],
             {"train2014": "train", "test2014": "val"},
@@ -494,7 +424,7 @@ LAYOUTS: dict[str, tuple[_Files, ...]] = {
     ),
     "coco_stuff_10k_182": (_COCO_STUFF_10K,),
     "coco_stuff_164k": tuple(
-        _Files(
+        Files(
             images,
             [
                 "annotations/{split}/{name}.png",
@@ -510,19 +440,19 @@ LAYOUTS: dict[str, tuple[_Files, ...]] = {
     "pascal_context_59": _PASCAL_CONTEXT,
     "pascal_context_60": _PASCAL_CONTEXT,
     "loveda": (
-        _Files(
+        Files(
             "{split}/*/images_png/{name}.png",
             ["{split}/*/masks_png/{name}.png"],
             {"Train": "train", "Val": "val", "Test": "test"},
         ),
-        _Files("img_dir/{split}/{name}.png", ["ann_dir/{split}/{name}.png"], _PARTS, names=r"\d+"),
+        Files("img_dir/{split}/{name}.png", ["ann_dir/{split}/{name}.png"], _PARTS, names=r"\d+"),
     ),
-    "potsdam": (_Files("img_dir/{split}/{name}.png", ["ann_dir/{split}/{name}.png"], _PARTS, names=r"\d+(_\d+){5}"),),
+    "potsdam": (Files("img_dir/{split}/{name}.png", ["ann_dir/{split}/{name}.png"], _PARTS, names=r"\d+(_\d+){5}"),),
     "vaihingen": (
-        _Files("img_dir/{split}/{name}.png", ["ann_dir/{split}/{name}.png"], _PARTS, names=r"area\d+(_\d+){4}"),
+        Files("img_dir/{split}/{name}.png", ["ann_dir/{split}/{name}.png"], _PARTS, names=r"area\d+(_\d+){4}"),
     ),
     "isaid": (
-        _Files(
+        Files(
             "img_dir/{split}/{name}.png",
             ["ann_dir/{split}/{name}_instance_color_RGB.png"],
             _PARTS,
@@ -530,17 +460,22 @@ LAYOUTS: dict[str, tuple[_Files, ...]] = {
         ),
     ),
     "mapillary": (
-        _Files(
+        Files(
             "{split}/images/{name}.jpg",
             ["{split}/v1.2/labels/{name}.png"],
             {"training": "train", "validation": "val", "testing": "test"},
         ),
     ),
     "lip": (
-        _Files("{split}_images/{name}.jpg", ["{split}_segmentations/{name}.png"], {"train": "train", "val": "val"}),
+        Files("{split}_images/{name}.jpg", ["{split}_segmentations/{name}.png"], {"train": "train", "val": "val"}),
     ),
 }
 """How the files of each data set lie, in one way or in several: as distributed, and as MMSegmentation's converters
 write them. Of PASCAL Context, Potsdam, Vaihingen and iSAID the latter only: published numbers of the last three were
 measured on its patches.
 """
+
+_SHAPES: dict[str, tuple[CocoJson | Labelme, ...]] = {"coco_json": (CocoJson(),), "labelme": (Labelme(),)}
+
+LAYOUTS: Mapping[str, tuple[Layout, ...]] = {"folder": (OWN,), **_PUBLISHED, "cvat": (LabelMap(),), **_SHAPES}
+"""All of them, by the names that `open_data` takes. A further one is a line here, and a class if it is another kind."""

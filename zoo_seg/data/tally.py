@@ -8,7 +8,8 @@ from itertools import combinations
 
 from zoo_seg.data.findings import Size, SplitReport, ValueCount
 from zoo_seg.data.labels import IGNORED, MOST_UNKNOWN, UNKNOWN, Rule, Stored, StoredValues
-from zoo_seg.data.layouts import Listing, Sample, SegmentationData
+from zoo_seg.data.layouts import SegmentationData
+from zoo_seg.data.samples import Listing, Sample
 from zoo_seg.data.wording import SHOWN, many, name_some
 
 _MOST_REASONS = 10
@@ -79,7 +80,7 @@ class Tally:
             self.smallest = min(self.smallest or seen.size, seen.size, key=_area)
             self.largest = max(self.largest or seen.size, seen.size, key=_area)
         if seen.stored:
-            self._add_mask(sample.mask.relative_to(self.data.root).as_posix(), seen.stored)
+            self._add_mask(self.data.name_labels(sample), seen.stored)
 
     def _add_mask(self, mask: str, stored: StoredValues) -> None:
         self.masks += 1
@@ -159,6 +160,7 @@ class Tally:
         text = f"all pixels that are not ignored are {present!r}: there is nothing to learn"
         if self.data.ignore_index == 255 and any(value == 255 for value, _ in self.values):
             text += "; if 255 stands for a class (black and white masks), store its id, such as 1, in the place of 255"
+            text += f', or say in dataset.json which one it is, such as "map": {{"255": "{self.data.classes[1]}"}}'
         return text
 
     def warnings(self) -> list[str]:

@@ -15,7 +15,8 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from zoo_seg.data.labels import Ids
-from zoo_seg.data.layouts import Sample, SegmentationData
+from zoo_seg.data.layouts import SegmentationData
+from zoo_seg.data.samples import Sample
 from zoo_seg.errors import DataError, ImageError, OptionError
 from zoo_seg.evaluation.details import Collector, Details, merged
 from zoo_seg.evaluation.metrics import SegmentationMetrics
@@ -172,7 +173,7 @@ def _mask(sample: Sample, result: Segmentation | ImageError, label: Ids) -> Ids:
     if result.mask.shape != label.shape:
         (height, width), (label_height, label_width) = result.mask.shape, label.shape
         raise DataError(
-            f"{sample.mask} is {label_width}x{label_height} pixels and its image {width}x{height}; "
+            f"{sample.place} is {label_width}x{label_height} pixels and its image {width}x{height}; "
             "expected the same size"
         )
     return result.mask

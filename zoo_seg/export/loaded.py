@@ -12,6 +12,7 @@ from torch import Tensor
 from zoo_seg.errors import CheckpointError, OptionError
 from zoo_seg.export.facts import read_facts
 from zoo_seg.export.formats import SUFFIXES, format_of, handler
+from zoo_seg.families.registry import find_family
 from zoo_seg.inference.backends import Backend
 from zoo_seg.inference.predicting import Predicting
 from zoo_seg.inference.predictor import Predictor
@@ -57,6 +58,9 @@ class ExportedModel(Predicting):
         facts = read_facts(path, opened.metadata)
         self.info, self.dtype = facts.info, facts.dtype
         self._takes_image, self._run = facts.input == "image", opened.run
+        architecture = self.info.architecture
+        # A family whose queries may stand for no object: the graph reads them out.
+        self._gives_scores = bool(architecture and find_family(architecture.family).no_object)
         self._predictor: Predictor | None = None
 
     def __reduce__(self) -> tuple[object, tuple[Path]]:
@@ -151,6 +155,11 @@ class ExportedModel(Predicting):
             if self._takes_image:
                 rules = replace(rules, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
             self._predictor = Predictor(
-                self, classes=self.classes, palette=self.palette, preprocess=rules, protocol=self.protocol
+                self,
+                classes=self.classes,
+                palette=self.palette,
+                preprocess=rules,
+                protocol=self.protocol,
+                scores=self._gives_scores,
             )
         return self._predictor

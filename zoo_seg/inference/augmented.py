@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import count
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from zoo_seg.inference.taps import Spread, Taps, bilinear, overlapping
 from zoo_seg.layers.readout import HeadOutput, Queries, read_out
-from zoo_seg.layers.resample import bilinear_matrix, mixing_matrix, resize
+from zoo_seg.layers.resample import resize
 from zoo_seg.network import padded_size
 
 Size = tuple[int, int]
@@ -31,22 +34,36 @@ class Geometry:
 
 
 class Logits(Protocol):
-    """The logits of one input, row by row."""
+    """Logits at the output's size, in strips."""
+
+    @property
+    def size(self) -> Size:
+        """(height, width) of the output."""
+
+    def strip(self, top: int, bottom: int) -> Tensor:
+        """Rows top..bottom, (N, C, bottom - top, W); float32. Asked for from top to bottom."""
+
+
+# --- linear heads -------------------------------------------------------------------------------
+
+
+class Cells(Protocol):
+    """What a head gives at its own stride, for the input or for windows of it."""
 
     @property
     def like(self) -> Tensor:
-        """Empty; of the device and type of the rows."""
+        """Empty; of the device of the cells, float32."""
 
     @property
     def height(self) -> int:
-        """How many rows there are."""
+        """How many rows of them one pass of the network gives."""
 
     def rows(self, first: int, last: int) -> Tensor:
-        """(N, C, last - first, W); asked for from top to bottom."""
+        """(N, C, last - first, w), float32; asked for from top to bottom."""
 
 
-class StridedLogits:
-    """Logits (N, C, h, w) as the head gave them, at its own stride."""
+class WholeCells:
+    """The logits (N, C, h, w) of the whole input."""
 
     def __init__(self, logits: Tensor) -> None:
         self.logits = logits
@@ -54,27 +71,97 @@ class StridedLogits:
         self.height: int = logits.shape[-2]
 
     def rows(self, first: int, last: int) -> Tensor:
-        """(N, C, last - first, w)"""
-        return self.logits[:, :, first:last]
+        return self.logits[:, :, first:last].float()
 
 
-class InputLogits:
-    """A head's output resized to the input's size and read there, which queries and padded networks need."""
+class WindowCells:
+    """The logits of windows: those of a row of windows side by side, and row below row.
 
-    def __init__(self, output: HeadOutput, size: Size, geometry: Geometry) -> None:
-        values, classes = output if isinstance(output, Queries) else (output, None)
-        self.values, self.classes = values.float(), None if classes is None else classes.float()
-        self.like = self.values.new_empty(0)
-        self.height, self.width = size
-        self.padded = padded_size(*size, geometry.size_divisor)
-        self.align_corners = geometry.align_corners
+    The network sees a row of windows when its cells are wanted; those above are forgotten.
+    """
+
+    def __init__(self, windows: Windows, first: list[HeadOutput]) -> None:
+        self.windows = windows
+        self.held = deque([self._beside(first)])
+        self.above = 0  # rows of windows that are forgotten
+        self.like = self.held[0].new_empty(0)
+        self.height: int = self.held[0].shape[-2]
 
     def rows(self, first: int, last: int) -> Tensor:
-        """(N, C, last - first, W)"""
-        span, align = (first, last), self.align_corners
-        mix = bilinear_matrix(self.values.shape[-2], self.padded[0], self.values, span, align)
-        values = resize(mix @ self.values, (last - first, self.padded[1]), align)[..., : self.width]
-        return read_out(values, self.classes)
+        while self.held and (self.above + 1) * self.height <= first:
+            self.held.popleft()
+            self.above += 1
+        while (self.above + len(self.held)) * self.height < last:
+            self.held.append(self._beside(self.windows.infer_row()))
+        start, end = first - self.above * self.height, last - self.above * self.height
+        parts = [
+            each[:, :, max(start - top, 0) : end - top]
+            for top, each in zip(count(step=self.height), self.held, strict=False)
+            if start < top + self.height and top < end
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+
+    @staticmethod
+    def _beside(row: list[HeadOutput]) -> Tensor:
+        parts = [each for each in row if isinstance(each, Tensor)]  # all: a head is linear or it is not
+        return torch.cat(parts, dim=3).float()
+
+
+class LinearLogits:
+    """Cells that are only resized and averaged on the way to the output: one mixing an axis.
+
+    Args:
+        cells: of the input, or of windows of it.
+        rows, columns: what the output takes from them.
+    """
+
+    def __init__(self, cells: Cells, rows: Taps, columns: Taps) -> None:
+        self.cells, self.rows, self.columns = cells, rows, columns
+
+    @property
+    def size(self) -> Size:
+        return len(self.rows), len(self.columns)
+
+    @cached_property
+    def _spread(self) -> Spread:
+        return Spread(self.columns, self.cells.like)
+
+    def strip(self, top: int, bottom: int) -> Tensor:
+        used, matrix = self.rows[top:bottom].matrix(self.cells.like)
+        first, last = int(used[0]), int(used[-1]) + 1
+        return self._spread(matrix @ self.cells.rows(first, last).index_select(2, used - first))
+
+    @classmethod
+    def of(
+        cls, logits: Tensor, seen: Size, output: Size, geometry: Geometry, *, via_input: bool, flip: bool = False
+    ) -> LinearLogits:
+        """The logits of a whole input.
+
+        Args:
+            logits: (N, C, h, w).
+            seen: (height, width) of the input.
+            output: that of the result.
+            geometry: the network's.
+            via_input: resize to the input's size and then to the output's, rather than at once. What is cut off
+                again makes it so in any case.
+            flip: the input was mirrored; the result is mirrored back.
+        """
+        via_input = via_input or geometry.size_divisor > 1
+        rows, columns = (
+            (_over(cells, size, geometry) if via_input else bilinear(cells, end, geometry.align_corners)).resized(
+                end, geometry.align_corners
+            )
+            for cells, size, end in zip(logits.shape[-2:], seen, output, strict=True)
+        )
+        return cls(WholeCells(logits), rows, columns.mirrored() if flip else columns)
+
+
+def _over(cells: int, size: int, geometry: Geometry) -> Taps:
+    """What each place of an input takes from its cells; those of its padding are cut off."""
+    return bilinear(cells, padded_size(size, size, geometry.size_divisor)[0], geometry.align_corners)[:size]
+
+
+# --- windows ------------------------------------------------------------------------------------
 
 
 def windows(size: int, crop: int, stride: int) -> list[tuple[int, int]]:
@@ -84,50 +171,25 @@ def windows(size: int, crop: int, stride: int) -> list[tuple[int, int]]:
     return [(max(end - crop, 0), end) for end in ends]
 
 
-class WindowedLogits:
-    """The mean of overlapping windows' logits, each resized to its window, at the input's size.
+class Windows:
+    """The windows of an input, which the network sees row by row."""
 
-    The network sees a window when its rows are wanted, and only the low-resolution logits of the windows that are
-    still needed are held.
-    """
+    def __init__(self, infer: Infer, x: Tensor, crop: Size, stride: Size) -> None:
+        self.infer, self.x = infer, x
+        self.rows, self.columns = (
+            windows(size, *steps) for size, *steps in zip(x.shape[-2:], crop, stride, strict=True)
+        )
+        self.size = self.rows[0][1] - self.rows[0][0], self.columns[0][1] - self.columns[0][0]
+        self.waiting = deque(self.rows)
 
-    def __init__(self, infer: Infer, x: Tensor, crop: Size, stride: Size, geometry: Geometry) -> None:
-        self.infer, self.x, self.geometry = infer, x, geometry
-        self.like = x.new_empty(0, dtype=torch.float32)
-        self.height: int = x.shape[-2]
-        self.columns = windows(x.shape[-1], crop[1], stride[1])
-        self.waiting = deque(windows(self.height, crop[0], stride[0]))
-        self.held: deque[tuple[int, int, list[InputLogits]]] = deque()
-
-    def rows(self, first: int, last: int) -> Tensor:
-        """(N, C, last - first, W)"""
-        while self.held and self.held[0][1] <= first:
-            self.held.popleft()
-        while self.waiting and self.waiting[0][0] < last:
-            top, bottom = self.waiting.popleft()
-            self.held.append((top, bottom, self._logits(self.x[..., top:bottom, :])))
-        total, count = None, self.like.new_zeros(last - first, self.x.shape[-1])
-        for top, bottom, row in self.held:
-            begin, end = max(top, first), min(bottom, last)
-            for logits, (left, right) in zip(row, self.columns, strict=True):
-                place = (..., slice(begin - first, end - first), slice(left, right))
-                found = logits.rows(begin - top, end - top)
-                if total is None:
-                    total = found.new_zeros(*found.shape[:2], *count.shape)
-                total[place] += found
-                count[place] += 1
-        assert total is not None  # every row is in a window
-        return total / count
-
-    def _logits(self, x: Tensor) -> list[InputLogits]:
-        """The low-resolution logits of a row of windows."""
-        crops = [x[..., left:right] for left, right in self.columns]
-        together = 1 if x.device.type == "cpu" else max(_WINDOWS_TOGETHER // len(x), 1)
-        found: list[InputLogits] = []
+    def infer_row(self) -> list[HeadOutput]:
+        """What the head gives for each window of the next row."""
+        top, bottom = self.waiting.popleft()
+        crops = [self.x[..., top:bottom, left:right] for left, right in self.columns]
+        together = 1 if self.x.device.type == "cpu" else max(_WINDOWS_TOGETHER // len(self.x), 1)
+        found: list[HeadOutput] = []
         for start in range(0, len(crops), together):
-            output = self.infer(torch.cat(crops[start : start + together]))
-            size = (crops[start].shape[-2], crops[start].shape[-1])
-            found += [InputLogits(part, size, self.geometry) for part in _split(output, len(x))]
+            found += _split(self.infer(torch.cat(crops[start : start + together])), len(self.x))
         return found
 
 
@@ -138,29 +200,98 @@ def _split(output: HeadOutput, size: int) -> list[HeadOutput]:
     return [Queries(*parts) for parts in zip(*(torch.split(each, size) for each in output), strict=True)]
 
 
-class AugmentedLogits:
-    """Logits of one scaled or mirrored input, and the sizes that they are resized to in turn.
+def windowed_logits(
+    infer: Infer, x: Tensor, crop: Size, stride: Size, output: Size, geometry: Geometry, *, flip: bool
+) -> Logits:
+    """The mean of overlapping windows' logits, each resized to its window, then resized to the output."""
+    over = Windows(infer, x, crop, stride)
+    first, align = over.infer_row(), geometry.align_corners
+    if isinstance(first[0], Queries):
+        return QueryLogits(QueryWindows(over, first, geometry), output, flip, align)
+    rows, columns = (
+        overlapping(spans, _over(cells, size, geometry), cells).resized(end, align)
+        for spans, size, cells, end in zip(
+            (over.rows, over.columns), over.size, first[0].shape[-2:], output, strict=True
+        )
+    )
+    return LinearLogits(WindowCells(over, first), rows, columns.mirrored() if flip else columns)
 
-    Args:
-        logits: of the input, or of the mirrored input.
-        sizes: (height, width) of every bilinear resize, the last one the output's.
-        flip: the logits are of the mirrored input; they are flipped back.
-        align_corners: of the resizes.
-    """
 
-    def __init__(self, logits: Logits, sizes: list[Size], flip: bool, align_corners: bool) -> None:
-        self.logits, self.sizes, self.flip, self.align_corners = logits, sizes, flip, align_corners
+# --- queries ------------------------------------------------------------------------------------
+
+
+class InputRows(Protocol):
+    """Logits at the input's size, row by row."""
+
+    @property
+    def size(self) -> Size:
+        """(height, width) of the input."""
+
+    def rows(self, first: int, last: int) -> Tensor:
+        """(N, C, last - first, W), float32; asked for from top to bottom."""
+
+
+class WholeQueries:
+    """Queries whose masks are resized to the input and read there."""
+
+    def __init__(self, output: Queries, size: Size, geometry: Geometry) -> None:
+        self.masks, self.classes = output.masks.float(), output.classes.float()
+        self.size, self.align_corners = size, geometry.align_corners
+        self.vertical, self.horizontal = (
+            _over(cells, side, geometry) for cells, side in zip(self.masks.shape[-2:], size, strict=True)
+        )
+        self._spread = Spread(self.horizontal, self.masks)
+
+    def rows(self, first: int, last: int) -> Tensor:
+        used, matrix = self.vertical[first:last].matrix(self.masks)
+        return read_out(self._spread(matrix @ self.masks.index_select(2, used)), self.classes)
+
+
+class QueryWindows:
+    """The mean of overlapping windows' logits; only windows whose rows are still needed are held."""
+
+    def __init__(self, over: Windows, first: list[HeadOutput], geometry: Geometry) -> None:
+        self.over, self.geometry = over, geometry
+        self.size: Size = (over.x.shape[-2], over.x.shape[-1])
+        self.next = 0
+        self.held: deque[tuple[int, int, list[WholeQueries]]] = deque()
+        self._hold(first)
+
+    def _hold(self, row: list[HeadOutput]) -> None:
+        queries = [WholeQueries(each, self.over.size, self.geometry) for each in row if isinstance(each, Queries)]
+        self.held.append((*self.over.rows[self.next], queries))
+        self.next += 1
+
+    def rows(self, first: int, last: int) -> Tensor:
+        while self.held and self.held[0][1] <= first:
+            self.held.popleft()
+        while self.next < len(self.over.rows) and self.over.rows[self.next][0] < last:
+            self._hold(self.over.infer_row())
+        total, covered = None, self.over.x.new_zeros(last - first, self.size[1], dtype=torch.float32)
+        for top, bottom, row in self.held:
+            begin, end = max(top, first), min(bottom, last)
+            for logits, (left, right) in zip(row, self.over.columns, strict=True):
+                place = (..., slice(begin - first, end - first), slice(left, right))
+                found = logits.rows(begin - top, end - top)
+                if total is None:
+                    total = found.new_zeros(*found.shape[:2], *covered.shape)
+                total[place] += found
+                covered[place[1:]] += 1
+        assert total is not None  # every row is in a window
+        return total / covered
+
+
+class QueryLogits:
+    """Logits at the input's size, resized to the output's."""
+
+    def __init__(self, source: InputRows, output: Size, flip: bool, align_corners: bool) -> None:
+        self.source, self.size, self.flip, self.align_corners = source, output, flip, align_corners
+        self.vertical = bilinear(source.size[0], output[0], align_corners)
 
     def strip(self, top: int, bottom: int) -> Tensor:
-        """Rows top..bottom at the output's size, (N, C, bottom - top, W); float32."""
-        heights = [height for height, _ in self.sizes]
-        span, align = (top, bottom), self.align_corners
-        first, mix = mixing_matrix(self.logits.height, heights, self.logits.like, span, align)
-        strip = self.logits.rows(first, first + (bottom - top if mix is None else mix.shape[1])).float()
-        if self.flip:
-            strip = strip.flip(-1)
-        if mix is not None:
-            strip = mix @ strip
-        for _, width in self.sizes:
-            strip = resize(strip, (bottom - top, width), align)
-        return strip
+        local = self.vertical[top:bottom]
+        first, last = local.span
+        found = self.source.rows(first, last)
+        used, matrix = local.matrix(found)
+        strip = matrix @ found.index_select(2, used - first)
+        return resize(strip.flip(-1) if self.flip else strip, (bottom - top, self.size[1]), self.align_corners)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from zoo_seg.layers.resample import mixing_matrix
-
-Size = tuple[int, int]
+from zoo_seg.inference.augmented import LinearLogits, Size, WholeCells
+from zoo_seg.inference.taps import Taps, bilinear
 
 _BLOCK = 1 << 20
 """Logits that the CPU blends at a time (4 MB, so that they stay in its cache)."""
@@ -35,76 +33,74 @@ def class_map(logits: Tensor, sizes: Sequence[Size], align_corners: bool = False
     Returns:
         (N, H, W) of class ids: uint8, or int16 beyond 256 classes.
     """
-    logits = logits.float()
-    rows, columns = (
-        _mixing(logits.shape[2 + axis], [size[axis] for size in sizes], logits, align_corners) for axis in (0, 1)
-    )
-    result = torch.empty((len(logits), *sizes[-1]), dtype=id_type(logits.shape[1]), device=logits.device)
-    for each, ids in zip(logits, result, strict=True):
-        cells = each.permute(1, 2, 0).contiguous()
-        if logits.device.type == "cpu":
-            _where_cells_differ(cells, rows, columns, ids)
-        else:
-            _in_strips(cells, rows, columns, ids)
-    return result
+    first, *others = sizes
+    rows, columns = (bilinear(logits.shape[2 + axis], first[axis], align_corners) for axis in (0, 1))
+    for size in others:
+        rows, columns = rows.resized(size[0], align_corners), columns.resized(size[1], align_corners)
+    parts = [ids for _, ids in winners(LinearLogits(WholeCells(logits), rows, columns))]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
-def _mixing(size: int, targets: Sequence[int], like: Tensor, align_corners: bool) -> Tensor:
-    """(last target, size): what one axis' resizes, one after the other, take from each cell."""
-    first, matrix = mixing_matrix(size, targets, like, (0, targets[-1]), align_corners)
-    if matrix is None:
-        return torch.eye(size, dtype=like.dtype, device=like.device)
-    return F.pad(matrix, (first, size - first - matrix.shape[1]))
+def winners(logits: LinearLogits) -> Iterator[tuple[int, Tensor]]:
+    """(first row, ids (N, rows, W)) from top to bottom, as `class_map` gives them.
+
+    Until the next ones are asked for, the logits' strips of these rows may be.
+    """
+    on_cpu = logits.cells.like.device.type == "cpu"
+    return _where_cells_differ(logits) if on_cpu else _in_strips(logits)
 
 
-def _in_strips(cells: Tensor, rows: Tensor, columns: Tensor, ids: Tensor) -> None:
-    """Blend strip after strip into `ids` (H, W); cells are (h, w, C)."""
-    classes = cells.shape[2]
-    across = torch.einsum("xw,hwc->hxc", columns, cells).flatten(1)
-    step = max(_STRIP // across.shape[1], 1)
-    for top in range(0, len(rows), step):
-        ids[top : top + step] = (rows[top : top + step] @ across).view(-1, ids.shape[1], classes).argmax(2)
+def _in_strips(logits: LinearLogits) -> Iterator[tuple[int, Tensor]]:
+    """(first row, ids (N, rows, W)) of strip after strip."""
+    (height, width), top, step = logits.size, 0, 1
+    while top < height:
+        strip = logits.strip(top, min(top + step, height))
+        yield top, strip.argmax(1).to(id_type(strip.shape[1]))
+        top += step
+        step = max(_STRIP // (strip.shape[0] * strip.shape[1] * width), 1)
 
 
-def _where_cells_differ(cells: Tensor, rows: Tensor, columns: Tensor, ids: Tensor) -> None:
+def _where_cells_differ(logits: LinearLogits) -> Iterator[tuple[int, Tensor]]:
     """As `_in_strips`, but blend only the pixels whose cells have different winners.
 
-    A class that wins in all cells around a pixel wins in their blend as well, whatever the weights. The
-    pixels between the same rows of cells are worked on together.
+    A class that wins in all cells which a pixel is mixed from wins in the mixture as well, whatever the weights.
     """
-    classes = cells.shape[2]
-    row_start, row_weights = _support(rows)
-    column_start, column_weights = _support(columns)
-    group_start, group_size = torch.unique_consecutive(row_start, return_counts=True)
-
-    winners = cells.argmax(2)[_places(group_start, row_weights.shape[1])]
-    least, most = (each[:, _places(column_start, column_weights.shape[1])] for each in winners.aminmax(dim=1))
-    least, most = least.amin(2), most.amax(2)  # of the cells around every pixel of a group's rows
-    ids.copy_(least.repeat_interleave(group_size, dim=0))
-
+    height = logits.cells.height
+    passes = torch.stack([logits.rows.cells[:, 0] // height, logits.rows.cells[:, -1] // height], dim=1)
     top = 0
-    for start, size, differ in zip(group_start.tolist(), group_size.tolist(), least != most, strict=True):
-        around = cells[start : start + row_weights.shape[1]]
-        weights = row_weights[top : top + size]
-        for chosen in differ.nonzero()[:, 0].split(max(_BLOCK // (size * classes), 1)):
-            across = around[:, column_start[chosen]] * column_weights[chosen, 0, None]
-            for tap in range(1, column_weights.shape[1]):
-                across.addcmul_(around[:, column_start[chosen] + tap], column_weights[chosen, tap, None])
-            blended = (weights @ across.flatten(1)).view(size, len(chosen), classes)
-            ids[top : top + size, chosen] = blended.argmax(2).to(ids.dtype)
+    for size in torch.unique_consecutive(passes, dim=0, return_counts=True)[1].tolist():
+        rows = logits.rows[top : top + size]  # which need the same rows of windows
+        first, last = rows.span
+        cells = logits.cells.rows(first, last)
+        ids = torch.empty(len(cells), size, len(logits.columns), dtype=id_type(cells.shape[1]))
+        for each, target in zip(cells, ids, strict=True):
+            _blend(each.permute(1, 2, 0).contiguous(), Taps(rows.cells - first, rows.weights), logits.columns, target)
+        yield top, ids
         top += size
 
 
-def _support(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Where each row of a banded matrix begins, and its values from there on: (n,) and (n, taps)."""
-    used = matrix != 0
-    first = used.int().argmax(1)
-    last = matrix.shape[1] - 1 - used.flip(1).int().argmax(1)
-    taps = int((last - first).max()) + 1
-    start = first.clamp(max=matrix.shape[1] - taps)
-    return start, matrix.gather(1, _places(start, taps))
+def _blend(cells: Tensor, rows: Taps, columns: Taps, ids: Tensor) -> None:
+    """The ids (H, W) of cells (h, w, C). Pixels of the same rows of cells are worked on together."""
+    classes = cells.shape[2]
+    groups, sizes = torch.unique_consecutive(rows.cells, dim=0, return_counts=True)
+    row_weights, column_weights = rows.weights.to(cells), columns.weights.to(cells)
 
+    least, most = cells.argmax(2).to(torch.int16)[groups].aminmax(dim=1)  # beyond 32767 classes masks end as well
+    least, most = least[:, columns.cells].amin(2), most[:, columns.cells].amax(2)  # around every pixel of a group
+    ids.copy_(least.repeat_interleave(sizes, dim=0))
 
-def _places(start: Tensor, taps: int) -> Tensor:
-    """(n, taps): `taps` places from each start on."""
-    return start[:, None] + torch.arange(taps, device=start.device)
+    taps = (columns.weights > 0).sum(1)
+    alike = [(taps == count, count) for count in torch.unique(taps).tolist()]  # columns outside of overlaps have fewer
+    top = 0
+    for group, size, differ in zip(groups, sizes.tolist(), least != most, strict=True):
+        group = group.unique_consecutive()
+        weights, near = row_weights[top : top + size, : len(group)], cells.index_select(0, group)
+        for some, count in alike:
+            for chosen in (differ & some).nonzero()[:, 0].split(max(_BLOCK // (size * classes), 1)):
+                around, shares = columns.cells[chosen], column_weights[chosen, :, None]
+                across = near.index_select(1, around[:, 0]).mul_(shares[:, 0])
+                for tap in range(1, count):
+                    across.addcmul_(near.index_select(1, around[:, tap]), shares[:, tap])
+                blended = (weights @ across.flatten(1)).view(size, len(chosen), classes)
+                ids[top : top + size, chosen] = blended.argmax(2).to(ids.dtype)
+        top += size

@@ -10,20 +10,21 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from zoo_seg.errors import ImageError, NumericalError, OptionError, OutOfMemoryError
 from zoo_seg.images.preprocess import normalise, resize_uint8, resized_size
 from zoo_seg.images.reading import RGB, ImageLike, Range, check_range, most_pixels, read_image
-from zoo_seg.inference.augmented import Geometry, Infer, Size, StridedLogits
+from zoo_seg.inference.augmented import Geometry, Infer, LinearLogits, Logits, Size
 from zoo_seg.inference.backends import Backend, InferenceBackend, find_backend
-from zoo_seg.inference.labels import class_map, id_type
+from zoo_seg.inference.labels import id_type, winners
 from zoo_seg.inference.memory import give_back, keep_large_blocks
-from zoo_seg.inference.protocol import augmented_logits, find_protocol, scaled_inputs, strips
+from zoo_seg.inference.protocol import augmented_logits, find_protocol, probabilities, scaled_inputs, strips
 from zoo_seg.inference.segmentation import Segmentation
 from zoo_seg.inference.snapshot import LOCK, Snapshot
-from zoo_seg.layers.readout import HeadOutput
+from zoo_seg.layers.readout import HeadOutput, Queries
 from zoo_seg.manifest import LARGEST_SIDE, Preprocess, Resize, TestOptions
 from zoo_seg.network import SegmentationNetwork
 
@@ -68,6 +69,30 @@ def choose_dtype(dtype: str | torch.dtype) -> torch.dtype:
     return DTYPES[name]
 
 
+ProbabilityType = Literal["float16", "float32"]
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What is wanted of a prediction beside the class map."""
+
+    confidence: bool = False
+    probabilities: ProbabilityType | None = None
+
+    @classmethod
+    def of(cls, confidence: bool, probabilities: bool | ProbabilityType) -> Extras:
+        """From the options of `predict`.
+
+        Raises:
+            OptionError: it is no type of probabilities.
+        """
+        if probabilities not in (False, True, "float16", "float32"):
+            raise OptionError(f"probabilities is {probabilities!r}; expected True, 'float32', 'float16' or False")
+        if isinstance(probabilities, str):
+            return cls(bool(confidence), probabilities)
+        return cls(bool(confidence), "float32" if probabilities else None)
+
+
 _SIZES_BETWEEN_CLEARINGS = 8
 """Images of so many sizes are worked on before free memory is returned to the system."""
 
@@ -87,6 +112,7 @@ class Predictor:
         compile: let `torch.compile` fuse the network; the first image of every new size then waits for
             the compiler.
         backend: what computes a network, see `Predicting.predict`.
+        scores: its logits were read out of `Queries`, see `probabilities`; a network's own are recognised.
 
     Raises:
         OptionError: the device, dtype or backend cannot be used, or the network does not take RGB.
@@ -107,6 +133,7 @@ class Predictor:
         compile: bool = False,  # noqa: A002  (torch's word for it)
         backend: Backend | None = None,
         owner: nn.Module | None = None,
+        scores: bool = False,
     ) -> None:
         if network.in_chans != 3:
             raise OptionError(f"the network takes {network.in_chans} channels; predict takes RGB images, call model(x)")
@@ -122,6 +149,7 @@ class Predictor:
         if self.device.type == "cpu":
             keep_large_blocks()  # from now on: what the preparation left over is gone
         self._sizes: set[Size] = set()
+        self._scores = scores
         self._infer: Infer = self.network.forward_logits
         if compile and isinstance(self.network, SegmentationNetwork):
             # Frozen weights are laid out and folded into the kernels; the prepared copy never changes.
@@ -137,6 +165,8 @@ class Predictor:
         resize: Literal["published"] | int | None = "published",
         range: Range | None = None,  # noqa: A002
         batch_size: int = 1,
+        confidence: bool = False,
+        probabilities: bool | ProbabilityType = False,
         on_error: Literal["raise", "yield"] = "raise",
     ) -> Iterator[Any]:
         """The class map of each image, in order, as soon as it is there.
@@ -151,6 +181,7 @@ class Predictor:
                 a record); a number of pixels for the shorter side; None for the image's own.
             range: the values that are black and white in images of more than 8 bits, see `read_image`.
             batch_size: how many neighbouring images of one size go through the network together.
+            confidence, probabilities: what to give beside the class map, see `Predicting.predict`.
             on_error: what to do with an image that cannot be read: raise its ImageError, or yield
                 it in the place of a Segmentation and go on.
 
@@ -163,7 +194,8 @@ class Predictor:
         target = self._resize(resize)
         resized_size(1, 1, target)  # refuses a size of zero before work begins
         check_range(range)
-        return self._stream(images, test, target, range, batch_size, on_error)
+        extras = Extras.of(confidence, probabilities)
+        return self._stream(images, test, target, range, batch_size, extras, on_error)
 
     def _stream(
         self,
@@ -172,6 +204,7 @@ class Predictor:
         target: Resize | int | None,
         range: Range | None,  # noqa: A002
         batch_size: int,
+        extras: Extras,
         on_error: Literal["raise", "yield"],
     ) -> Iterator[Segmentation | ImageError]:
         def prepare_one(image: ImageLike) -> _Prepared | ImageError:
@@ -186,20 +219,20 @@ class Predictor:
         batch: list[_Prepared] = []
         for item in in_order(images, prepare_one, ahead=2 * batch_size):
             if isinstance(item, ImageError):
-                yield from self._predict(batch, test)
+                yield from self._predict(batch, test, extras)
                 batch = []
                 if on_error == "raise":
                     raise item
                 yield item
                 continue
             if batch and item.image.shape != batch[0].image.shape:
-                yield from self._predict(batch, test)
+                yield from self._predict(batch, test, extras)
                 batch = []
             batch.append(item)
             if len(batch) == batch_size:
-                yield from self._predict(batch, test)
+                yield from self._predict(batch, test, extras)
                 batch = []
-        yield from self._predict(batch, test)
+        yield from self._predict(batch, test, extras)
 
     def _resize(self, resize: Literal["published"] | int | None) -> Resize | int | None:
         if resize == "published":
@@ -237,18 +270,18 @@ class Predictor:
         mean, std = self.preprocess.mean, self.preprocess.std
         return [normalise(resize_uint8(image, *each), mean, std) for each in sizes]
 
-    def _predict(self, batch: list[_Prepared], test: TestOptions) -> list[Segmentation]:
+    def _predict(self, batch: list[_Prepared], test: TestOptions, extras: Extras) -> list[Segmentation]:
         """Images of one size, in one pass of the network or, where memory does not suffice, in several."""
         if not batch:
             return []
         try:
-            return self._predict_together(batch, test)
+            return self._predict_together(batch, test, extras)
         except RuntimeError as error:
             if not _is_out_of_memory(error):
                 raise
         if len(batch) > 1:  # outside of the handler, whose traceback keeps the tensors alive
             half = len(batch) // 2
-            return self._predict(batch[:half], test) + self._predict(batch[half:], test)
+            return self._predict(batch[:half], test, extras) + self._predict(batch[half:], test, extras)
         height, width = batch[0].inputs[0].shape[-2:]
         raise OutOfMemoryError(
             f"{self.device} has too little memory for an input of {height}x{width} (height x width) in {test.mode} "
@@ -262,6 +295,7 @@ class Predictor:
             NumericalError: no number, or an infinite one.
         """
         output = self._infer(x)
+        self._scores |= isinstance(output, Queries)
         for values in output if isinstance(output, tuple) else (output,):
             least, most = map(float, values.aminmax())  # NaN if there is a single one
             if not math.isfinite(most - least):
@@ -274,11 +308,11 @@ class Predictor:
                 raise NumericalError(f"the logits computed in {name} are NaN or infinite, expected numbers; {todo}")
         return output
 
-    def _predict_together(self, batch: list[_Prepared], test: TestOptions) -> list[Segmentation]:
+    def _predict_together(self, batch: list[_Prepared], test: TestOptions, extras: Extras) -> list[Segmentation]:
         with torch.inference_mode(), _undisturbed(self.device):
-            return self._class_maps(batch, test)
+            return self._class_maps(batch, test, extras)
 
-    def _class_maps(self, batch: list[_Prepared], test: TestOptions) -> list[Segmentation]:
+    def _class_maps(self, batch: list[_Prepared], test: TestOptions, extras: Extras) -> list[Segmentation]:
         size = (batch[0].image.shape[0], batch[0].image.shape[1])
         self._sizes.add(size)
         if len(self._sizes) > _SIZES_BETWEEN_CLEARINGS:
@@ -293,18 +327,68 @@ class Predictor:
             inputs = scaled_inputs(inputs[0], test.scales, self.rules)
         geometry = Geometry(self.network.align_corners, self.network.size_divisor)
         found = list(augmented_logits(self._logits, inputs, size, test, self.rules, geometry))
-        first = found[0].logits
-        if len(found) == 1 and isinstance(first, StridedLogits):
-            masks = class_map(first.logits, found[0].sizes, geometry.align_corners)
-        else:
-            masks = torch.empty((len(batch), *size), dtype=id_type(len(self.classes)), device=self.device)
-            for top, strip in strips(found, self.rules):
-                masks[:, top : top + strip.shape[2]] = strip.argmax(1)
+        masks, sure, arrays = self._read(found, extras)
         dtype = np.uint8 if len(self.classes) <= 256 else np.uint16
+        nothing = [None] * len(batch)
+        confidence = nothing if sure is None else list(sure.cpu().numpy())
+        parts = zip(masks.cpu().numpy(), batch, confidence, arrays or nothing, strict=True)
         return [
-            Segmentation(mask.astype(dtype, copy=False), self.classes, self.palette, item.image)
-            for mask, item in zip(masks.cpu().numpy(), batch, strict=True)
+            Segmentation(mask.astype(dtype, copy=False), self.classes, self.palette, item.image, winner, every)
+            for mask, item, winner, every in parts
         ]
+
+    def _read(
+        self, found: Sequence[Logits], extras: Extras
+    ) -> tuple[Tensor, Tensor | None, list[npt.NDArray[Any]] | None]:
+        """The class maps, the winners' probabilities (N, H, W), and all (C, H, W) of each.
+
+        Raises:
+            OutOfMemoryError: all probabilities have no room.
+        """
+        size = found[0].size
+        masks = sure = arrays = None
+        for top, ids, strip in self._rows(found, extras):
+            rows = slice(top, top + ids.shape[1])
+            masks = ids.new_empty(len(ids), *size) if masks is None else masks
+            masks[:, rows] = ids
+            if extras == Extras():
+                continue
+            assert strip is not None  # `_rows` gives one
+            shares = probabilities(strip, self.rules, several=len(found) > 1, scores=self._scores)
+            if extras.confidence:
+                sure = shares.new_empty(len(ids), *size) if sure is None else sure
+                sure[:, rows] = shares.gather(1, ids.long().unsqueeze(1))[:, 0]
+            if extras.probabilities is not None:
+                arrays = arrays or _room(len(ids), (shares.shape[1], *size), extras.probabilities)
+                for array, values in zip(arrays, shares.to(DTYPES[extras.probabilities]).cpu(), strict=True):
+                    array[:, rows] = values.numpy()
+        assert masks is not None  # every size has a first row
+        return masks, sure, arrays
+
+    def _rows(self, found: Sequence[Logits], extras: Extras) -> Iterator[tuple[int, Tensor, Tensor | None]]:
+        """(first row, class ids (N, rows, W), averaged logits (N, C, rows, W)); None where the ids need none."""
+        only = found[0]
+        if len(found) > 1 or not isinstance(only, LinearLogits):
+            for top, strip in strips(found, self.rules):
+                yield top, strip.argmax(1).to(id_type(strip.shape[1])), strip
+            return
+        for top, ids in winners(only):
+            if extras == Extras():
+                yield top, ids, None
+                continue
+            for first, strip in strips(found, self.rules, (top, top + ids.shape[1])):
+                yield first, ids[:, first - top : first - top + strip.shape[2]], strip
+
+
+def _room(count: int, shape: tuple[int, ...], dtype: ProbabilityType) -> list[npt.NDArray[Any]]:
+    try:
+        return [np.empty(shape, dtype) for _ in range(count)]
+    except MemoryError:
+        size = count * math.prod(shape) * np.dtype(dtype).itemsize / 1e9
+        raise OutOfMemoryError(
+            f"the probabilities of {count} images, {dtype} of shape {shape} each, take {size:.1f} GB; "
+            "use confidence=True, probabilities='float16' or smaller images"
+        ) from None
 
 
 def _undisturbed(device: torch.device) -> torch.autocast:

@@ -16,14 +16,14 @@ from torch import Tensor
 from zoo_seg.decode import suggest
 from zoo_seg.errors import OptionError
 from zoo_seg.inference.augmented import (
-    AugmentedLogits,
     Geometry,
     Infer,
-    InputLogits,
+    LinearLogits,
     Logits,
+    QueryLogits,
     Size,
-    StridedLogits,
-    WindowedLogits,
+    WholeQueries,
+    windowed_logits,
 )
 from zoo_seg.layers.readout import Queries
 from zoo_seg.layers.resample import resize
@@ -34,6 +34,9 @@ _FIRST_ROWS = 8
 """Rows of the first strip, whose shape tells how many fit into the following ones."""
 _STRIP = 1 << 22
 """Logits held at full size at a time (16 MB)."""
+
+_LEAST_SCORE = 1e-12
+"""Where no query's mask is, all classes are as likely."""
 
 Mode = Literal["whole", "slide"]
 
@@ -110,37 +113,40 @@ def scaled_inputs(x: Tensor, scales: Sequence[float], rules: Protocol) -> list[T
 
 def augmented_logits(
     infer: Infer, inputs: Sequence[Tensor], output_size: Size, test: TestOptions, rules: Protocol, geometry: Geometry
-) -> Iterator[AugmentedLogits]:
+) -> Iterator[Logits]:
     """The logits of every scale's input, each plain and then mirrored where `flip` asks for it."""
     for x in inputs:
         size = (x.shape[-2], x.shape[-1])
         for flip in (False, True) if test.flip else (False,):
-            seen, sizes = x.flip(-1) if flip else x, [output_size]
-            logits: Logits
+            seen = x.flip(-1) if flip else x
             if test.crop is not None and test.stride is not None:
-                logits = WindowedLogits(infer, seen, test.crop, test.stride, geometry)
+                yield windowed_logits(infer, seen, test.crop, test.stride, output_size, geometry, flip=flip)
+                continue
+            output = infer(seen)
+            if isinstance(output, Queries):
+                read = WholeQueries(output, size, geometry)
+                yield QueryLogits(read, output_size, flip, geometry.align_corners)
             else:
-                output = infer(seen)
-                if isinstance(output, Queries) or geometry.size_divisor > 1:
-                    logits = InputLogits(output, size, geometry)
-                else:
-                    logits = StridedLogits(output)
-                    sizes = [size, output_size] if rules.via_input_size else sizes
-            yield AugmentedLogits(logits, sizes, flip, geometry.align_corners)
+                yield LinearLogits.of(output, size, output_size, geometry, via_input=rules.via_input_size, flip=flip)
 
 
-def strips(all_logits: Sequence[AugmentedLogits], rules: Protocol) -> Iterator[tuple[int, Tensor]]:
+def strips(
+    all_logits: Sequence[Logits], rules: Protocol, rows: tuple[int, int] | None = None
+) -> Iterator[tuple[int, Tensor]]:
     """The average of all logits from top to bottom: (first row, (N, C, rows, W)).
 
     Where the rules average probabilities, those of several. Only a strip is held at full size.
+
+    Args:
+        rows: the first one, and the one after the last; None is all.
     """
-    height, width = all_logits[0].sizes[-1]
+    height, width = all_logits[0].size
+    top, bottom = rows or (0, height)
     step = _FIRST_ROWS
-    top = 0
-    while top < height:
+    while top < bottom:
         total: Tensor | None = None
         for logits in all_logits:
-            strip = logits.strip(top, min(top + step, height))
+            strip = logits.strip(top, min(top + step, bottom))
             if rules.average == "probabilities" and len(all_logits) > 1:
                 strip = strip.softmax(1)
             total = strip if total is None else total + strip
@@ -148,6 +154,24 @@ def strips(all_logits: Sequence[AugmentedLogits], rules: Protocol) -> Iterator[t
         yield top, total / len(all_logits) if len(all_logits) > 1 else total
         top += step
         step = max(_STRIP // (total.shape[0] * total.shape[1] * width), 1)
+
+
+def probabilities(strip: Tensor, rules: Protocol, *, several: bool, scores: bool) -> Tensor:
+    """A strip of `strips` (N, C, rows, W) as probabilities: of each pixel they add up to 1, and the same class wins.
+
+    Args:
+        several: the strip is the average of several logits.
+        scores: it was read out of `Queries`, whose values are no logits: each class's share of the masks there. A
+            probability is then a class's part of their sum.
+    """
+    averaged = several and rules.average == "probabilities"
+    if not scores:
+        return strip if averaged else strip.softmax(1)
+    if averaged:  # the rules take the scores for logits; undone, up to a constant, which the least score stands for
+        strip = strip.log()
+        strip = strip - strip.amin(1, keepdim=True)
+    strip = strip + _LEAST_SCORE
+    return strip / strip.sum(1, keepdim=True)
 
 
 @torch.inference_mode()

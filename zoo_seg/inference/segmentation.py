@@ -7,6 +7,8 @@ import html
 import io
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from zoo_seg.errors import ImageError, OptionError
+from zoo_seg.inference.polygons import Polygon, polygons
 
 _LONGEST_NAME = 40
 """Characters of a class name that a legend shows."""
@@ -43,6 +46,12 @@ class Segmentation:
     """The RGB colour of each class id, 0..255."""
     image: npt.NDArray[np.uint8] | None = None
     """The RGB image (H, W, 3) that the mask belongs to; None where it was not kept."""
+    confidence: npt.NDArray[np.float32] | None = None
+    """The winner's probability (H, W), 0..1; None unless `predict(..., confidence=True)`. It is what the network says
+    of itself: how often a class of 0.9 is right depends on the network and the images."""
+    probabilities: npt.NDArray[Any] | None = None
+    """The probability of every class (C, H, W), float32 or float16, which add up to 1 over the classes; None unless
+    `predict(..., probabilities=True)`."""
 
     def __post_init__(self) -> None:
         shape, dtype = self.mask.shape, self.mask.dtype
@@ -54,6 +63,12 @@ class Segmentation:
             raise OptionError(f"the mask holds class id {self.mask.max()}, but there are {len(self.classes)} classes")
         if self.image is not None and self.image.shape != (*shape, 3):
             raise OptionError(f"the image's shape is {self.image.shape}, expected the mask's: {(*shape, 3)}")
+        for name, values, expected in (
+            ("confidence", self.confidence, shape),
+            ("probabilities", self.probabilities, (len(self.classes), *shape)),
+        ):
+            if values is not None and (values.shape != expected or values.dtype.kind != "f"):
+                raise OptionError(f"{name} is {values.dtype} of shape {values.shape}; expected floats of {expected}")
 
     @property
     def picture(self) -> npt.NDArray[np.uint8] | None:
@@ -148,6 +163,35 @@ class Segmentation:
             draw.text(((column + 1) * column_width - gap, middle), share, "dimgray", font, anchor="rm")
         return image
 
+    def confidence_image(self) -> Image.Image:
+        """`confidence` as a grey image: 0 is 0, 1 is 255.
+
+        Raises:
+            OptionError: it was not asked for.
+        """
+        if self.confidence is None:
+            raise OptionError("this Segmentation has no confidence; ask for it: predict(..., confidence=True)")
+        return Image.fromarray(np.rint(self.confidence * 255).astype(np.uint8))
+
+    def polygons(self, min_area: float = 0, tolerance: float = 0.0) -> list[Polygon]:
+        """The regions of each class, parted by other classes, as polygons with holes; in the order of the classes.
+
+        The corners are pixels' corners: (0, 0) is the image's top left one, (width, height) the bottom right one. With
+        the default options the polygons cover the image without gap or overlap, and rasterised (`rasterio.features.
+        rasterize`) they are the mask again. Needs the extra `results`.
+
+        Args:
+            min_area: leave out regions of fewer pixels.
+            tolerance: simplify the borders: a corner goes if its triangle with its neighbours is smaller than the
+                square of so many pixels (`shapely.coverage_simplify`: Visvalingam and Whyatt, 1993). Regions keep
+                sharing their borders, and points where three meet stay.
+
+        Raises:
+            OptionError: an option is negative.
+            MissingExtraError: rasterio or shapely is not installed; the message names the pip command.
+        """
+        return polygons(self.mask, self.classes, min_area, tolerance)
+
     def _shown(self) -> Image.Image:
         """What a notebook shows: the overlay, or the colours where the image was not kept, at a handy size."""
         image = self.colorize() if self.image is None else self.overlay()
@@ -217,10 +261,17 @@ def write_png(image: Image.Image, path: Path, **options: Any) -> None:
     Raises:
         OSError: the folder cannot be written to.
     """
+    with whole(path) as part:
+        image.save(part, format="PNG", **options)
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Yield a path to write to, which becomes `path` when the block ends well; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{uuid.uuid4().hex}.part")  # short: the name itself may be as long as a name can be
     try:
-        image.save(part, format="PNG", **options)
+        yield part
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)

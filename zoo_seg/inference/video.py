@@ -1,17 +1,19 @@
-"""A clip becomes a clip: the class colours laid over every frame. Needs the extra `video`."""
+"""A clip becomes clips: the class colours laid over every frame, or the class ids. Needs the extra `video`."""
 
 from __future__ import annotations
 
 import os
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from tqdm import tqdm
 
 from zoo_seg.errors import ImageError, MissingExtraError, OptionError
@@ -28,6 +30,8 @@ except ImportError as error:
 
 FORMATS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
 """The endings of clips that can be written, and FFmpeg's names for them."""
+KINDS = {"overlay": tuple(FORMATS), "mask": (".mkv",), "confidence": (".mkv",)}
+"""What can be written of a clip, and its endings, the usual one first; all but the overlay without any loss."""
 
 _AHEAD = 4
 """Frames that may be drawn before the encoder takes them."""
@@ -35,6 +39,8 @@ _QUALITY = {"preset": "veryfast", "crf": "20"}
 """H.264 that is hard to tell from the frames, at little time."""
 _BT709 = _STUDIO_RANGE = 1
 """FFmpeg's numbers for the colours of HD video."""
+_FULL_RANGE = 2
+"""Grey levels from 0 on: a reader that asks for colours gets the numbers themselves."""
 _TOLERANCE = 1.0
 """Seconds that a clip may be shorter than it announces: containers round, and some count the sound."""
 _USUAL_RATE = Fraction(25)
@@ -201,55 +207,143 @@ def overlay_clip(
         OptionError: the target's ending is none of these.
         OSError: the target cannot be written.
     """
-    target = Path(target)
-    if target.suffix.lower() not in FORMATS:
-        raise OptionError(f"{target}: a clip is written as {', '.join(FORMATS)}; choose one of these endings")
+    return write_clips(clip, {"overlay": target}, predict, alpha=alpha, progress=progress)
 
-    def draw(result: Segmentation) -> RGB:
-        return np.asarray(result.overlay(alpha))
 
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{uuid.uuid4().hex}.part")
+def write_clips(
+    clip: Clip,
+    targets: Mapping[str, str | os.PathLike[str]],
+    predict: Callable[[Iterable[RGB]], Iterator[Segmentation]],
+    *,
+    alpha: float = 0.5,
+    progress: bool = True,
+) -> Written:
+    """As `overlay_clip`, for several kinds of clips in one pass.
+
+    Args:
+        clip: a clip that was just opened.
+        targets: the file of each of `KINDS`. `"mask"` is a grey clip of the class ids, of 16 bits beyond 256 classes,
+            and `"confidence"` one of 0 to 255: FFV1, which loses nothing. Confidence needs `confidence=True` in
+            `predict`. They appear all or not at all.
+        predict, alpha, progress: see `overlay_clip`.
+
+    Raises:
+        ImageError: no frame can be decoded, or frames without loss change their size.
+        OptionError: a target's ending is not of its kind.
+        OSError: a target cannot be written.
+    """
+    paths = {kind: Path(target) for kind, target in targets.items()}
+    for kind, path in paths.items():
+        if path.suffix.lower() not in KINDS[kind]:
+            what = "a clip" if kind == "overlay" else f"a clip of {kind}"
+            raise OptionError(f"{path}: {what} is written as {', '.join(KINDS[kind])}; choose one of these endings")
+    draw: dict[str, Callable[[Segmentation], npt.NDArray[Any]]] = {
+        "overlay": lambda result: np.asarray(result.overlay(alpha)),
+        "mask": lambda result: result.mask,
+        "confidence": lambda result: np.asarray(result.confidence_image()),
+    }
+
+    def drawn(result: Segmentation) -> Frames:
+        return {kind: draw[kind](result) for kind in paths}
+
+    parts = {kind: path.with_name(f".{uuid.uuid4().hex}.part") for kind, path in paths.items()}
     try:
-        drawn = in_order(predict(clip.frames()), draw, ahead=_AHEAD)
+        for path in paths.values():
+            path.parent.mkdir(parents=True, exist_ok=True)
         # disable=None: a bar on a terminal only
-        shown = tqdm(drawn, total=clip.length, unit="frame", disable=None if progress else True)
-        frames = _encode(shown, clip, part, FORMATS[target.suffix.lower()])
+        shown = tqdm(
+            in_order(predict(clip.frames()), drawn, ahead=_AHEAD),
+            total=clip.length,
+            unit="frame",
+            disable=None if progress else True,
+        )
+        with ExitStack() as opened:
+            frames = _encode(
+                shown,
+                clip,
+                {  # whatever the name, it is no link
+                    kind: opened.enter_context(av.open(f"file:{parts[kind]}", "w", format=FORMATS[path.suffix.lower()]))
+                    for kind, path in paths.items()
+                },
+            )
         if frames == 0:
             raise ImageError(f"{clip.name}: no frame can be decoded ({clip.trouble() or 'it is empty'})")
-        part.replace(target)
+        for kind, path in paths.items():
+            parts[kind].replace(path)
     except (av.FFmpegError, OSError) as error:
-        raise OSError(f"{target}: cannot be written ({error.strerror})") from None
+        names = ", ".join(map(str, paths.values()))
+        raise OSError(f"{names}: cannot be written ({error.strerror})") from None
     finally:
-        part.unlink(missing_ok=True)
+        for part in parts.values():
+            part.unlink(missing_ok=True)
     return Written(frames, clip.trouble())
 
 
-def _encode(images: Iterable[RGB], clip: Clip, path: Path, kind: str) -> int:
-    """Write the frames as H.264 with the clip's times; how many there were."""
+Frames = dict[str, npt.NDArray[Any]]
+"""What is drawn for one frame, by its kind."""
+
+
+def _encode(drawn: Iterable[Frames], clip: Clip, containers: Mapping[str, OutputContainer]) -> int:
+    """Write the frames with the clip's times; how many there were."""
     count = 0
-    stream = None
-    with av.open(f"file:{path}", "w", format=kind) as container:  # whatever the name, it is no link
-        for image in images:
-            if stream is None:
-                stream = _video_stream(container, clip, image.shape[1], image.shape[0])
-            frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(
-                stream.width, stream.height, stream.pix_fmt, dst_colorspace=_BT709
-            )
-            frame.pts, frame.time_base = clip.times.popleft(), clip.time_base
-            container.mux(stream.encode(frame))
-            count += 1
-        if stream is not None:
-            container.mux(stream.encode(None))
+    streams: dict[str, VideoStream] = {}
+    for images in drawn:
+        time = clip.times.popleft()
+        for kind, image in images.items():
+            if kind not in streams:
+                make = _overlay_stream if kind == "overlay" else _exact_stream
+                streams[kind] = make(containers[kind], clip, image)
+            stream = streams[kind]
+            frame = _overlay_frame(image, stream) if kind == "overlay" else _exact_frame(image, stream, clip)
+            frame.pts, frame.time_base = time, clip.time_base
+            containers[kind].mux(stream.encode(frame))
+        count += 1
+    for kind, stream in streams.items():
+        containers[kind].mux(stream.encode(None))
     return count
 
 
-def _video_stream(container: OutputContainer, clip: Clip, width: int, height: int) -> VideoStream:
+def _overlay_stream(container: OutputContainer, clip: Clip, image: RGB) -> VideoStream:
     """H.264 of a size, in the colours of HD video; odd sizes need colours at full resolution."""
-    stream = container.add_stream("h264", rate=clip.rate, options=_QUALITY)
-    stream.width, stream.height = width, height
-    stream.pix_fmt = "yuv420p" if width % 2 == height % 2 == 0 else "yuv444p"
-    stream.codec_context.time_base = clip.time_base
+    stream = _stream(container, clip, image, "h264", _QUALITY)
+    stream.pix_fmt = "yuv420p" if stream.width % 2 == stream.height % 2 == 0 else "yuv444p"
     stream.codec_context.colorspace = stream.codec_context.color_primaries = stream.codec_context.color_trc = _BT709
     stream.codec_context.color_range = _STUDIO_RANGE
+    return stream
+
+
+def _overlay_frame(image: RGB, stream: VideoStream) -> av.VideoFrame:
+    frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+    return frame.reformat(stream.width, stream.height, stream.pix_fmt, dst_colorspace=_BT709)
+
+
+def _exact_stream(container: OutputContainer, clip: Clip, image: npt.NDArray[Any]) -> VideoStream:
+    """FFV1, grey, whose numbers are those of the image."""
+    stream = _stream(container, clip, image, "ffv1", {"level": "3", "slicecrc": "1"})
+    stream.pix_fmt = _grey(image)
+    stream.codec_context.color_range = _FULL_RANGE
+    return stream
+
+
+def _exact_frame(image: npt.NDArray[Any], stream: VideoStream, clip: Clip) -> av.VideoFrame:
+    if image.shape != (stream.height, stream.width):
+        raise ImageError(
+            f"{clip.name}: its frames change from {stream.width}x{stream.height} pixels to "
+            f"{image.shape[1]}x{image.shape[0]}, which no clip of class ids can; write --save overlay, or cut it there"
+        )
+    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format=_grey(image))
+    frame.color_range = _FULL_RANGE
+    return frame
+
+
+def _grey(image: npt.NDArray[Any]) -> str:
+    return "gray" if image.dtype == np.uint8 else "gray16le"
+
+
+def _stream(
+    container: OutputContainer, clip: Clip, image: npt.NDArray[Any], codec: str, options: dict[str, str]
+) -> VideoStream:
+    stream: VideoStream = container.add_stream(codec, rate=clip.rate, options=options)  # type: ignore[assignment]
+    stream.height, stream.width = image.shape[:2]
+    stream.codec_context.time_base = clip.time_base
     return stream

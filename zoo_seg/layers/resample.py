@@ -6,8 +6,6 @@ in front of a resize, and exports to runtimes that have no adaptive pooling.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -37,27 +35,6 @@ def bilinear_matrix(
         place = ((target + 0.5) * (size / new_size) - 0.5).clamp(0, size - 1)
     source = torch.arange(size, device=like.device, dtype=torch.float64)
     return (1 - (place[:, None] - source).abs()).clamp(min=0).to(like.dtype)
-
-
-def mixing_matrix(
-    size: int, targets: Sequence[int], like: Tensor, span: tuple[int, int], align_corners: bool = False
-) -> tuple[int, Tensor | None]:
-    """What one axis' bilinear resizes to each target in turn take, for a span of the last target.
-
-    Returns:
-        The first place they take from, and a matrix (last - first of the span, places taken from); None
-        for the identity.
-    """
-    matrix: Tensor | None = None
-    for source, target in zip(reversed([size, *targets[:-1]]), reversed(targets), strict=True):
-        if source == target:
-            continue
-        step = bilinear_matrix(source, target, like, span, align_corners)
-        matrix = step if matrix is None else matrix @ step
-        used = matrix.any(dim=0).nonzero()
-        span = int(used[0]), int(used[-1]) + 1
-        matrix = matrix[:, span[0] : span[1]]
-    return span[0], matrix
 
 
 def pooling_matrix(size: int, bins: int, like: Tensor) -> Tensor:

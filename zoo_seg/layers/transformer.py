@@ -76,10 +76,10 @@ class DeformableAttention(nn.Module):
         for each in (self.sampling_offsets, self.attention_weights):
             nn.init.zeros_(each.weight)
             nn.init.zeros_(each.bias)
-        angles = torch.arange(heads) * (2 * math.pi / heads)
+        angles = torch.arange(heads, device="cpu") * (2 * math.pi / heads)  # values also where the weights have none
         rays = torch.stack([angles.cos(), angles.sin()], dim=1)
         rays = rays / rays.abs().amax(dim=1, keepdim=True)
-        steps = torch.arange(1, points + 1)[:, None]
+        steps = torch.arange(1, points + 1, device="cpu")[:, None]
         with torch.no_grad():
             self.sampling_offsets.bias.copy_((rays[:, None, None] * steps).expand(*self.shape, 2).flatten())
 

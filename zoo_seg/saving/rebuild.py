@@ -10,7 +10,7 @@ from torch.nn.utils import parametrize
 
 from zoo_seg.errors import OptionError
 from zoo_seg.manifest import Architecture
-from zoo_seg.network import SegmentationNetwork, build_network
+from zoo_seg.network import SegmentationNetwork, build_network, without_weights
 
 
 def check_rebuilds(network: SegmentationNetwork, architecture: Architecture | None, num_classes: int) -> None:
@@ -23,7 +23,7 @@ def check_rebuilds(network: SegmentationNetwork, architecture: Architecture | No
         raise OptionError("this network has no architecture to save; make it with build_model or create_model")
     saved = network.state_dict().keys()
     kept_out = [name for name, _ in network.named_buffers() if name not in saved]
-    with torch.device("cpu" if kept_out else "meta"), torch.random.fork_rng(devices=[]):
+    with torch.device("cpu") if kept_out else without_weights(), torch.random.fork_rng(devices=[]):
         rebuilt = build_network(architecture, num_classes, in_chans=network.in_chans)
     for (name, here), (_, there) in zip(_layers(network), _layers(rebuilt), strict=False):
         if here != there:

@@ -21,7 +21,7 @@ from zoo_seg import settings
 from zoo_seg.errors import MissingExtraError, OptionError, OutOfMemoryError, ScaleError
 from zoo_seg.inference.predicting import Predicting
 from zoo_seg.scale.jobs import Job, Work
-from zoo_seg.scale.places import is_url, opens, write_png
+from zoo_seg.scale.places import is_url, opens, write_file
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # this library reports to nobody
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
@@ -198,12 +198,15 @@ class Worker:
             os.environ["ZOO_SEG_MAX_PIXELS"] = max_pixels
         self.model: Predicting = ray.get(model[0])
         self.ledger, self.work = ledger, work
-        self.write = partial(write_png, staging=staging)
+        self.write = partial(write_file, staging=staging)
 
     def __call__(self, table: pyarrow.Table) -> pyarrow.Table:
         """Rows of jobs -> their numbers, and the reason why each failed, or null."""
         rows = table.to_pylist()
-        jobs = [Job(*(_text(row[name]) for name in ("image", "mask", "overlay", "mark"))) for row in rows]  # type: ignore[arg-type]
+        jobs = [
+            Job(_text(row["image"]) or "", _text(row["target"]) or "", tuple(row["kinds"].split(",")), row["mark"])
+            for row in rows
+        ]
         numbers = [row["number"] for row in rows]
         if self._begin("block", numbers[0]):  # the worker before was lost: one of them may be the reason
             reasons = [self._alone(number, job) for number, job in zip(numbers, jobs, strict=True)]
@@ -263,15 +266,16 @@ def _table(jobs: Sequence[Job], first: int) -> pyarrow.Table:
     """Jobs as rows; names are bytes, for a file may be called anything."""
     columns = {
         name: pyarrow.array([_bytes(_everywhere(getattr(job, name))) for job in jobs], pyarrow.binary())
-        for name in ("image", "mask", "overlay")
+        for name in ("image", "target")
     }
-    columns["mark"] = pyarrow.array([_bytes(job.mark) for job in jobs], pyarrow.binary())
+    columns["kinds"] = pyarrow.array([",".join(job.kinds) for job in jobs], pyarrow.string())
+    columns["mark"] = pyarrow.array([job.mark for job in jobs], pyarrow.string())
     return pyarrow.table({"number": pyarrow.array(range(first, first + len(jobs)), pyarrow.int64()), **columns})
 
 
-def _everywhere(address: str | None) -> str | None:
+def _everywhere(address: str) -> str:
     """A worker stands in another folder."""
-    return address if address is None or is_url(address) else os.path.abspath(address)  # noqa: PTH100
+    return address if is_url(address) else os.path.abspath(address)  # noqa: PTH100
 
 
 def _bytes(text: str | None) -> bytes | None:

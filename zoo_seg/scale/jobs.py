@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import os
-import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Protocol
-
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
+from typing import Any, Protocol
 
 from zoo_seg.errors import ImageError
 from zoo_seg.images.reading import ImageLike
+from zoo_seg.inference.polygons import check_packages, feature_collection
 from zoo_seg.inference.predicting import Predicting
 from zoo_seg.inference.predictor import in_order
 from zoo_seg.inference.segmentation import Segmentation
+from zoo_seg.scale.annotations import check_coco, labelme
+from zoo_seg.scale.marks import marked_json, marked_png
+from zoo_seg.scale.places import is_url
+
+ENDINGS = {
+    "overlay": "_overlay.png",
+    "confidence": "_confidence.png",
+    "geojson": ".geojson",
+    "labelme": ".json",
+    "mask": "_mask.png",
+}
+"""The files that can be written for an image: what follows its name, in the order of writing."""
+POLYGONS = {"geojson", "labelme"}
+"""Those made of polygons."""
 
 
 @dataclass(frozen=True)
@@ -24,21 +35,27 @@ class Job:
     """An image and the files to write for it: paths or URLs."""
 
     image: str
-    mask: str
-    overlay: str | None
-    """None: the mask only."""
+    target: str
+    """Where the files go, without their endings."""
+    kinds: tuple[str, ...]
+    """Of `ENDINGS`."""
     mark: str = ""
     """Stands in the files: a digest of what decides them, 64 hex digits. See `read_mark`."""
 
+    @property
+    def files(self) -> dict[str, str]:
+        """The path or URL of each kind, in the order of writing."""
+        return {kind: self.target + ending for kind, ending in ENDINGS.items() if kind in self.kinds}
+
 
 class Write(Protocol):
-    """Writes a PNG with Pillow's options; the file appears whole or not at all.
+    """Writes a file, which appears whole or not at all.
 
     Raises:
         OSError: it cannot be written there.
     """
 
-    def __call__(self, image: Image.Image, address: str, **options: Any) -> None: ...
+    def __call__(self, data: bytes, address: str) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -49,6 +66,9 @@ class Work:
     """Options of `Predicting.stream`."""
     alpha: float
     legend: bool
+    min_area: float = 0
+    tolerance: float = 0.0
+    """Of polygons."""
 
     def run(
         self, jobs: Sequence[Job], model: Predicting, read: Callable[[str], ImageLike], write: Write
@@ -69,7 +89,7 @@ class Work:
             try:
                 self._write(job, result, write)
             except OSError as error:
-                folder = os.path.dirname(job.mask) or "."  # noqa: PTH120  (of a URL as well)
+                folder = os.path.dirname(job.target) or "."  # noqa: PTH120  (of a URL as well)
                 return f"its results cannot be written ({error.strerror or error}): {folder}"
             return None
 
@@ -80,23 +100,36 @@ class Work:
             yield from in_order(zip(jobs, results, strict=True), finish, ahead=ahead)
 
     def _write(self, job: Job, result: Segmentation, write: Write) -> None:
-        """The overlay first: a mask means that the image is done."""
-        mark = PngInfo()
-        mark.add_text(_MARK, job.mark)
-        if job.overlay is not None:
-            write(result.overlay(self.alpha, legend=self.legend), job.overlay, pnginfo=mark, compress_level=1)
-        write(result.indexed(), job.mask, pnginfo=mark)
+        """The mask last: it means that the image is done."""
+        polygons = result.polygons(self.min_area, self.tolerance) if POLYGONS.intersection(job.kinds) else []
+        height, width = result.mask.shape
+        place = _from_folder_of(job.target, job.image)
+        about = {"file_name": place, "height": height, "width": width}
+        make: dict[str, Callable[[], bytes]] = {
+            "overlay": lambda: marked_png(result.overlay(self.alpha, legend=self.legend), job.mark, compress_level=1),
+            "confidence": lambda: marked_png(result.confidence_image(), job.mark),
+            "geojson": lambda: marked_json(feature_collection(polygons, result.palette, image=about), job.mark),
+            "labelme": lambda: marked_json(labelme(polygons, place, height, width), job.mark),
+            "mask": lambda: marked_png(result.indexed(), job.mark),
+        }
+        for kind, path in job.files.items():
+            write(make[kind](), path)
 
 
-_MARK = "zoo_seg"
-_HEAD, _END = 256, b"IEND\xaeB`\x82"
-"""Bytes in which the mark stands, and the last ones of a whole PNG."""
+def check_kinds(kinds: Sequence[str]) -> None:
+    """See that what writes files of these kinds, or `"coco"`, is installed.
+
+    Raises:
+        MissingExtraError: it is not; the message names the pip command.
+    """
+    if POLYGONS.intersection(kinds):
+        check_packages()
+    if "coco" in kinds:
+        check_coco()
 
 
-def read_mark(file: BinaryIO) -> str | None:
-    """The mark of a PNG that `Work` wrote; empty where its end is missing; None for any other file."""
-    found = re.search(rf"tEXt{_MARK}\0([0-9a-f]{{64}})".encode(), file.read(_HEAD))
-    if found is None:
-        return None
-    file.seek(-len(_END), os.SEEK_END)
-    return found[1].decode() if file.read() == _END else ""
+def _from_folder_of(file: str, image: str) -> str:
+    """The image's address as seen from the folder of a file, where there is a way."""
+    if is_url(image) != is_url(file):
+        return image
+    return os.path.relpath(image, os.path.dirname(file) or ".").replace(os.sep, "/")  # noqa: PTH120

@@ -11,10 +11,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 from urllib.parse import unquote
-
-from PIL import Image
 
 from zoo_seg.errors import MissingExtraError, OptionError
 
@@ -143,15 +141,13 @@ def write_text(text: str, address: str) -> None:
     put(text.encode("utf-8"), address, f"{address}.part")
 
 
-def write_png(image: Image.Image, address: str, staging: str, **options: Any) -> None:
-    """Write a PNG with Pillow's options; its folder is made, and the file appears whole or not at all.
+def write_file(data: bytes, address: str, staging: str) -> None:
+    """Write a file; its folder is made, and it appears whole or not at all.
 
     Args:
         staging: a folder of the same storage; what a killed process leaves of a file, it leaves there.
     """
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG", **options)
-    put(buffer.getvalue(), address, f"{staging}/{uuid.uuid4().hex}")
+    put(data, address, f"{staging}/{uuid.uuid4().hex}")
 
 
 def put(data: bytes, address: str, part: str) -> None:

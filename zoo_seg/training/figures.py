@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from zoo_seg.data.layouts import Sample, SegmentationData
+from zoo_seg.data.layouts import SegmentationData
+from zoo_seg.data.samples import Sample
 from zoo_seg.evaluation.canvas import new_figure, save
 from zoo_seg.evaluation.sheet import Row, draw_rows
 from zoo_seg.model import SegmentationModel

@@ -70,6 +70,8 @@ def finetune(
     transforms: Transform | None = None,
     callbacks: Sequence[Any] = (),
     log_with: Any = None,
+    val_fraction: float | None = None,
+    mask_suffix: str | None = None,
     resume: bool = False,
     device: str | None = None,
     workers: int = 2,
@@ -107,6 +109,7 @@ def finetune(
         backbone_pretrained: fetch timm's ImageNet weights for the backbone.
         channels: width of the head of a network without weights; None is the family's own.
         layout: how the data lies in its folder, see `open_data`; `"auto"` finds out.
+        val_fraction, mask_suffix: of data without a val split, and of masks beside their images; see `open_data`.
         transforms: in place of the published ones: a callable of (uint8 tensor (3, H, W), integer tensor (H, W)) into
             an image and a mask of at most `crop_size`, to which they are padded. A uint8 image is normalised
             afterwards, a float one is taken as it is.
@@ -149,7 +152,9 @@ def finetune(
         raise OptionError(f"transforms is of type {type(transforms).__name__}; expected a callable of image and mask")
     accelerator = _accelerator(settings, device, run.folder, log_with)
     run.check(resume)
-    source = _source(data, layout, train, val, classes, palette, ignore_index)
+    source = _source(
+        data, layout, train, val, classes, palette, ignore_index, val_fraction=val_fraction, mask_suffix=mask_suffix
+    )
     batches = _batches(source, settings, accelerator)
     _check_class_weights(source, settings, own.get("loss"))
     torch.manual_seed(settings.seed)
@@ -200,7 +205,7 @@ def finetune(
             run.begin(loop.epoch)
             track = stack.enter_context(tracking(accelerator, settings, run.folder))
             journal = stack.enter_context(_journal(loop, progress, track))
-            journal.say(_title(loop))
+            journal.say("\n".join([_title(loop), *source.notes]))
         loop.train(journal)
         accelerator.wait_for_everyone()
         best = from_pretrained(run.folder)
@@ -238,6 +243,7 @@ def _source(
     classes: Sequence[str] | None,
     palette: Sequence[Colour] | None,
     ignore_index: int,
+    **options: Any,
 ) -> SegmentationData:
     """The folder, or the two Datasets."""
     if data is None and train is None and val is None:
@@ -246,7 +252,7 @@ def _source(
         return of_datasets(train, val, classes, palette, ignore_index)
     if any(each is not None for each in (train, val, classes, palette)):
         raise OptionError("data is given, which brings its own train, val, classes and palette; leave those out")
-    return open_data(data if isinstance(data, str) else Path(data), layout)
+    return open_data(data if isinstance(data, str) else Path(data), layout, **options)
 
 
 def _accelerator(settings: Settings, device: str | None, folder: Path, log_with: Any) -> Accelerator:

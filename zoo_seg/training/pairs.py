@@ -16,8 +16,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from zoo_seg.data.files import OWN
 from zoo_seg.data.labels import Colour, Ids, Labels, voc_palette
-from zoo_seg.data.layouts import Sample, SegmentationData
+from zoo_seg.data.layouts import SegmentationData
+from zoo_seg.data.samples import Sample
 from zoo_seg.data.wording import SHOWN
 from zoo_seg.errors import DataError, ImageError, OptionError
 from zoo_seg.images.reading import ImageLike
@@ -106,7 +108,8 @@ def of_datasets(
         raise OptionError(f"classes is {classes!r}; with train= and val= expected the names of the classes, in order")
     colours = tuple(map(tuple, palette)) if palette is not None else voc_palette(len(classes))
     labels = Labels(tuple(classes), colours, ignore_index, has_palette=palette is not None)  # type: ignore[arg-type]
-    return DatasetPairs(Path(type(train).__name__), "datasets", labels, datasets={"train": train, "val": val})
+    pairs = {"train": train, "val": val}
+    return DatasetPairs(Path(type(train).__name__), "datasets", labels, OWN, datasets=pairs)  # no file is looked for
 
 
 class _Looks(Dataset[npt.NDArray[np.int64] | str]):
