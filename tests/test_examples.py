@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,10 +17,12 @@ from conftest import REPOSITORY
 from nbclient import NotebookClient
 from PIL import Image
 
+import zoo_seg
+
 pytestmark = pytest.mark.slow
 
 EXAMPLES = REPOSITORY / "examples"
-SCRIPTS = ["predict.py", "finetune.py", "export_onnx.py", "batch_folder.py"]
+SCRIPTS = ["predict.py", "finetune.py", "export_onnx.py", "batch_folder.py", "lightning_loop.py", "trainer_loop.py"]
 
 
 @pytest.fixture(autouse=True)
@@ -60,6 +63,16 @@ def test_finetune(tmp_path: Path) -> None:
     assert "<Segmentation 96x96 pixels" in printed
     assert "% on val" in printed
     assert (tmp_path / "out/run/model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("loop", ["lightning", "trainer"])
+def test_other_loops(loop: str, tmp_path: Path) -> None:
+    printed = run(f"{loop}_loop.py", tmp_path, "--epochs", "2")
+    score = re.search(r"mIoU ([\d.]+) % on val", printed)
+    assert score
+    assert float(score[1]) > 35, "all of the ground would be 25"
+    model = zoo_seg.from_pretrained(tmp_path / "out" / loop)
+    assert model.classes == ("ground", "disc", "box")
 
 
 def test_export_onnx(tmp_path: Path) -> None:

@@ -1,18 +1,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo_seg.layers.losses import LossSum, SegmentationLoss, balanced_class_weights
+from zoo_seg.errors import OptionError, TrainingError
+from zoo_seg.layers.losses import LossSum, SegmentationLoss, balanced_class_weights, lovasz_loss
 
 IGNORE = 255
 CLASSES = 5
 WEIGHTS = torch.tensor([0.5, 1.0, 2.0, 0.0, 4.0])
-KINDS = ("cross_entropy", "ohem", "dice")
+KINDS = ("cross_entropy", "ohem", "focal", "dice", "lovasz")
 
 
 def batch(pictures: int = 4, size: tuple[int, int] = (24, 32), classes: int = CLASSES) -> tuple[Tensor, Tensor]:
@@ -137,6 +142,116 @@ def test_dice_is_0_for_a_perfect_answer_and_near_1_for_a_wrong_one() -> None:
         options = {"ignore_index": IGNORE}
         added = [float(mean(SegmentationLoss(kind, **options)(logits, labels))) for kind in ("dice", "cross_entropy")]
         assert added[0] - added[1] == pytest.approx(expected, abs=1e-4)
+
+
+# --- focal --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("weights", [None, WEIGHTS], ids=["alike", "weighted"])
+def test_focal_is_the_papers_formula(weights: Tensor | None) -> None:
+    """- alpha (1 - p)^2 log p, equation 5; the mean by the weights, as that of cross entropy."""
+    logits, labels = batch()
+    scores = full(logits, labels).detach().double().movedim(1, -1)[labels != IGNORE].numpy()
+    truth = labels[labels != IGNORE].numpy()
+    own = (np.exp(scores) / np.exp(scores).sum(1, keepdims=True))[np.arange(len(truth)), truth]
+    alpha = np.ones(CLASSES) if weights is None else weights.double().numpy()
+    expected = -(alpha[truth] * (1 - own) ** 2 * np.log(own)).sum() / alpha[truth].sum()
+    found = mean(SegmentationLoss("focal", ignore_index=IGNORE, class_weights=weights)(logits, labels))
+    assert float(found.detach()) == pytest.approx(expected, rel=1e-5)
+
+
+# --- Lovász -------------------------------------------------------------------------------------
+
+
+def lovasz_by_hand(shares: np.ndarray[Any, Any], truth: np.ndarray[Any, Any]) -> float:
+    """The Lovász extension as an integral: over all levels, the Jaccard loss if what errs by more were wrong."""
+    found = []
+    for each in np.unique(truth):
+        wanted = truth == each
+        errors = np.abs(wanted - shares[:, each])
+        levels = np.unique([0, *errors])
+        total = 0.0
+        for low, high in pairwise(levels):
+            wrong = errors > low
+            total += (high - low) * (1 - (wanted & ~wrong).sum() / (wanted | wrong).sum())
+        found.append(total)
+    return float(np.mean(found))
+
+
+def test_lovasz_is_the_integral_over_all_levels_of_the_jaccard_loss() -> None:
+    logits, labels = batch(pictures=2, size=(12, 16))
+    labels[labels == 2] = 1  # a class without pixels counts nowhere
+    shares = full(logits, labels).detach().double().softmax(1).movedim(1, -1)[labels != IGNORE].numpy()
+    expected = lovasz_by_hand(shares, labels[labels != IGNORE].numpy())
+    options = {"ignore_index": IGNORE}
+    kinds = "lovasz", "cross_entropy"
+    found = [float(mean(SegmentationLoss(kind, **options)(logits.detach(), labels))) for kind in kinds]
+    assert 0.1 < expected < 0.9
+    assert found[0] - found[1] == pytest.approx(expected, abs=1e-5)
+
+
+def test_lovasz_s_gradient_is_the_numerical_one() -> None:
+    logits, _ = batch(pictures=1, size=(32, 32))  # 8x8: resized ones have equal errors, where it has a kink
+    labels = batch(pictures=1, size=(8, 8))[1]
+    exact = logits.detach().double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: lovasz_loss(x, labels, labels != IGNORE), exact, eps=1e-7, atol=1e-5)
+
+
+def test_lovasz_of_sure_answers_is_one_minus_the_mean_iou() -> None:
+    _, labels = batch(size=(16, 16))
+    chosen = labels.roll(3, dims=2).where(labels.roll(3, dims=2) != IGNORE, 0)
+    logits = F.one_hot(chosen, CLASSES).movedim(-1, 1).double() * 1000
+    labelled = labels != IGNORE
+    found, truth = chosen[labelled], labels[labelled]
+    ious = [
+        float(((found == c) & (truth == c)).sum() / ((found == c) | (truth == c)).sum())
+        for c in truth.unique().tolist()
+    ]
+    assert float(lovasz_loss(logits, labels, labelled)) == pytest.approx(1 - np.mean(ious), abs=1e-6)
+
+
+# --- one's own ----------------------------------------------------------------------------------
+
+
+def test_a_loss_of_ones_own_is_given_float32_logits_at_the_labels_size() -> None:
+    logits, labels = batch()
+    given: list[Tensor] = []
+
+    def own(logits: Tensor, labels: Tensor) -> Tensor:
+        given.extend((logits, labels))
+        return F.cross_entropy(logits, labels, ignore_index=IGNORE)
+
+    found = SegmentationLoss(own, ignore_index=IGNORE)(logits.half(), labels.int())
+    assert (given[0].dtype, given[0].shape) == (torch.float32, (4, CLASSES, 24, 32))
+    assert (given[1].dtype, given[1].shape) == (torch.int64, (4, 24, 32))
+    expected = SegmentationLoss(ignore_index=IGNORE)(logits.half(), labels)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(found.mean, mean(expected))
+
+
+def test_a_module_of_ones_own_moves_with_the_loss() -> None:
+    own = torch.nn.CrossEntropyLoss(WEIGHTS, ignore_index=IGNORE)
+    loss = SegmentationLoss(own, ignore_index=IGNORE).to("meta")
+    assert own.weight.device.type == "meta"
+    assert loss.kind is own
+
+
+def raising(logits: Tensor, labels: Tensor) -> Tensor:
+    raise KeyError("road")
+
+
+@pytest.mark.parametrize(
+    ("own", "error", "words"),
+    [
+        (raising, TrainingError, "the loss raising raised KeyError when given logits (4, 5, 24, 32) and labels"),
+        (lambda x, y: x.mean((1, 2, 3)), OptionError, "returned a tensor (4,); expected a tensor of one number"),
+        (lambda x, y: 1.0, OptionError, "returned float; expected a tensor of one number"),
+    ],
+)
+def test_a_loss_of_ones_own_that_fails_is_named(own: Callable[..., Any], error: type[Exception], words: str) -> None:
+    with pytest.raises(error) as raised:
+        SegmentationLoss(own, ignore_index=IGNORE)(*batch())
+    assert words in str(raised.value)
 
 
 # --- all ----------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import random
 import re
 import shutil
 import signal
@@ -13,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from accelerate import PartialState
+from accelerate.tracking import GeneralTracker
 from conftest import Zoo
 from helpers.disk import largest_file
 from helpers.drawn import draw_folder
@@ -38,6 +40,7 @@ from zoo_seg.cli import main
 from zoo_seg.data.layouts import open_data
 from zoo_seg.errors import CheckpointError, DataError, MissingExtraError, OptionError, TrainingError, UnknownNameError
 from zoo_seg.layers.losses import SegmentationLoss
+from zoo_seg.training.callbacks import TrainingState
 from zoo_seg.training.loop import Loop
 from zoo_seg.training.run import Run
 from zoo_seg.training.samples import EpochBatches
@@ -136,9 +139,10 @@ def test_the_folder_holds_all_that_is_promised(trained: Trained) -> None:
     network = {"model.safetensors", "config.json", "README.md"}
     board = {name for name in names if name.startswith("tensorboard/events")}
     others = {"last", "log.jsonl", "state.pt", "curve.png", "samples.png", "tensorboard"}
+    others |= {"confusion.csv", "confusion.png", "images.csv", "worst.png"}
     assert names == network | {f"last/{name}" for name in network} | board | others
     assert len(board) == 1
-    for name in ("curve.png", "samples.png"):
+    for name in ("curve.png", "samples.png", "confusion.png", "worst.png"):
         with Image.open(trained.out / name) as image:
             colours = image.convert("RGB").getcolors(1 << 24)
             assert min(image.size) > 300
@@ -210,9 +214,8 @@ def test_predict_takes_the_folder(
 
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the two images at the end, which take longer than such a run."""
-    monkeypatch.setattr(finetune_module, "draw_curve", lambda *_: None)
-    monkeypatch.setattr(finetune_module, "draw_sheet", lambda *_: None)
+    """Without the images at the end, which take longer than such a run."""
+    monkeypatch.setattr(finetune_module, "_draw", lambda *_: None)
 
 
 @pytest.fixture
@@ -360,6 +363,321 @@ def test_an_order_depends_on_seed_and_epoch_alone() -> None:
             assert [address for share in together for address in share] == whole
 
 
+# --- opened: one's own loss, schedule, transforms, callbacks, data and network ---------------------
+
+
+def soft_iou(logits: Tensor, labels: Tensor) -> Tensor:
+    """A loss of one's own."""
+    shares = logits.softmax(1) * (labels != 255)[:, None]
+    truth = F.one_hot(labels.where(labels != 255, 3), 4)[..., :3].movedim(-1, 1)
+    both = (shares * truth).sum((0, 2, 3))
+    return 1 - (both / (shares.sum((0, 2, 3)) + truth.sum((0, 2, 3)) - both)).mean()
+
+
+def falling(done: float) -> float:
+    return 1 - 0.5 * done
+
+
+def jittered(image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Draws from every generator there is."""
+    shift = int(torch.randint(9, ())) + random.randrange(9) + int(np.random.randint(9))
+    top = random.randrange(17)
+    return (image // 2 + shift)[:, top : top + 32], mask[top : top + 32]
+
+
+class Drawn(torch.utils.data.Dataset[Any]):
+    """The files of a split."""
+
+    def __init__(self, data: Path, split: str) -> None:
+        self.files = sorted((data / "images" / split).iterdir())
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        path = self.files[index]
+        mask = path.parents[2] / "masks" / path.parent.name / f"{path.stem}.png"
+        return np.asarray(Image.open(path)), torch.from_numpy(np.array(Image.open(mask))).long()
+
+
+OPENED: dict[str, dict[str, Any]] = {
+    **{loss: {"loss": loss} for loss in ("ohem", "focal", "dice", "lovasz")},
+    "own loss": {"loss": soft_iou},
+    "cosine": {"schedule": "cosine"},
+    "constant": {"schedule": "constant", "class_weights": [1, 2, 3]},
+    "own schedule": {"schedule": falling},
+    "own transforms": {"transforms": jittered},
+}
+
+
+@pytest.mark.parametrize("options", OPENED.values(), ids=OPENED)
+def test_it_resumes_to_the_last_bit(
+    options: dict[str, Any], few: Path, tmp_path: Path, quick: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"epochs": 3, "lr": 0.05, **options}
+    unbroken = quick(few, "unbroken", **options)
+    with monkeypatch.context() as patch:
+        interrupt(patch, Loop, "_step", 3, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            quick(few, "broken", **options)
+    assert len(log_of(tmp_path / "broken")) == 4
+    broken = quick(few, "broken", resume=True, **options)
+    for part in ("", "last"):
+        found, expected = (load_file(out / part / "model.safetensors") for out in (broken, unbroken))
+        assert_same_values(found, expected, rtol=0, atol=0)
+    assert log_of(broken) == log_of(unbroken)
+
+
+@pytest.mark.parametrize(("name", "value"), [("loss", soft_iou), ("schedule", falling), ("transforms", jittered)])
+def test_a_callable_of_ones_own_must_be_named_again(
+    name: str, value: Any, few: Path, quick: Callable[..., Path]
+) -> None:
+    out = quick(few, **{name: value})
+    with pytest.raises(OptionError, match=re.escape(f"{name} 'test_finetune.{value.__name__}' (now None)")):
+        quick(few, resume=True)
+    assert config_of(out)["recipe"]["schedule"] == ("test_finetune.falling" if name == "schedule" else "poly")
+    quick(few, resume=True, **{name: value})
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "constant", falling])
+def test_the_learning_rate_follows_the_schedule(schedule: Any, few: Path, quick: Callable[..., Path]) -> None:
+    lines = log_of(quick(few, epochs=4, schedule=schedule, lr=0.02, freeze="batchnorm"))
+    factors = {
+        "cosine": [0.01 + 0.99 * (1 + math.cos(math.pi * step / 4)) / 2 for step in range(4)],
+        "constant": [1] * 4,
+        falling: [1, 0.875, 0.75, 0.625],
+    }[schedule]
+    assert [line["lr"] for line in lines if "mIoU" not in line] == pytest.approx([0.02 * each for each in factors])
+
+
+def test_a_finished_run_is_extended_as_one_that_was_longer(few: Path, quick: Callable[..., Path]) -> None:
+    options = {"schedule": "constant", "lr": 0.05, "ema": 0.5}
+    longer = quick(few, "longer", epochs=4, **options)
+    quick(few, "extended", epochs=2, **options)
+    extended = quick(few, "extended", epochs=4, resume=True, **options)
+    for part in ("", "last"):
+        found, expected = (load_file(out / part / "model.safetensors") for out in (extended, longer))
+        assert_same_values(found, expected, rtol=0, atol=0)
+    assert log_of(extended) == log_of(longer)
+    assert config_of(extended / "last")["recipe"]["epochs"] == 4
+
+
+def test_an_extended_run_goes_on_along_the_new_curve(
+    few: Path, tmp_path: Path, undrawn: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = {**NETWORK, **TINY, "lr": 0.05}
+    command = [arguments(few, tmp_path, **options, epochs=epochs) for epochs in (2, 5)]
+    assert main(command[0]) == 0
+    with monkeypatch.context() as patch:  # a run that is being extended is one to go on with
+        interrupt(patch, Loop, "_step", 2, KeyboardInterrupt())
+        assert main([*command[1], "--resume"]) == 130
+    assert main([*command[1], "--resume"]) == 0
+    assert main([*command[0], "--resume"]) == 2
+    assert "epochs 5 (now 2)" in capsys.readouterr().err
+    found = [line["lr"] for line in log_of(tmp_path) if "mIoU" not in line]
+    expected = [0.0495 * (1 - step / of) ** 0.9 + 0.0005 for step, of in ((0, 2), (1, 2), (2, 5), (3, 5), (4, 5))]
+    assert found == pytest.approx(expected)
+
+
+def test_patience_ends_a_run_that_no_longer_gets_better(few: Path, quick: Callable[..., Path]) -> None:
+    options = {"patience": 2, "lr": 1e-9, "freeze": "batchnorm", "schedule": "constant"}
+    out = quick(few, epochs=9, **options)
+    assert [line["epoch"] for line in log_of(out) if "mIoU" in line] == [1, 2, 3]
+    quick(few, epochs=9, resume=True, **options)  # it is finished
+    assert len(log_of(out)) == 6
+    quick(few, epochs=10, resume=True, **options)  # and gets as much patience again
+    assert [line["epoch"] for line in log_of(out) if "mIoU" in line] == [1, 2, 3, 4, 5]
+
+
+class Watch:
+    """Notes what it is given; ends a run or fails, if told so."""
+
+    def __init__(self, stop: int = 0, fail: tuple[str, int] = ("", 0)) -> None:
+        self.stop, self.fail = stop, fail
+        self.seen: list[tuple[str, TrainingState]] = []
+        self.training: list[bool] = []
+
+    def note(self, hook: str, state: TrainingState) -> None:
+        if self.fail == (hook, state.epoch):
+            raise ZeroDivisionError("by design")
+        self.seen.append((hook, state))
+        self.training.append(state.model.training)
+
+    def on_step_end(self, state: TrainingState) -> None:
+        self.note("step", state)
+
+    def on_epoch_end(self, state: TrainingState) -> bool:
+        self.note("epoch", state)
+        return state.epoch == self.stop
+
+    def on_train_end(self, state: TrainingState) -> None:
+        self.note("train", state)
+
+
+def test_callbacks_are_told_how_far_it_is_and_may_end_it(few: Path, quick: Callable[..., Path]) -> None:
+    watch = Watch(stop=2)
+    out = quick(few, epochs=5, callbacks=[watch], freeze="batchnorm", batch_size=2)
+    hooks, states = zip(*watch.seen, strict=True)
+    assert hooks == ("step", "step", "epoch", "step", "step", "epoch", "train")
+    assert [state.step for state in states] == [1, 2, 2, 3, 4, 4, 4]
+    assert watch.training == [True, True, False, True, True, False, False]
+    first, last = states[0], states[-1]
+    assert (first.epoch, first.epochs, first.steps, first.lr) == (1, 5, 10, 0.01)
+    assert (first.metrics, first.best, first.folder) == ({}, None, out)
+    measured = [line for line in log_of(out) if "mIoU" in line]
+    assert [line["epoch"] for line in measured] == [1, 2]
+    assert last.metrics == {name: measured[1][name] for name in ("mIoU", "aAcc")}
+    assert last.best == max(line["mIoU"] for line in measured)
+    assert states[2].loss == pytest.approx((states[0].loss + states[1].loss) / 2)
+    again = Watch()
+    quick(few, epochs=5, callbacks=[again], freeze="batchnorm", batch_size=2, resume=True)
+    assert not again.seen  # it was ended
+
+
+@pytest.mark.parametrize(("hook", "epochs"), [("epoch", 2), ("step", 1)])
+def test_a_callback_that_fails_costs_nothing(
+    hook: str, epochs: int, few: Path, tmp_path: Path, quick: Callable[..., Path]
+) -> None:
+    unbroken = quick(few, "unbroken", epochs=3, lr=0.05)
+    with pytest.raises(TrainingError, match=rf"Watch\.on_{hook}_end \(epoch 2, step 2\) raised ZeroDivisionError: by"):
+        quick(few, "failed", epochs=3, lr=0.05, callbacks=[Watch(fail=(hook, 2))])
+    assert torch.load(tmp_path / "failed" / "state.pt", weights_only=True)["epoch"] == epochs
+    failed = quick(few, "failed", epochs=3, lr=0.05, resume=True)
+    assert_same_run(failed, unbroken)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_transforms_that_fail_are_named(workers: int, few: Path, quick: Callable[..., Path]) -> None:
+    def failing(image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        raise LookupError("nothing to cut")
+
+    with pytest.raises(TrainingError, match=r"transforms test_finetune\..*failing raised LookupError: nothing to cut"):
+        quick(few, transforms=failing, workers=workers)
+
+
+def test_datasets_train_as_the_folder_does(few: Path, tmp_path: Path, quick: Callable[..., Path]) -> None:
+    folder = quick(few, "folder", class_weights="balanced", epochs=2)
+    pairs: dict[str, Any] = {split: Drawn(few, split) for split in ("train", "val")}
+    source = open_data(few)
+    options = {**NETWORK, **TINY, "epochs": 2, "class_weights": "balanced", "progress": False}
+    options |= {**pairs, "classes": source.classes, "palette": source.palette}
+    trained = finetune(out=tmp_path / "pairs", **options)
+    assert_same_values(load_file(tmp_path / "pairs" / "model.safetensors"), load_file(folder / "model.safetensors"))
+    assert log_of(tmp_path / "pairs") == log_of(folder)
+    assert (trained.classes, trained.palette) == (source.classes, source.palette)
+    assert config_of(tmp_path / "pairs")["dataset"] == "Drawn"
+    pairs["train"].files.pop()
+    with pytest.raises(OptionError, match=r"4 in train \(now 3\)"):
+        finetune(out=tmp_path / "pairs", resume=True, **{**options, "batch_size": 3})
+
+
+def test_a_network_in_memory_is_copied_and_trained(few: Path, quick: Callable[..., Path]) -> None:
+    model = hand_network().train()
+    model.preprocess = replace(model.preprocess, mean=(100.0, 100.0, 100.0))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    out = quick(few, model=model, lr=0.05)
+    assert_same_values(model.state_dict(), before, rtol=0, atol=0)
+    assert model.training
+    found = load_file(out / "model.safetensors")
+    assert any(not torch.equal(found[name], value) for name, value in before.items())
+    assert config_of(out)["started_from"] == "a network in memory"
+    assert config_of(out)["preprocess"]["mean"] == [100.0, 100.0, 100.0]
+    still = load_file(quick(few, "still", model=model, lr=1e-9, freeze="batchnorm") / "model.safetensors")
+    assert_same_values(still, before)
+
+
+def by_hand(model: SegmentationModel) -> SegmentationModel:
+    return SegmentationModel(model.network, replace(model.info, architecture=None))
+
+
+def patched(model: SegmentationModel) -> SegmentationModel:
+    model.head.classifier = nn.Sequential(nn.Conv2d(8, 3, 1))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "words"),
+    [
+        (by_hand, {}, "this network has no architecture to save; make it with build_model or create_model"),
+        (patched, {}, "head.classifier is torch.nn.modules.container.Sequential"),
+        (lambda _: build_model("fcn", BACKBONE, 7, channels=8), {}, "the model has 7 classes, the data 3"),
+        (lambda model: model, {"weights": "toys"}, "the model brings its own weights"),
+        (lambda model: model, {"channels": 8}, "the model brings its own weights, backbone and head"),
+    ],
+    ids=["by hand", "patched", "classes", "weights", "channels"],
+)
+def test_a_network_in_memory_that_cannot_be_meant(
+    change: Callable[[SegmentationModel], Any], options: dict[str, Any], words: str, few: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(OptionError, match=re.escape(words)):
+        finetune(few, change(hand_network()), out=tmp_path / "out", **{**TINY, **options})
+    assert not (tmp_path / "out").exists()
+
+
+def test_there_must_be_data(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=r"there is no data; expected the path of a folder, or train= and val="):
+        finetune(out=tmp_path / "out", **NETWORK)
+
+
+class Kept(GeneralTracker):  # type: ignore[misc]
+    """What Accelerate gives a tracker."""
+
+    name, requires_logging_directory = "kept", False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config: dict[str, Any] = {}
+        self.lines: list[tuple[int, dict[str, float]]] = []
+        self.ended = False
+
+    @property
+    def tracker(self) -> Any:
+        return self
+
+    def store_init_configuration(self, values: dict[str, Any]) -> None:
+        self.config = values
+
+    def log(self, values: dict[str, float], step: int | None = None, **_: Any) -> None:
+        self.lines.append((step or 0, values))
+
+    def finish(self) -> None:
+        self.ended = True
+
+
+def test_accelerates_trackers_are_given_every_line(few: Path, quick: Callable[..., Path]) -> None:
+    kept = Kept()
+    out = quick(few, epochs=2, log_with=[kept, "tensorboard"], lr=0.02, crop_size=(48, 64))
+    assert kept.ended
+    assert {"epochs": 2, "lr": 0.02, "crop_size": "[48, 64]", "out": str(out)}.items() <= kept.config.items()
+    expected = [
+        (line["step"], {name: line[name] for name in (("mIoU", "aAcc") if "mIoU" in line else ("loss", "lr"))})
+        for line in log_of(out)
+    ]
+    assert kept.lines == expected
+    assert list(out.glob("tensorboard/events*"))
+
+
+def test_a_tracker_without_its_package_is_named(few: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*arguments(few, tmp_path / "out", **NETWORK, **TINY), "--log-with", "comet_ml"]) == 1
+    assert "log_with 'comet_ml' needs its package: pip install comet_ml" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_line_takes_a_word_or_a_number_for_each_class(
+    few: Path, tmp_path: Path, undrawn: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = arguments(few, tmp_path / "out", **NETWORK, **TINY, epochs=1)
+    assert main([*command, "--class-weights", "1", "2", "0.5", "--schedule", "cosine", "--loss", "focal"]) == 0
+    state = torch.load(tmp_path / "out" / "state.pt", weights_only=True)
+    assert state["settings"]["class_weights"] == [1.0, 2.0, 0.5]
+    assert (state["settings"]["schedule"], state["settings"]["loss"]) == ("cosine", "focal")
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        main([*command, "--class-weights", "rare"])
+    assert stopped.value.code == 2
+    assert "'rare' is not none or balanced, nor a number for each class" in capsys.readouterr().err
+
+
 # --- two processes --------------------------------------------------------------------------------
 
 
@@ -426,6 +744,10 @@ def of_kind(kind: Any) -> Callable[[Tensor, Tensor], Tensor]:
     return loss
 
 
+def weighted(logits: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(logits, labels, weight=torch.tensor([1.0, 2.0, 0.5]), ignore_index=255)
+
+
 def sgd(parameters: Iterator[nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=0.05, momentum=0.9, weight_decay=5e-4)
 
@@ -464,6 +786,10 @@ def frozen_backbone(model: SegmentationModel) -> None:
         ({"class_weights": "balanced"}, Hand(balanced)),
         ({"loss": "ohem"}, Hand(of_kind("ohem"))),
         ({"loss": "dice"}, Hand(of_kind("dice"))),
+        ({"loss": "focal"}, Hand(of_kind("focal"))),
+        ({"loss": "lovasz"}, Hand(of_kind("lovasz"))),
+        ({"loss": soft_iou}, Hand(soft_iou)),
+        ({"class_weights": [1, 2, 0.5]}, Hand(weighted)),
         ({"freeze": "batchnorm"}, Hand(prepare=frozen_norms)),
         ({"freeze": "backbone"}, Hand(prepare=frozen_backbone)),
         ({"freeze": "batchnorm", "accumulate": 4}, Hand(prepare=frozen_norms)),
@@ -572,7 +898,10 @@ def values(model: SegmentationModel) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("data", torch.nn.Conv2d(3, 3, 1)), "model is a network; expected a name"),
+        (
+            ("data", torch.nn.Conv2d(3, 3, 1)),
+            "model is a network; expected a name, such as 'pspnet_resnet50_os8', or a ",
+        ),
         (("data", 50), "model is of type int; expected a name"),
         (("data", None, True), "weights is True without a model"),
         (("data", "toy_r50", {"a": 1}), "the weights are of type dict"),
@@ -822,6 +1151,17 @@ def test_an_option_that_cannot_be_meant(
         ({"batch_size": 2.5}, "batch_size is 2.5; expected a whole number"),
         ({"optimizer": "adam"}, "optimizer is 'adam'; expected 'sgd' or 'adamw'"),
         ({"photometric": "yes"}, "photometric is 'yes'; expected True or False"),
+        ({"schedule": "step"}, "schedule is 'step'; expected 'poly' or 'cosine' or 'constant'"),
+        ({"scheduler": "cosine"}, "finetune has no option 'scheduler'; here it is 'schedule'"),
+        ({"patience": 0}, "patience is 0; expected at least 1"),
+        ({"class_weights": "rare"}, "class_weights is 'rare'; expected 'none' or 'balanced' or several of: a number"),
+        ({"class_weights": [0, 0, 0]}, "class_weights is (0, 0, 0); expected numbers of at least 0"),
+        ({"class_weights": [1, -1, 1]}, "expected numbers of at least 0"),
+        ({"class_weights": [1, 2], "batch_size": 4}, "class_weights are 2 for 3 classes; expected as many"),
+        ({"class_weights": "balanced", "loss": soft_iou, "batch_size": 4}, "a loss of your own brings its own"),
+        ({"transforms": 7}, "transforms is of type int; expected a callable"),
+        ({"log_with": "wandbb"}, "log_with is 'wandbb'; did you mean 'wandb'?"),
+        ({"train": [1], "val": [1]}, "data is given, which brings its own train, val, classes and palette"),
     ],
 )
 def test_a_keyword_that_cannot_be_meant(options: dict[str, Any], words: str, few: Path, tmp_path: Path) -> None:
@@ -924,7 +1264,10 @@ def test_resuming_needs_a_run(trained: Trained, few: Path, tmp_path: Path, quick
     ("options", "words"),
     [
         ({"lr": 0.2}, "lr 0.1 (now 0.2)"),
-        ({"epochs": 12}, "epochs 6 (now 12)"),
+        ({"epochs": 3}, "epochs 6 (now 3)"),
+        ({"epochs": 12, "lr": 0.2}, "lr 0.1 (now 0.2)"),
+        ({"loss": soft_iou}, "loss None (now 'test_finetune.soft_iou')"),
+        ({"schedule": "cosine"}, "schedule 'poly' (now 'cosine')"),
         ({"scale": (0.5, 1.0), "seed": 3}, "scale [1.0, 1.0] (now [0.5, 1.0]); seed 0 (now 3)"),
         ({"channels": 8}, "channels 16 (now 8)"),
         ({"backbone": "lcnet_050"}, f"backbone {BACKBONE!r} (now 'lcnet_050')"),

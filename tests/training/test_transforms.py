@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,10 +15,12 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from zoo_seg.errors import OptionError
 from zoo_seg.images.preprocess import resize_uint8
 from zoo_seg.manifest import Resize
 from zoo_seg.training import transforms
 from zoo_seg.training.transforms import (
+    OwnTransforms,
     PadTo,
     PhotometricDistortion,
     RandomScaleCrop,
@@ -361,3 +364,46 @@ def test_the_input_stays_as_it_is() -> None:
         standard((30, 30), scale=(1.0, 1.0))(image, mask)
     assert torch.equal(image, before[0])
     assert torch.equal(mask, before[1])
+
+
+# --- one's own ------------------------------------------------------------------------------------
+
+
+def own(transforms: Any) -> OwnTransforms:
+    mean, std = [100.0, 110.0, 120.0], [50.0, 60.0, 70.0]
+    return OwnTransforms(transforms, "mine", (8, 10), 3, mean=mean, std=std, ignore_index=255)
+
+
+def test_what_ones_own_transforms_return_is_normalised_and_padded() -> None:
+    image, mask = torch.randint(256, (3, 8, 6), dtype=torch.uint8), torch.randint(3, (8, 6), dtype=torch.int32)
+    found, labels = own(lambda image, mask: (image, mask))(image, mask)
+    mean, std = (torch.tensor(each)[:, None, None] for each in ([100.0, 110.0, 120.0], [50.0, 60.0, 70.0]))
+    torch.testing.assert_close(found[:, :, 2:8], (image - mean) / std)
+    assert (found.shape, found.dtype, labels.shape, labels.dtype) == ((3, 8, 10), torch.float32, (8, 10), torch.uint8)
+    assert torch.equal(labels[:, 2:8], mask.to(torch.uint8))
+    assert (found[:, :, :2] == 0).all()
+    assert (labels[:, 8:] == 255).all()
+    taken, _ = own(lambda image, mask: (image / 255, mask))(image, mask)
+    torch.testing.assert_close(taken[:, :, 2:8], image / 255)
+
+
+@pytest.mark.parametrize(
+    ("transforms", "words"),
+    [
+        (lambda image, mask: image, "mine returned Tensor; expected two tensors"),
+        (lambda image, mask: {"image": image}, "mine returned dict; expected two tensors"),
+        (lambda image, mask: (image.numpy(), mask), "mine returned ndarray, Tensor; expected two tensors"),
+        (
+            lambda image, mask: (image[:, 1:], mask),
+            "uint8 (3, 7, 6) and torch.uint8 (8, 6); expected an image (3, h, w)",
+        ),
+        (lambda image, mask: (image.repeat(1, 2, 2), mask.repeat(2, 2)), "of at most the crop_size, (8, 10)"),
+        (lambda image, mask: (image, mask.float()), "torch.float32 (8, 6); expected an image"),
+        (lambda image, mask: (image, mask.long() - 1), "a mask with class id -1; expected 0 to 2, or 255 (ignored)"),
+        (lambda image, mask: (image, mask + 3), "a mask with class id 3; expected 0 to 2, or 255 (ignored)"),
+    ],
+)
+def test_what_ones_own_transforms_must_not_return(transforms: Any, words: str) -> None:
+    with pytest.raises(OptionError) as raised:
+        own(transforms)(torch.zeros(3, 8, 6, dtype=torch.uint8), torch.zeros(8, 6, dtype=torch.uint8))
+    assert words in str(raised.value)

@@ -13,6 +13,7 @@ from zoo_seg.errors import OptionError
 from zoo_seg.evaluation.chart import draw_chart
 from zoo_seg.evaluation.comparison import Comparison, as_json, compare, write_json
 from zoo_seg.evaluation.measure import Measurement, measure
+from zoo_seg.evaluation.report import write_details
 from zoo_seg.manifest import Metric, TestOptions
 from zoo_seg.model import SegmentationModel
 from zoo_seg.text import table
@@ -46,13 +47,16 @@ def run(arguments: argparse.Namespace) -> int:
         dtype=arguments.dtype,
         compile=arguments.compile,
         limit=arguments.limit,
+        details=True,
     )
     comparison = compare(measurement, model, arguments.tolerance)
     write_json(as_json(name, model, data, measurement, comparison), out / JSON)
     title = f"{name}\n{data.root.resolve().name}, {measurement.split}, {_images(measurement)}: "
     draw_chart(measurement, data.palette, f"{title}mIoU {measurement.scores['mIoU']:.2f} %", out / CHART)
+    assert measurement.details  # they were asked for
+    more = write_details(measurement.details, data, arguments.split, out)
     _print(name, measurement, comparison, model.metrics)
-    print(f"{out / JSON}, {out / CHART}")
+    print(", ".join(map(str, (out / JSON, out / CHART, *more))))
     return 1 if comparison and measurement.is_whole and not comparison.is_within else 0
 
 

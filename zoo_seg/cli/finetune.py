@@ -28,6 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
             backbone=arguments.backbone,
             backbone_pretrained=arguments.backbone_pretrained,
             channels=arguments.channels,
+            log_with=arguments.log_with,
             resume=arguments.resume,
             device=arguments.device,
             workers=arguments.workers,

@@ -346,8 +346,8 @@ def _add_finetune(verbs: Any) -> None:
         "finetune",
         "train a network on your own data",
         "Train on the train split of a data set and measure on its val split after every epoch. --out receives the "
-        "best network (use it with --weights DIR), the log, a curve, and what --resume goes on from. Several "
-        "processes: torchrun --nproc_per_node N -m zoo_seg finetune ...",
+        "best network (use it with --weights DIR), the log, a curve, what --resume goes on from, and what 'evaluate' "
+        "writes of val. Several processes: torchrun --nproc_per_node N -m zoo_seg finetune ...",
         "  zoo-seg finetune --data my_data/ --model pspnet_resnet50_os8 --weights ade20k --out runs/mine\n"
         "  zoo-seg finetune --data my_data/ --model semanticfpn --backbone mobilenetv4_conv_small --out runs/small \\\n"
         "      --epochs 100 --optimizer adamw --lr 0.002 --crop-size 360 480",
@@ -362,7 +362,17 @@ def _add_finetune(verbs: Any) -> None:
     parser.add_argument("--backbone", metavar="NAME", help="a timm model in place of the model's own, not pretrained")
     parser.add_argument("--backbone-pretrained", action="store_true", help="fetch timm's ImageNet weights for it")
     parser.add_argument("--channels", type=_whole, metavar="N", help="width of the head of a network without weights")
-    parser.add_argument("--resume", action="store_true", help="go on with an interrupted run, to the very same end")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with an interrupted run, to the very same end, or with a finished one that now has more --epochs",
+    )
+    parser.add_argument(
+        "--log-with",
+        nargs="+",
+        metavar="NAME",
+        help="where to log beside log.jsonl and TensorBoard: wandb, mlflow, ... (their packages must be installed)",
+    )
     parser.add_argument(
         "--workers", type=int, default=2, metavar="N", help="processes that read images; 0: this one does (default 2)"
     )
@@ -435,7 +445,9 @@ def _add_setting(parser: argparse._ArgumentGroup, name: str, kind: Any, default:
     if default is not None and kind is not bool:
         shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
         text = f"{text} (default {shown})"
-    if kind is bool:
+    if name == "class_weights":
+        parser.add_argument(flag, nargs="+", action=_ClassWeights, metavar="W", default=default, help=text)
+    elif kind is bool:
         parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=default, help=text)
     elif get_origin(kind) is Literal:
         parser.add_argument(flag, choices=get_args(kind), default=default, help=text)
@@ -446,6 +458,22 @@ def _add_setting(parser: argparse._ArgumentGroup, name: str, kind: Any, default:
         number = next((each for each in get_args(kind) if each is not type(None)), kind)
         metavar_ = "N" if number is int else "X"
         parser.add_argument(flag, type=number, metavar=metavar_, default=default, help=text)
+
+
+class _ClassWeights(argparse.Action):
+    """A word, or a number for each class."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: Any = None
+    ) -> None:
+        words = "none", "balanced"
+        try:
+            found = values[0] if len(values) == 1 and values[0] in words else tuple(map(float, values))
+        except ValueError:
+            raise argparse.ArgumentError(
+                self, f"{' '.join(values)!r} is not {' or '.join(words)}, nor a number for each class"
+            ) from None
+        setattr(namespace, self.dest, found)
 
 
 def _path(text: str) -> str:
@@ -590,8 +618,9 @@ def _add_evaluate(verbs: Any) -> None:
         "measure weights on a data set, beside their published number",
         "Predict a split of a data set under the protocol that the weights' number was reported for, compare with the "
         "labels and print the scores of every class, and the reported and the measured mIoU. --out receives "
-        "evaluation.json and the chart iou.png. The exit code is 1 when the whole split gives a number that is "
-        "further from the reported one than the tolerance.",
+        "evaluation.json, the chart iou.png, the confusion matrix (confusion.csv, confusion.png), the scores of each "
+        "image (images.csv) and the worst ones beside their labels (worst.png). The exit code is 1 when the whole "
+        "split gives a number that is further from the reported one than the tolerance.",
         "  zoo-seg evaluate --model pspnet_resnet50_os8 --weights voc --data VOCdevkit/VOC2012\n"
         "  zoo-seg evaluate --weights semanticfpn_resnet50.ade20k_mmseg --data ADEChallengeData2016 \\\n"
         "      --scales 0.5 0.75 1 1.25 1.5 1.75 --flip --dtype bfloat16",

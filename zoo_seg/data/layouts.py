@@ -19,7 +19,7 @@ from zoo_seg.data.shapes import BACKGROUNDS, IGNORED_LABELS, Legend
 from zoo_seg.data.wording import name_some
 from zoo_seg.errors import DataError, OptionError
 from zoo_seg.images.bands import Range
-from zoo_seg.images.reading import Pixels, read_image
+from zoo_seg.images.reading import ImageLike, Pixels, read_image
 from zoo_seg.manifest import load_manifest
 
 __all__ = ["LAYOUTS", "Listing", "Sample", "SegmentationData", "open_data", "published_labels"]
@@ -49,9 +49,9 @@ class SegmentationData:
     notes: tuple[str, ...] = ()
     """What nobody said and was decided."""
 
-    def read_image(self, path: Path) -> Pixels:
+    def read_image(self, image: ImageLike) -> Pixels:
         """An image of the data set: uint8, (H, W, channels); raises as `zoo_seg.images.reading.read_image` does."""
-        return read_image(path, self.range, channels=self.channels, bands=self.bands)
+        return read_image(image, self.range, channels=self.channels, bands=self.bands)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -101,6 +101,14 @@ class SegmentationData:
         if faults:
             raise DataError(f"{self.root}: {split}: {faults[0]}")
         return listing.samples
+
+    def pair(self, sample: Sample) -> tuple[ImageLike, Ids]:
+        """What `read_image` takes, and the class ids (H, W), `ignore_index` where ignored.
+
+        Raises:
+            DataError: the mask cannot be read.
+        """
+        return sample.image, self.read_labels(sample)
 
     def faults(self, listing: Listing) -> list[str]:
         """Why a split cannot be used, as far as its files' names tell."""

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from zoo_seg.errors import MissingExtraError
+from zoo_seg.evaluation.canvas import new_figure, save, short
 from zoo_seg.evaluation.measure import Measurement
 
-try:
+if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-except ImportError as error:
-    raise MissingExtraError(f"the chart needs matplotlib ({error}); pip install 'zoo_seg[evaluate]'") from None
 
 _MOST_ROWS = 50
 """Classes below each other; more stand in further columns."""
-_LONGEST_NAME = 32
-"""Characters of a class name that are shown."""
 
 Bar = tuple[str, float, tuple[float, ...]]
 """Name, IoU in percent (NaN: absent), colour."""
@@ -31,12 +26,11 @@ def draw_chart(measurement: Measurement, palette: tuple[tuple[int, int, int], ..
     bars.sort(key=lambda bar: -bar[1] if bar[1] == bar[1] else math.inf)
     columns = -(-len(bars) // _MOST_ROWS)
     rows = -(-len(bars) // columns)
-    figure = Figure(figsize=(6 * columns, 1.1 + 0.21 * rows), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(6 * columns, 1.1 + 0.21 * rows)
     figure.suptitle(title, fontsize=10)
     for column, axes in enumerate(figure.subplots(1, columns, squeeze=False)[0]):
         _draw(axes, bars[column * rows : (column + 1) * rows], rows, measurement.scores["mIoU"])
-    figure.savefig(path, format="png")
+    save(figure, path)
 
 
 def _draw(axes: Axes, bars: list[Bar], rows: int, mean: float) -> None:
@@ -51,12 +45,8 @@ def _draw(axes: Axes, bars: list[Bar], rows: int, mean: float) -> None:
         else:
             axes.text(iou + 1, place, f"{iou:.1f}", va="center", fontsize=8, bbox=behind)
     axes.axvline(mean, color="0.3", linestyle="--", linewidth=1, zorder=0)
-    axes.set_yticks(places, [_short(name) for name in names], fontsize=8)
+    axes.set_yticks(places, [short(name) for name in names], fontsize=8)
     axes.set_ylim(rows - 0.5, -0.5)  # the best on top; bars of one thickness in every column
     axes.set_xlim(0, 108)
     axes.set_xlabel("IoU (%), dashed: mean")
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 3].rstrip() + "..."

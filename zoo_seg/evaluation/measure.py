@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,7 +18,9 @@ from zoo_seg.data.labels import Ids
 from zoo_seg.data.layouts import SegmentationData
 from zoo_seg.data.samples import Sample
 from zoo_seg.errors import DataError, ImageError, OptionError
+from zoo_seg.evaluation.details import Collector, Details, merged
 from zoo_seg.evaluation.metrics import SegmentationMetrics
+from zoo_seg.images.reading import ImageLike
 from zoo_seg.inference.predictor import in_order
 from zoo_seg.inference.segmentation import Segmentation
 from zoo_seg.manifest import TestOptions
@@ -44,6 +47,8 @@ class Measurement:
     device: str
     dtype: str
     seconds: float
+    details: Details | None = None
+    """Confusion matrix, scores of each image and the worst ones, where they were asked for."""
 
 
 def measure(
@@ -58,6 +63,7 @@ def measure(
     dtype: str | torch.dtype = "float32",
     compile: bool = False,  # noqa: A002  (torch's word for it)
     limit: int | None = None,
+    details: bool = False,
     progress: bool = True,
     rank: int = 0,
     world_size: int = 1,
@@ -69,6 +75,7 @@ def measure(
         model: has as many classes as `data`, in the same order.
         mode, scales, flip, device, dtype, compile, options: as in `SegmentationModel.predict`.
         limit: measure only so many images, the first ones.
+        details: count as well which class is taken for which, and score each image.
         progress: show a bar (on a terminal only).
         rank, world_size: this process measures every `world_size`-th image from `rank` on, and each process
             returns the score of all; torch.distributed must be initialised.
@@ -90,10 +97,17 @@ def measure(
     predictor = model.predictor(device=device, dtype=dtype, compile=compile)
     metric = SegmentationMetrics(data.num_classes, data.ignore_index, sync_on_compute=world_size > 1)
     metric.to(predictor.device)  # where the processes' counts are added up
+    collector = Collector(data.num_classes, data.ignore_index)
+    labels: deque[Ids] = deque()
+
+    def images() -> Iterator[ImageLike]:
+        for image, label in in_order(share, data.pair, ahead=2 * options.get("batch_size", 1)):
+            labels.append(label)
+            yield image
 
     started = time.perf_counter()
     results = model.stream(
-        [sample.image for sample in share],
+        images(),
         mode=mode,
         scales=scales,
         flip=flip,
@@ -105,11 +119,14 @@ def measure(
         on_error="yield",
         **options,
     )
-    labels = in_order(share, data.read_labels, ahead=2 * options.get("batch_size", 1))
     bar = tqdm(total=len(share), unit="image", disable=None if progress and rank == 0 else True)
     with bar:
-        for sample, result, label in zip(share, results, labels, strict=True):
-            metric.update(_mask(sample, result, label), label)
+        for place, (sample, result) in enumerate(zip(share, results, strict=True)):
+            label = labels.popleft()
+            mask = _mask(sample, result, label)
+            metric.update(mask, label)
+            if details:
+                collector.add(rank + place * world_size, sample.name, mask, label)
             bar.update()
     found = metric.compute()
     if found["aAcc"] != found["aAcc"]:  # NaN: 0 of 0 pixels
@@ -126,7 +143,17 @@ def measure(
         device=str(predictor.device),
         dtype=str(predictor.dtype).removeprefix("torch."),
         seconds=time.perf_counter() - started,
+        details=merged(_of_all(collector, world_size)) if details else None,
     )
+
+
+def _of_all(collector: Collector, world_size: int) -> list[Collector]:
+    """Every process's."""
+    if world_size == 1:
+        return [collector]
+    found: list[Any] = [None] * world_size
+    dist.all_gather_object(found, collector)
+    return found
 
 
 def _check(model: SegmentationModel, data: SegmentationData, limit: int | None, world_size: int) -> None:

@@ -6,30 +6,13 @@ import json
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
+from matplotlib.ticker import MaxNLocator
 
 from zoo_seg.data.layouts import SegmentationData
 from zoo_seg.data.samples import Sample
-from zoo_seg.errors import MissingExtraError
-from zoo_seg.hub.files import replacing
+from zoo_seg.evaluation.canvas import new_figure, save
+from zoo_seg.evaluation.sheet import Row, draw_rows
 from zoo_seg.model import SegmentationModel
-
-try:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Patch
-    from matplotlib.ticker import MaxNLocator
-except ImportError:
-    raise MissingExtraError("training needs more (matplotlib is missing): pip install 'zoo_seg[train]'") from None
-
-_WIDTH = 3.2
-"""Inches of one image on the sheet."""
-_NAMED = 24
-"""Classes that the sheet's legend names, the largest ones."""
-_IGNORED = (255, 255, 255)
-
-RGB = npt.NDArray[np.uint8]
-Ids = npt.NDArray[np.integer]
 
 
 def draw_curve(log: Path, path: Path) -> None:
@@ -41,8 +24,7 @@ def draw_curve(log: Path, path: Path) -> None:
     steps_per_epoch = epochs[0]["step"] / epochs[0]["epoch"]
     marker = "." if len(epochs) < 30 else None
 
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(8, 4.5)
     left = figure.subplots()
     left.plot([line["step"] / steps_per_epoch for line in steps], [line["loss"] for line in steps], color="0.8")
     left.plot([line["epoch"] for line in epochs], [line["loss"] for line in epochs], color="tab:blue", marker=marker)
@@ -58,7 +40,7 @@ def draw_curve(log: Path, path: Path) -> None:
     right.set_ylabel("mIoU on val (%)", color="tab:orange")
     right.set_ylim(0, min(max(1.25 * best["mIoU"], 1), 100))
     figure.suptitle(f"best mIoU on val: {best['mIoU']:.2f} % after epoch {best['epoch']}", fontsize=11)
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_sheet(model: SegmentationModel, data: SegmentationData, path: Path, rows: int = 6) -> None:
@@ -66,35 +48,11 @@ def draw_sheet(model: SegmentationModel, data: SegmentationData, path: Path, row
     samples = data.samples("val")
     places = np.linspace(0, len(samples) - 1, min(rows, len(samples))).astype(int)
     shown = [_look(samples[place], data, model) for place in places]
-    heights = [_WIDTH * rgb.shape[0] / rgb.shape[1] for rgb, _, _ in shown]
-
-    figure = Figure(figsize=(3 * _WIDTH, sum(heights) + 1), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
-    grid = figure.subplots(len(shown), 3, squeeze=False, gridspec_kw={"height_ratios": heights})
-    colours = np.array([*data.palette, _IGNORED], np.uint8)
-    for row, (rgb, labels, predicted) in zip(grid, shown, strict=True):
-        for axes, image in zip(row, (rgb, colours[labels], colours[predicted]), strict=True):
-            axes.imshow(image, interpolation="nearest" if image is not rgb else None)
-            axes.set_xticks([])
-            axes.set_yticks([])
-    for axes, title in zip(grid[0], ("image of val", "label", "prediction"), strict=True):
-        axes.set_title(title)
-    pixels = np.bincount(np.concatenate([ids.ravel() for _, *both in shown for ids in both]), minlength=len(colours))
-    named = sorted(np.argsort(-pixels, kind="stable")[: min(_NAMED, int((pixels > 0).sum()))])
-    names = [*data.classes, "ignored"]
-    patches = [Patch(facecolor=colours[each] / 255, edgecolor="0.5", label=names[each]) for each in named]
-    figure.legend(handles=patches, loc="outside lower center", ncols=min(len(patches), 6), fontsize=9, frameon=False)
-    _save(figure, path)
+    draw_rows(shown, data.classes, data.palette, "image of val", path)
 
 
-def _look(sample: Sample, data: SegmentationData, model: SegmentationModel) -> tuple[RGB, Ids, Ids]:
-    """The image, and the class ids of its label and its prediction; what is ignored comes after the classes."""
-    found = model.predict(sample.image, range=data.range, bands=data.bands)
-    labels = data.read_labels(sample).astype(np.int64)
+def _look(sample: Sample, data: SegmentationData, model: SegmentationModel) -> Row:
+    stored, ids = data.pair(sample)
+    found, labels = model.predict(stored, range=data.range, bands=data.bands), ids.astype(np.int64)
     assert found.image is not None  # `predict` keeps it
-    return found.image, np.where(labels == data.ignore_index, data.num_classes, labels), found.mask
-
-
-def _save(figure: Figure, path: Path) -> None:
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
+    return Row(found.image, np.where(labels == data.ignore_index, data.num_classes, labels), found.mask)

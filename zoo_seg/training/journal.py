@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -31,11 +32,22 @@ class Journal:
         epoch, step: after which it begins.
         best: the highest mIoU so far.
         progress: show the bar (on a terminal only) and the lines, on stderr.
+        track: given the values of each line and its step, beside TensorBoard.
     """
 
     def __init__(
-        self, log: Path, *, epochs: int, steps: int, epoch: int, step: int, best: float, progress: bool
+        self,
+        log: Path,
+        *,
+        epochs: int,
+        steps: int,
+        epoch: int,
+        step: int,
+        best: float,
+        progress: bool,
+        track: Callable[[dict[str, float], int], None],
     ) -> None:
+        self.track = track
         self.log, self.epochs, self.best, self.progress = log, epochs, best, progress
         self.board = SummaryWriter(str(log.parent / "tensorboard"), purge_step=step)
         # disable=None: a bar on a terminal only
@@ -80,8 +92,10 @@ class Journal:
     def _write(self, line: dict[str, Any]) -> None:
         with self.log.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-        for name in ("mIoU", "aAcc") if "mIoU" in line else ("loss", "lr"):
-            self.board.add_scalar(name, line[name], line["step"])
+        values = {name: line[name] for name in (("mIoU", "aAcc") if "mIoU" in line else ("loss", "lr"))}
+        for name, value in values.items():
+            self.board.add_scalar(name, value, line["step"])
+        self.track(values, line["step"])
 
 
 def _duration(seconds: float) -> str:

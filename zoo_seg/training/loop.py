@@ -6,7 +6,6 @@ import copy
 import math
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,10 +22,12 @@ from zoo_seg.layers.readout import HeadOutput
 from zoo_seg.manifest import Metric, TestOptions
 from zoo_seg.model import SegmentationModel
 from zoo_seg.network import SegmentationNetwork
+from zoo_seg.training.callbacks import Callbacks, TrainingState
 from zoo_seg.training.journal import Journal
 from zoo_seg.training.run import Run
 from zoo_seg.training.samples import EpochBatches, TrainingSamples, seed_of
-from zoo_seg.training.settings import Settings
+from zoo_seg.training.schedule import Schedule
+from zoo_seg.training.settings import Settings, as_plain
 from zoo_seg.training.start import freeze, freeze_unused
 from zoo_seg.training.syncnorm import synchronise
 
@@ -53,6 +54,8 @@ class Loop:
         data: has a train and a val split.
         samples, batches: the train split, and this process's share of every step.
         loss: of a batch.
+        schedule: of the learning rate.
+        callbacks: called by the main process.
         settings, accelerator, run: how it is trained, on what, and the folder to write.
         facts: what a resumed run must have the same of, and `"weights"`: what the values are from.
         workers: processes that read images.
@@ -65,6 +68,8 @@ class Loop:
         samples: TrainingSamples,
         batches: EpochBatches,
         loss: SegmentationLoss,
+        schedule: Schedule,
+        callbacks: Callbacks,
         settings: Settings,
         accelerator: Accelerator,
         run: Run,
@@ -73,6 +78,7 @@ class Loop:
     ) -> None:
         keep_large_blocks()
         self.data, self.samples, self.batches, self.settings = data, samples, batches, settings
+        self.schedule, self.callbacks = schedule, callbacks
         self.accelerator, self.run, self.facts, self.device = accelerator, run, facts, accelerator.device
         self.loader = DataLoader(
             samples,
@@ -83,6 +89,8 @@ class Loop:
             generator=torch.Generator(),  # else a new loader takes a number from the generator of dropout
         )
         self.epoch, self.step, self.best = 0, 0, -1.0
+        self.waited, self.finished = 0, False
+        self.metrics: dict[str, float] = {}
         self.steps = settings.epochs * len(batches)
         self.loss = loss.to(self.device)
         architecture = model.architecture
@@ -103,18 +111,44 @@ class Loop:
 
     def train(self, journal: Journal | None) -> None:
         """Train to the last epoch; the main process has a journal."""
-        while self.epoch < self.settings.epochs:
+        first = self.epoch
+        while not self.finished:
             self.epoch += 1
             losses, lr = [], 0.0
             for loss, lr in self._epoch():
                 losses.append(loss)
                 if journal is not None:
                     journal.add_step(self.epoch, self.step, loss, lr, last=len(losses) == len(self.batches))
-            scores = self._validate()
+                    self.callbacks.call("on_step_end", self._told(self.model, loss, lr))
+            self.metrics = self._validate()
             if journal is not None:
-                self._keep(scores["mIoU"])
-                journal.add_epoch(self.epoch, self.step, sum(losses) / len(losses), lr, scores)
-                self.run.save(self._state())
+                self._keep(self.metrics["mIoU"])
+                state = self._told(self.kept, sum(losses) / len(losses), lr)
+                journal.add_epoch(self.epoch, self.step, state.loss, lr, self.metrics)
+                patient = self.settings.patience is None or self.waited < self.settings.patience
+                self.finished = self.epoch == self.settings.epochs or not patient
+                try:
+                    self.finished = self.callbacks.call("on_epoch_end", state) or self.finished
+                finally:  # an epoch that is done is not lost by a callback
+                    self.run.save(self._state())
+            ended = torch.tensor(float(self.finished), device=self.device)
+            self.finished = bool(self.accelerator.reduce(ended, "sum"))
+        if journal is not None and self.epoch > first:
+            self.callbacks.call("on_train_end", state)
+
+    def _told(self, model: SegmentationModel, loss: float, lr: float) -> TrainingState:
+        return TrainingState(
+            epoch=self.epoch,
+            epochs=self.settings.epochs,
+            step=self.step,
+            steps=self.steps,
+            loss=loss,
+            lr=lr,
+            metrics=self.metrics,
+            best=self.best if self.best >= 0 else None,
+            model=model,
+            folder=self.run.folder,
+        )
 
     def _epoch(self) -> Iterator[tuple[float, float]]:
         """One pass over the train split; yields the loss and the learning rate of every step."""
@@ -129,6 +163,8 @@ class Loop:
                 group["lr"] = lr
             try:
                 loss = self._step(images, labels, indices)
+            except ZooSegError:
+                raise
             except (RuntimeError, ValueError) as error:
                 raise self._explained(error, images) or error from None
             self.step += 1
@@ -175,11 +211,10 @@ class Loop:
         return total
 
     def _lr(self) -> float:
-        """Poly decay to a hundredth, per step, after the warmup."""
+        """As the schedule has it, per step, and less in the warmup."""
         settings = self.settings
-        lowest = settings.lr / 100
-        lr = (settings.lr - lowest) * (1 - self.step / self.steps) ** 0.9 + lowest
-        return float(lr * min(1.0, (self.step + 1) / (settings.warmup + 1)))
+        warmup = min(1.0, (self.step + 1) / (settings.warmup + 1))
+        return settings.lr * self.schedule(self.step / self.steps) * warmup
 
     # --- what can go wrong in a step --------------------------------------------------------------
 
@@ -225,8 +260,9 @@ class Loop:
         """The network of this epoch, as the last one and, where it is, as the best one."""
         metric = Metric("mIoU", miou, "val", TestOptions(), "reproduced")
         folders = [self.run.folder / "last"]
+        self.waited += 1
         if miou > self.best:
-            self.best = miou
+            self.best, self.waited = miou, 0
             folders.append(self.run.folder)
         for folder in folders:
             self.kept.save_pretrained(
@@ -240,11 +276,13 @@ class Loop:
     def _state(self) -> dict[str, Any]:
         """All that the next epoch starts from."""
         return {
-            "settings": {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self.settings).items()},
+            "settings": as_plain(self.settings),
             "facts": self.facts,
             "epoch": self.epoch,
             "step": self.step,
             "best": self.best,
+            "waited": self.waited,
+            "finished": self.finished,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "ema": None if self.settings.ema is None else self.kept.state_dict(),
@@ -254,6 +292,7 @@ class Loop:
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from where `_state` was."""
         self.epoch, self.step, self.best = state["epoch"], state["step"], state["best"]
+        self.waited, self.finished = state["waited"], state["finished"]
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.settings.ema is not None:

@@ -14,6 +14,7 @@ import torch
 
 from zoo_seg.config import CARD, CONFIG, WEIGHTS
 from zoo_seg.errors import CheckpointError, OptionError, TrainingError
+from zoo_seg.evaluation.details import FILES
 from zoo_seg.hub.files import replacing
 from zoo_seg.training.settings import Settings
 
@@ -38,7 +39,7 @@ class Run:
         if resume:
             self._check_resumable()
             return
-        files = STATE, LOG, WEIGHTS, CONFIG, CARD, CURVE, SAMPLES
+        files = STATE, LOG, WEIGHTS, CONFIG, CARD, CURVE, SAMPLES, *FILES
         taken = [name for name in files if (self.folder / name).exists() and (self.folder / name).stat().st_size]
         if STATE in taken or LOG in taken:  # an empty log is what a run leaves that failed in its first step
             raise OptionError(f"{self.folder} holds a run; add --resume (resume=True) to go on, or choose another out")
@@ -60,10 +61,13 @@ class Run:
             raise OptionError(f"{self.folder} has lost its {STATE}, without which nothing goes on; choose another out")
 
     def state(self, settings: Settings, facts: Mapping[str, Any]) -> dict[str, Any] | None:
-        """What an interrupted run left; None where it was stopped within its first epoch.
+        """What a run left: an interrupted one, or a finished one, which may now have more epochs.
+
+        Returns:
+            None where it was stopped within its first epoch.
 
         Raises:
-            OptionError: the run had other settings, another network or other data.
+            OptionError: the run had other settings, another network, other data, or other callables.
             CheckpointError: the state cannot be read.
         """
         path = self.folder / STATE
@@ -71,7 +75,12 @@ class Run:
             return None
         try:
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-            different = settings.differences(state["settings"]) + _differences(state["facts"], facts)
+            state = {"waited": 0, "finished": state["epoch"] == state["settings"]["epochs"], **state}
+            before = state["settings"]
+            if state["finished"] and settings.epochs > before["epochs"]:
+                state |= {"waited": 0, "finished": False}
+                before = {**before, "epochs": settings.epochs}
+            different = settings.differences(before) + _differences({**dict.fromkeys(facts), **state["facts"]}, facts)
         except Exception as error:
             raise CheckpointError(
                 f"{path} cannot be read ({' '.join(str(error).split())[:200]}); choose another out, and "

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -41,18 +43,34 @@ class TrainingSamples(Dataset[tuple[Tensor, Tensor, int]]):
         keep_large_blocks()  # each step of the transform needs some: a third of the time
         epoch, index = address
         sample = self.samples[index]
-        pixels, labels = self.data.read_image(sample.image), self.data.read_labels(sample)
-        if labels.dtype != np.uint8:
-            labels = labels.astype(np.int32)  # torch before 2.3 has no uint16
-        if pixels.shape[:2] != labels.shape:
-            raise DataError(
-                f"{sample.place} is {labels.shape[0]}x{labels.shape[1]} and its image {pixels.shape[0]}x"
-                f"{pixels.shape[1]} (height x width); expected the same size. 'zoo-seg check-data' lists all of them"
-            )
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed_of(self.seed, epoch, index))  # torch's own seeds every device
+        with _draws_of(seed_of(self.seed, epoch, index)):
+            stored, labels = self.data.pair(sample)
+            pixels = self.data.read_image(stored)
+            if labels.dtype != np.uint8:
+                labels = labels.astype(np.int32)  # torch before 2.3 has no uint16
+            if pixels.shape[:2] != labels.shape:
+                raise DataError(
+                    f"{sample.place} is {labels.shape[0]}x{labels.shape[1]} and its image {pixels.shape[0]}x"
+                    f"{pixels.shape[1]} (height x width); expected the same size. 'zoo-seg check-data' lists all of "
+                    "them"
+                )
             image, target = self.transform(torch.from_numpy(pixels).permute(2, 0, 1), torch.from_numpy(labels))
         return image, target, index
+
+
+@contextmanager
+def _draws_of(seed: int) -> Iterator[None]:
+    """The global generators of torch, numpy and Python begin with this seed, and go on as before afterwards."""
+    python, numpys = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch's own seeds every device
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpys)
 
 
 class EpochBatches(Sampler[list[tuple[int, int]]]):

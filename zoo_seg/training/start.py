@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -23,13 +24,14 @@ from zoo_seg.info import ModelInfo
 from zoo_seg.layers.readout import HeadOutput
 from zoo_seg.manifest import Architecture, Recipe, Resize, Weights, get_architecture, get_weights
 from zoo_seg.model import SegmentationModel
+from zoo_seg.saving.rebuild import check_rebuilds
 from zoo_seg.training.settings import Settings
 
 
 def starting_network(
     data: SegmentationData,
     settings: Settings,
-    model: str | None,
+    model: str | SegmentationModel | None,
     weights: str | os.PathLike[str] | Weights | bool | None,
     *,
     backbone: str | None,
@@ -40,7 +42,11 @@ def starting_network(
 
     Args: as `finetune`.
     """
-    if weights is None or weights is False:
+    if isinstance(model, SegmentationModel):
+        if weights or backbone is not None or backbone_pretrained or channels is not None:
+            raise OptionError("the model brings its own weights, backbone and head; leave out all but model and data")
+        network, origin = _given(data, model)
+    elif weights is None or weights is False:
         network, origin = _from_scratch(data, model, backbone, backbone_pretrained, channels)
     elif backbone is not None or backbone_pretrained or channels is not None:
         raise OptionError("weights bring their own backbone and head; leave out backbone and channels, or the weights")
@@ -70,6 +76,23 @@ def use_statistics(network: SegmentationModel, report: DataReport) -> None:
     if network.in_chans != 3:
         std = tuple(max(each, 1.0) for each in train.std)
         network.preprocess = replace(network.preprocess, mean=train.mean, std=std)
+
+
+def _given(data: SegmentationData, model: SegmentationModel) -> tuple[SegmentationModel, str | None]:
+    """A copy, so that the user's own stays as it is; refused at once where it could not be saved."""
+    check_rebuilds(model.network, model.architecture, model.num_classes)
+    if model.num_classes != data.num_classes:
+        raise OptionError(
+            f"the model has {model.num_classes} classes, the data {data.num_classes}; expected as many: make it with "
+            f"num_classes={data.num_classes}"
+        )
+    if model.in_chans != data.channels:
+        raise OptionError(
+            f"the model takes {model.in_chans} channels, the data has {data.channels}; expected as many: make it with "
+            f"in_chans={data.channels}"
+        )
+    network = SegmentationModel(copy.deepcopy(model.network).float().cpu(), model.info)
+    return network, model.info.weights or model.info.started_from or "a network in memory"
 
 
 def _from_weights(
@@ -135,7 +158,7 @@ def freeze_unused(
         parameter.requires_grad_(gradient is not None)
 
 
-def recipe_of(settings: Settings, steps: int, model: SegmentationModel) -> Recipe:
+def recipe_of(settings: Settings, schedule: str, steps: int, model: SegmentationModel) -> Recipe:
     """The settings as the record of published weights has them."""
     return Recipe(
         train_split="train",
@@ -145,7 +168,7 @@ def recipe_of(settings: Settings, steps: int, model: SegmentationModel) -> Recip
         iterations=steps,
         optimizer={"sgd": "SGD", "adamw": "AdamW"}[settings.optimizer],
         lr=settings.lr,
-        schedule="poly",
+        schedule=schedule,
         momentum=settings.momentum if settings.optimizer == "sgd" else None,
         weight_decay=settings.weight_decay,
         aux_loss_weight=settings.aux_weight if model.aux_heads else None,

@@ -7,7 +7,7 @@ the same in whichever worker it is made.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +15,10 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from zoo_seg.errors import OptionError
 from zoo_seg.images.preprocess import resized_size
 from zoo_seg.manifest import Resize
+from zoo_seg.training.callables import blaming
 
 _TRIES = 10
 
@@ -65,6 +67,68 @@ def published_transforms(
         v2.ToPureTensor(),
     ]
     return v2.Compose(steps)
+
+
+class OwnTransforms:
+    """Transforms of one's own, of (uint8 (C, H, W), integer mask (H, W)) into the same kinds or a float image.
+
+    A uint8 image is normalised as the published ones are; a float one is taken as it is. What is smaller than the crop
+    is padded to it, normalised image and mask alike.
+
+    Args:
+        transforms: what is called.
+        name: what it is called in messages.
+        num_classes: class ids are below it.
+        crop, mean, std, ignore_index: as `published_transforms`.
+
+    Raises:
+        TrainingError: when called, and it fails.
+        OptionError: when called, and it returns something else, more than the crop, or other class ids.
+    """
+
+    def __init__(
+        self,
+        transforms: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+        name: str,
+        crop: tuple[int, int],
+        num_classes: int,
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        ignore_index: int,
+    ) -> None:
+        self.transforms, self.name, self.crop, self.num_classes = transforms, name, crop, num_classes
+        self.mean, self.std, self.ignore_index = list(mean), list(std), ignore_index
+        self.pad = PadTo(crop, ignore_index=ignore_index)
+        self.mask_type = torch.uint8 if 0 <= ignore_index <= 255 else torch.int64
+
+    def __call__(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """As `transforms`."""
+        channels = len(image)
+        with blaming(f"the transforms {self.name}"):
+            found = self.transforms(image, mask)
+        parts = list(found) if isinstance(found, (tuple, list)) else [found]
+        if not (len(parts) == 2 and all(isinstance(each, Tensor) for each in parts)):
+            kinds = ", ".join(type(each).__name__ for each in parts)
+            raise OptionError(f"the transforms {self.name} returned {kinds}; expected two tensors, image and mask")
+        image, mask = (each.as_subclass(Tensor) for each in parts)
+        fits = image.shape == (channels, *mask.shape) and mask.ndim == 2 and not mask.is_floating_point()
+        if not fits or any(side > most for side, most in zip(mask.shape, self.crop, strict=True)):
+            raise OptionError(
+                f"the transforms {self.name} returned {image.dtype} {tuple(image.shape)} and {mask.dtype} "
+                f"{tuple(mask.shape)}; expected an image ({channels}, h, w) and integers (h, w) of at most the "
+                f"crop_size, {self.crop}"
+            )
+        wrong = mask[(mask != self.ignore_index) & ((mask < 0) | (mask >= self.num_classes))]
+        if wrong.numel():
+            raise OptionError(
+                f"the transforms {self.name} returned a mask with class id {int(wrong[0])}; expected 0 to "
+                f"{self.num_classes - 1}, or {self.ignore_index} (ignored)"
+            )
+        uint8 = image.dtype == torch.uint8
+        image = v2.functional.normalize(image.float(), self.mean, self.std) if uint8 else image.float()
+        padded, labels = self.pad(image, mask.to(self.mask_type))
+        return padded.as_subclass(Tensor), labels.as_subclass(Tensor)
 
 
 class ToPair(v2.Transform):  # type: ignore[misc]
