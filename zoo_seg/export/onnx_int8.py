@@ -1,0 +1,56 @@
+"""ONNX files in 8-bit integers (QDQ), made by ONNX Runtime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from zoo_seg.errors import ExportError, MissingExtraError
+from zoo_seg.export.graph import brief, quiet
+from zoo_seg.export.int8 import Inputs
+from zoo_seg.export.onnx_file import onnx
+from zoo_seg.export.onnx_file import save as save  # what is quantised is written alike
+
+try:
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+except ImportError as error:
+    raise MissingExtraError(f"int8 needs more ({error.name} is missing): pip install 'zoo_seg[quantize]'") from None
+
+_TYPES = ["Conv", "Gemm", "MatMul", "Add", "Concat", "MaxPool", "Relu"]
+"""What is worth it on a CPU; resizes, softmax and normalisation stay in float32."""
+
+
+def quantise(source: Path, inputs: Inputs) -> Any:
+    """The model of a float32 file with quantised weights (per channel) and activations.
+
+    Raises:
+        ExportError: ONNX Runtime cannot quantise it.
+    """
+    try:
+        with TemporaryDirectory(dir=source.parent) as folder, quiet():
+            prepared, made = Path(folder) / "prepared.onnx", Path(folder) / "int8.onnx"
+            quant_pre_process(source, prepared, skip_symbolic_shape=True)
+            quantize_static(
+                prepared,
+                made,
+                _Reader(onnx.load(source).graph.input[0].name, inputs),
+                quant_format=QuantFormat.QDQ,
+                op_types_to_quantize=_TYPES,
+                per_channel=True,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+            )
+            return onnx.load(made)
+    except Exception as error:  # has no common base
+        raise ExportError(f"ONNX Runtime cannot quantise this network: {brief(error)}") from error
+
+
+class _Reader(CalibrationDataReader):
+    def __init__(self, name: str, inputs: Inputs) -> None:
+        self._name, self._given = name, iter(inputs)
+
+    def get_next(self) -> Any:
+        x = next(self._given, None)
+        return None if x is None else {self._name: x}

@@ -1,0 +1,45 @@
+"""OpenVINO files in 8-bit integers, made by NNCF."""
+
+from __future__ import annotations
+
+import io
+import logging
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+from zoo_seg.errors import ExportError, MissingExtraError
+from zoo_seg.export.graph import brief
+from zoo_seg.export.int8 import Inputs
+from zoo_seg.export.openvino_file import core
+from zoo_seg.export.openvino_file import save as save  # what is quantised is written alike
+
+try:
+    import nncf
+except ImportError as error:
+    raise MissingExtraError(f"int8 needs more ({error.name} is missing): pip install 'zoo_seg[quantize]'") from None
+
+
+def quantise(source: Path, inputs: Inputs) -> Any:
+    """The model of a float32 file with quantised weights (per channel) and activations.
+
+    Raises:
+        ExportError: NNCF cannot quantise it.
+    """
+    nncf.set_log_level(logging.ERROR)
+    model = core().read_model(source)
+    has_attention = any(each.get_type_name() in _ATTENTION for each in model.get_ops())
+    try:
+        with redirect_stdout(io.StringIO()):  # progress bars
+            return nncf.quantize(
+                model,
+                nncf.Dataset(inputs),
+                preset=nncf.QuantizationPreset.MIXED,
+                subset_size=len(inputs),
+                model_type=nncf.ModelType.TRANSFORMER if has_attention else None,
+            )
+    except (nncf.InternalError, nncf.ValidationError, RuntimeError) as error:
+        raise ExportError(f"NNCF cannot quantise this network: {brief(error)}") from error
+
+
+_ATTENTION = ("Softmax", "ScaledDotProductAttention")
