@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from typing import NoReturn
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo_seg.backbones.registry import find_backbone
-from zoo_seg.errors import OptionError
+from zoo_seg.errors import ExportError, OptionError
 from zoo_seg.families.registry import Family, find_family
 from zoo_seg.layers.readout import HeadOutput, Queries, read_out
 from zoo_seg.layers.resample import resize
@@ -79,7 +82,16 @@ class SegmentationNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_chans, H, W), normalised float -> logits (N, num_classes, H, W), resized bilinearly."""
+        if torch.jit.is_tracing():
+            warnings.warn(
+                f"torch.jit.trace keeps the input's size, {x.shape[-2]}x{x.shape[-1]}: at another one the trace fails, "
+                "or is wrong; zoo_seg.export(model, 'net.pt2') is for any size",
+                stacklevel=2,
+            )
         return self.read(self.forward_logits(x), (x.shape[-2], x.shape[-1]))
+
+    def __prepare_scriptable__(self) -> NoReturn:  # torch.jit.script asks for it
+        raise ExportError("torch.jit.script is not supported; zoo_seg.export(model, 'net.pt2') takes its place")
 
     def read(self, output: HeadOutput, size: tuple[int, int]) -> Tensor:
         """What the head returned for an input of a size as logits (N, num_classes, *size)."""

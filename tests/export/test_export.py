@@ -268,6 +268,31 @@ def test_the_network_stays_as_it_was(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "new" / "folder").iterdir()] == ["net.pt2"]
 
 
+# --- torch.jit ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("part", ["model", "network"])
+def test_torch_jit_script_is_refused(part: str) -> None:
+    model = network("fcn")
+    with pytest.raises(ExportError, match=r"torch\.jit\.script is not supported; zoo_seg\.export\(model, 'net\.pt2'\)"):
+        torch.jit.script(model if part == "model" else model.network)
+
+
+@every_family
+@pytest.mark.filterwarnings("ignore")
+def test_torch_jit_trace_is_for_one_size_and_says_so(family: str) -> None:
+    x, other = torch.randn(1, 3, 64, 96), torch.randn(1, 3, 75, 110)
+    with pytest.warns(UserWarning, match="keeps the input's size, 64x96"), torch.no_grad():
+        traced = torch.jit.trace(network(family), x, check_trace=False)
+    with torch.no_grad():
+        torch.testing.assert_close(traced(x), network(family)(x))
+        try:
+            found = traced(other)
+        except RuntimeError:
+            return
+        assert found.shape != (1, 3, 75, 110)
+
+
 # --- without this library -----------------------------------------------------------------------
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from zoo_seg.errors import ExportError, MissingExtraError
+from zoo_seg.errors import ExportError, MissingExtraError, ZooSegError
 from zoo_seg.export.graph import brief, quiet
 from zoo_seg.export.int8 import Inputs
 from zoo_seg.export.onnx_file import onnx
@@ -43,6 +43,8 @@ def quantise(source: Path, inputs: Inputs) -> Any:
                 weight_type=QuantType.QInt8,
             )
             return onnx.load(made)
+    except ZooSegError:  # an image
+        raise
     except Exception as error:  # has no common base
         raise ExportError(f"ONNX Runtime cannot quantise this network: {brief(error)}") from error
 
