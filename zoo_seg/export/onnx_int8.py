@@ -32,12 +32,14 @@ def quantise(source: Path, inputs: Inputs) -> Any:
         with TemporaryDirectory(dir=source.parent) as folder, quiet():
             prepared, made = Path(folder) / "prepared.onnx", Path(folder) / "int8.onnx"
             quant_pre_process(source, prepared, skip_symbolic_shape=True)
+            graph = onnx.load(prepared).graph
             quantize_static(
                 prepared,
                 made,
-                _Reader(onnx.load(source).graph.input[0].name, inputs),
+                _Reader(graph.input[0].name, inputs),
                 quant_format=QuantFormat.QDQ,
                 op_types_to_quantize=_TYPES,
+                nodes_to_exclude=_computed_from_sizes(graph),
                 per_channel=True,
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
@@ -47,6 +49,23 @@ def quantise(source: Path, inputs: Inputs) -> Any:
         raise
     except Exception as error:  # has no common base
         raise ExportError(f"ONNX Runtime cannot quantise this network: {brief(error)}") from error
+
+
+def _computed_from_sizes(graph: Any) -> list[str]:
+    """Where the graph makes matrices and masks for the input's size, and what takes them.
+
+    Their ranges would be those of the calibration's sizes alone, and 256 steps are too few for places and masks.
+    """
+    image, sizes, names = {graph.input[0].name}, set(), []
+    for node in graph.node:
+        from_sizes = bool(sizes.intersection(node.input))
+        if node.op_type != "Shape" and image.intersection(node.input):
+            image.update(node.output)
+        elif node.op_type == "Shape" or from_sizes:
+            sizes.update(node.output)
+        if from_sizes and node.op_type in _TYPES:
+            names.append(node.name)
+    return names
 
 
 class _Reader(CalibrationDataReader):

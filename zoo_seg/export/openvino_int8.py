@@ -36,6 +36,7 @@ def quantise(source: Path, inputs: Inputs) -> Any:
                 nncf.Dataset(inputs),
                 preset=nncf.QuantizationPreset.MIXED,
                 subset_size=len(inputs),
+                ignored_scope=nncf.IgnoredScope(names=_computed_from_sizes(model), validate=False),
                 model_type=nncf.ModelType.TRANSFORMER if has_attention else None,
             )
     except (nncf.InternalError, nncf.ValidationError, RuntimeError) as error:
@@ -43,3 +44,24 @@ def quantise(source: Path, inputs: Inputs) -> Any:
 
 
 _ATTENTION = ("Softmax", "ScaledDotProductAttention")
+
+
+def _computed_from_sizes(model: Any) -> list[str]:
+    """Where the graph makes matrices and masks for the input's size, and what takes them.
+
+    Their ranges would be those of the calibration's sizes alone, and 256 steps are too few for places and masks.
+    """
+    image, sizes, names = set(), set(), []
+    for node in model.get_ordered_ops():
+        name, given = node.get_friendly_name(), [each.get_source_output() for each in node.inputs()]
+        from_image, from_sizes = (
+            [each for each in given if each.get_node().get_friendly_name() in of] for of in (image, sizes)
+        )
+        if node.get_type_name() == "ShapeOf" or (from_sizes and not from_image):
+            sizes.add(name)
+            names.append(name)
+        elif from_image or node.get_type_name() == "Parameter":
+            image.add(name)
+            if any(each.get_element_type().is_real() for each in from_sizes):
+                names.append(name)
+    return names
