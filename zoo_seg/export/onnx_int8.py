@@ -39,7 +39,7 @@ def quantise(source: Path, inputs: Inputs) -> Any:
                 _Reader(graph.input[0].name, inputs),
                 quant_format=QuantFormat.QDQ,
                 op_types_to_quantize=_TYPES,
-                nodes_to_exclude=_computed_from_sizes(graph),
+                nodes_to_exclude=_left_alone(graph),
                 per_channel=True,
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
@@ -51,11 +51,13 @@ def quantise(source: Path, inputs: Inputs) -> Any:
         raise ExportError(f"ONNX Runtime cannot quantise this network: {brief(error)}") from error
 
 
-def _computed_from_sizes(graph: Any) -> list[str]:
-    """Where the graph makes matrices and masks for the input's size, and what takes them.
+def _left_alone(graph: Any) -> list[str]:
+    """What is computed from the input's size, such as matrices and masks, and what takes it; products without a matrix.
 
-    Their ranges would be those of the calibration's sizes alone, and 256 steps are too few for places and masks.
+    The ranges of the former would be those of the calibration's sizes alone, and 256 steps are too few for places and
+    masks. For the latter ONNX Runtime has no operator in integers.
     """
+    weights = {each.name: len(each.dims) for each in graph.initializer}
     image, sizes, names = {graph.input[0].name}, set(), []
     for node in graph.node:
         from_sizes = bool(sizes.intersection(node.input))
@@ -63,7 +65,8 @@ def _computed_from_sizes(graph: Any) -> list[str]:
             image.update(node.output)
         elif node.op_type == "Shape" or from_sizes:
             sizes.update(node.output)
-        if from_sizes and node.op_type in _TYPES:
+        other_weights = node.op_type == "MatMul" and (node.input[0] in weights or weights.get(node.input[1], 2) != 2)
+        if node.op_type in _TYPES and (from_sizes or other_weights):
             names.append(node.name)
     return names
 
