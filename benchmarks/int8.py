@@ -1,6 +1,6 @@
 """PSPNet R-50-D8 in 8-bit integers beside `predict` in bfloat16: one 512x683 image, turn by turn, medians.
 
-python benchmarks/int8.py [--classes 150] [--runs 9] [--size 512 683]
+python benchmarks/int8.py [--classes 150] [--runs 9] [--size 512 683] [--formats .xml .onnx]
 
 From a decoded image to its class map at its own size. The network has random values, which cost the same time; what
 int8 costs in mIoU is what `zoo-seg export --dtype int8 --calibration DATA` prints for trained weights.
@@ -12,6 +12,7 @@ import argparse
 import statistics
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=150)
     parser.add_argument("--runs", type=int, default=9)
     parser.add_argument("--size", type=int, nargs=2, default=(512, 683), metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument("--formats", nargs="+", choices=[".xml", ".onnx"], default=[".xml", ".onnx"])
     arguments = parser.parse_args()
 
     torch.manual_seed(0)
@@ -37,15 +39,11 @@ def main() -> None:
         for seed in range(4):
             pixels = np.random.default_rng(seed).integers(0, 256, (*arguments.size, 3), np.uint8)
             Image.fromarray(pixels).save(images / f"{seed}.png")
-        for name in ("int8.xml", "int8.onnx"):
-            zoo_seg.export(model, Path(folder, name), dtype="int8", calibration=images, check=False)
-        openvino, onnx = (zoo_seg.from_exported(Path(folder, name)) for name in ("int8.xml", "int8.onnx"))
-        works = {
-            "predict, bfloat16": lambda: model.predict(image, dtype="bfloat16"),
-            "predict, bfloat16, backend openvino": lambda: model.predict(image, dtype="bfloat16", backend="openvino"),
-            "int8, OpenVINO": lambda: openvino.predict(image),
-            "int8, ONNX Runtime": lambda: onnx.predict(image),
-        }
+        works = {"predict, bfloat16": partial(model.predict, image, dtype="bfloat16")}
+        for suffix in arguments.formats:
+            path = Path(folder, f"int8{suffix}")
+            zoo_seg.export(model, path, dtype="int8", calibration=images, check=False)
+            works[f"int8 {suffix}"] = partial(zoo_seg.from_exported(path).predict, image)
         seconds: dict[str, list[float]] = {name: [] for name in works}
         for _ in range(arguments.runs + 1):
             for name, work in works.items():
@@ -55,7 +53,7 @@ def main() -> None:
     medians = {name: statistics.median(taken[1:]) for name, taken in seconds.items()}
     first = medians["predict, bfloat16"]
     for name, median in medians.items():
-        print(f"{name:36} {1000 * median:7.0f} ms  {first / median:.2f}x")
+        print(f"{name:20} {1000 * median:7.0f} ms  {first / median:.2f}x")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from zoo_seg.export import write
 from zoo_seg.export.calibration import open_calibration
 from zoo_seg.export.int8 import Inputs
 from zoo_seg.export.write import Exported
+from zoo_seg.images.preprocess import resize_uint8
 from zoo_seg.manifest import TestOptions
 from zoo_seg.model import SegmentationModel
 
@@ -183,7 +184,7 @@ def test_it_is_calibrated_with_what_predict_computes(
         written = zoo_seg.export(model, tmp_path / "net.onnx", preprocess=preprocess, check=False)
         given = list(Inputs(written.path, images))
         assert len(given) == len(images.images)
-        pixels = np.asarray(Image.open(images.images[1]))
+        pixels = resize_uint8(np.array(Image.open(images.images[1])), 360, 432)  # the test size
         (expected,) = model.predictor().inputs(images.images[1])
         if preprocess:
             assert all(each.dtype == np.uint8 and each.shape == (1, 96, 96, 3) for each in given)
