@@ -279,19 +279,15 @@ def test_torch_jit_script_is_refused(part: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("family", "other_sizes"), [("fcn", True), ("pspnet", False)])
-def test_torch_jit_trace_warns_of_other_sizes(family: str, other_sizes: bool) -> None:
-    """A pyramid's matrices are for one size, and constants in a trace."""
-    model, x, other = network(family), torch.randn(1, 3, 64, 96), torch.randn(1, 3, 75, 110)
+@pytest.mark.parametrize("family", ["fcn", "pspnet"])
+def test_torch_jit_trace_warns_of_other_sizes(family: str) -> None:
+    """Of these two it is right there; nobody promises it of all."""
+    model = network(family)
     with torch.no_grad():
-        with pytest.warns(UserWarning, match="keeps the input's size, 64x96, in many networks"):
-            traced = torch.jit.trace(model, x, check_trace=False)
-        torch.testing.assert_close(traced(x), model(x))
-        try:
-            right = torch.allclose(traced(other), model(other), atol=1e-4)
-        except RuntimeError:
-            right = False
-    assert right == other_sizes
+        with pytest.warns(UserWarning, match="may keep the input's size, 64x96: compare the trace at others"):
+            traced = torch.jit.trace(model, torch.randn(1, 3, 64, 96), check_trace=False)
+        for x in (torch.randn(1, 3, 64, 96), torch.randn(2, 3, 75, 110)):
+            torch.testing.assert_close(traced(x), model(x), atol=1e-4, rtol=1e-4)
 
 
 # --- without this library -----------------------------------------------------------------------
