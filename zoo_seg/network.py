@@ -84,8 +84,8 @@ class SegmentationNetwork(nn.Module):
         """(N, in_chans, H, W), normalised float -> logits (N, num_classes, H, W), resized bilinearly."""
         if torch.jit.is_tracing():
             warnings.warn(
-                f"torch.jit.trace may keep the input's size, {x.shape[-2]}x{x.shape[-1]}: compare the trace at others with "
-                "the network; zoo_seg.export(model, 'net.pt2') is for any size, and is compared",
+                f"torch.jit.trace may keep the input's size, {x.shape[-2]}x{x.shape[-1]}: compare the trace at others "
+                "with the network; zoo_seg.export(model, 'net.pt2') is for any size, and is compared",
                 stacklevel=2,
             )
         return self.read(self.forward_logits(x), (x.shape[-2], x.shape[-1]))
