@@ -82,7 +82,7 @@ class SegmentationNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_chans, H, W), normalised float -> logits (N, num_classes, H, W), resized bilinearly."""
-        if torch.jit.is_tracing():
+        if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
             warnings.warn(
                 f"torch.jit.trace may keep the input's size, {x.shape[-2]}x{x.shape[-1]}: compare the trace at others "
                 "with the network; zoo_seg.export(model, 'net.pt2') is for any size, and is compared",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -57,7 +58,8 @@ def compare(network: Predicting, path: Path, calibration: Calibration) -> Quanti
         ImageError, DataError: an image or a label cannot be read, or their sizes differ.
         MissingExtraError: torchmetrics is not installed.
     """
-    others, options = calibration.others, {"scales": (1.0,), "flip": False, "range": _range(calibration)}
+    others = calibration.others
+    options: dict[str, Any] = {"scales": (1.0,), "flip": False, "range": _range(calibration)}
     scores = _Scores(calibration)
     same = pixels = 0
     pairs = zip(network.stream(others, **options), ExportedModel(path).stream(others, **options), strict=True)

@@ -9,10 +9,10 @@ from typing import Any
 from zoo_seg.errors import ExportError, MissingExtraError, ZooSegError
 from zoo_seg.export.graph import brief, quiet
 from zoo_seg.export.int8 import Inputs
-from zoo_seg.export.onnx_file import onnx
 from zoo_seg.export.onnx_file import save as save  # what is quantised is written alike
 
 try:
+    import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 except ImportError as error:
@@ -58,7 +58,8 @@ def _left_alone(graph: Any) -> list[str]:
     masks. For the latter ONNX Runtime has no operator in integers.
     """
     weights = {each.name: len(each.dims) for each in graph.initializer}
-    image, sizes, names = {graph.input[0].name}, set(), []
+    image, sizes = {graph.input[0].name}, set[str]()
+    names = []
     for node in graph.node:
         from_sizes = bool(sizes.intersection(node.input))
         if node.op_type != "Shape" and image.intersection(node.input):
@@ -71,7 +72,7 @@ def _left_alone(graph: Any) -> list[str]:
     return names
 
 
-class _Reader(CalibrationDataReader):
+class _Reader(CalibrationDataReader):  # type: ignore[misc]
     def __init__(self, name: str, inputs: Inputs) -> None:
         self._name, self._given = name, iter(inputs)
 

@@ -51,7 +51,9 @@ def _computed_from_sizes(model: Any) -> list[str]:
 
     Their ranges would be those of the calibration's sizes alone, and 256 steps are too few for places and masks.
     """
-    image, sizes, names = set(), set(), []
+    image: set[str] = set()
+    sizes: set[str] = set()
+    names = []
     for node in model.get_ordered_ops():
         name, given = node.get_friendly_name(), [each.get_source_output() for each in node.inputs()]
         from_image, from_sizes = (
