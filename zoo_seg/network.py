@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from zoo_seg.backbones.registry import find_backbone
-from zoo_seg.errors import OptionError
+from zoo_seg.errors import ExportError, OptionError
 from zoo_seg.families.registry import Family, find_family
 from zoo_seg.layers.readout import HeadOutput, Queries, read_out
 from zoo_seg.layers.resample import resize
@@ -102,7 +103,16 @@ class SegmentationNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_chans, H, W), normalised float -> logits (N, num_classes, H, W), resized bilinearly."""
+        if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+            warnings.warn(
+                f"torch.jit.trace may keep the input's size, {x.shape[-2]}x{x.shape[-1]}: compare the trace at others "
+                "with the network; zoo_seg.export(model, 'net.pt2') is for any size, and is compared",
+                stacklevel=2,
+            )
         return self.read(self.forward_logits(x), (x.shape[-2], x.shape[-1]))
+
+    def __prepare_scriptable__(self) -> NoReturn:  # torch.jit.script asks for it
+        raise ExportError("torch.jit.script is not supported; zoo_seg.export(model, 'net.pt2') takes its place")
 
     def read(self, output: HeadOutput, size: tuple[int, int]) -> Tensor:
         """What the head returned for an input of a size as logits (N, num_classes, *size)."""

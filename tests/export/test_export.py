@@ -282,6 +282,28 @@ def test_the_network_stays_as_it_was(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "new" / "folder").iterdir()] == ["net.pt2"]
 
 
+# --- torch.jit ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("part", ["model", "network"])
+def test_torch_jit_script_is_refused(part: str) -> None:
+    model = network("fcn")
+    with pytest.raises(ExportError, match=r"torch\.jit\.script is not supported; zoo_seg\.export\(model, 'net\.pt2'\)"):
+        torch.jit.script(model if part == "model" else model.network)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("family", ["fcn", "pspnet"])
+def test_torch_jit_trace_warns_of_other_sizes(family: str) -> None:
+    """Of these two it is right there; nobody promises it of all."""
+    model = network(family)
+    with torch.no_grad():
+        with pytest.warns(UserWarning, match="may keep the input's size, 64x96: compare the trace at others"):
+            traced = torch.jit.trace(model, torch.randn(1, 3, 64, 96), check_trace=False)
+        for x in (torch.randn(1, 3, 64, 96), torch.randn(2, 3, 75, 110)):
+            torch.testing.assert_close(traced(x), model(x), atol=1e-4, rtol=1e-4)
+
+
 # --- without this library -----------------------------------------------------------------------
 
 

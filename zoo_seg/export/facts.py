@@ -21,7 +21,21 @@ Input = Literal["x", "image"]
 Output = Literal["logits", "class_map"]
 """Name of the graph's output: `logits` are float32 (N, num_classes, H, W); a `class_map` is (N, H, W), uint8, or int16
 beyond 256 classes."""
-Dtype = Literal["float32", "float16"]
+Dtype = Literal["float32", "float16", "int8"]
+
+
+@dataclass(frozen=True)
+class Quantisation:
+    """How an int8 file was made, and how it answers images that it was not calibrated with."""
+
+    calibrated: int
+    """Images that its ranges are from."""
+    compared: int
+    """Other images, whose class maps were compared with the network's."""
+    agreement: float
+    """The share of their pixels that have the network's class, 0 to 1."""
+    miou: tuple[float, float] | None
+    """The network's and the file's on those images, in percent; None without labels."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +50,8 @@ class Facts:
     output: Output
     dtype: Dtype
     """What the network computes in, between float32 inputs and logits."""
+    quantisation: Quantisation | None = None
+    """Of an int8 file; None where it was not compared."""
 
     def __post_init__(self) -> None:
         if self.schema_version != SCHEMA_VERSION:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 from torch import Tensor
 from torch.export import ExportedProgram
@@ -13,6 +13,9 @@ from torch.export import ExportedProgram
 from zoo_seg.errors import OptionError
 from zoo_seg.export.facts import Facts
 from zoo_seg.export.graph import brief
+
+if TYPE_CHECKING:
+    from zoo_seg.export.int8 import Inputs
 
 Format = Literal["onnx", "torch_export", "openvino"]
 OPSETS = range(18, 24)
@@ -67,6 +70,34 @@ def handler(format: Format) -> Handler:  # noqa: A002
     from zoo_seg.export import torch_file
 
     return torch_file
+
+
+class Quantiser(Protocol):
+    """What makes a format's int8 files."""
+
+    def quantise(self, source: Path, inputs: Inputs) -> Any:
+        """A float32 file's model in int8, calibrated with these inputs; raises ExportError where it cannot be."""
+
+    def save(self, model: Any, path: Path, facts: Facts) -> None:
+        """Write it with its facts."""
+
+
+def quantiser(format: Format) -> Quantiser:  # noqa: A002
+    """The module that makes a format's int8 files.
+
+    Raises:
+        OptionError: none does.
+        MissingExtraError: its packages are not installed.
+    """
+    if format == "onnx":
+        from zoo_seg.export import onnx_int8
+
+        return onnx_int8
+    if format == "openvino":
+        from zoo_seg.export import openvino_int8
+
+        return openvino_int8
+    raise OptionError(f"int8 is for ONNX and OpenVINO, not for {format}; write a .onnx or a .xml")
 
 
 def format_of(path: Path, format: str | None = None) -> Format:  # noqa: A002

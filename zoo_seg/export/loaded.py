@@ -48,6 +48,7 @@ class ExportedModel(Predicting):
     Attributes:
         path, format, dtype: the file, `"onnx"`, `"openvino"` or `"torch_export"`, and what it computes in.
         info: what the network is, how its images are prepared, and where its weights come from.
+        quantisation: of an int8 file: how far its class maps were from the network's.
     """
 
     def __init__(self, path: Path) -> None:
@@ -56,7 +57,7 @@ class ExportedModel(Predicting):
             raise CheckpointError(f"there is no file {path}; zoo-seg export writes one")
         opened = handler(self.format).open_file(path, before_resize=True)
         facts = read_facts(path, opened.metadata)
-        self.info, self.dtype = facts.info, facts.dtype
+        self.info, self.dtype, self.quantisation = facts.info, facts.dtype, facts.quantisation
         self._takes_image, self._run = facts.input == "image", opened.run
         architecture = self.info.architecture
         # A family whose queries may stand for no object: the graph reads them out.
@@ -127,7 +128,11 @@ class ExportedModel(Predicting):
 
         Normalised; pixels from 0 to 255 for a file that preprocesses.
         """
-        return self._run(x.round().to(torch.uint8).permute(0, 2, 3, 1) if self._takes_image else x)
+        return self._run(self.graph_input(x))
+
+    def graph_input(self, x: Tensor) -> Tensor:
+        """What `forward_logits` takes as the graph takes it."""
+        return x.round().to(torch.uint8).permute(0, 2, 3, 1) if self._takes_image else x
 
     def predictor(
         self,

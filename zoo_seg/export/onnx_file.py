@@ -31,6 +31,13 @@ def write(program: ExportedProgram, path: Path, facts: Facts, opset: int | None 
     exported.save(path, external_data=False)
 
 
+def save(model: Any, path: Path, facts: Facts) -> None:
+    """A model that was changed, with these facts alone."""
+    del model.metadata_props[:]
+    onnx.helper.set_model_props(model, facts.as_strings())
+    onnx.save(model, path)
+
+
 def open_file(path: Path, *, before_resize: bool) -> Opened:
     """In ONNX Runtime, on the CPU."""
     try:

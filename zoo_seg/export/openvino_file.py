@@ -38,13 +38,17 @@ def core() -> Any:
 def write(program: ExportedProgram, path: Path, facts: Facts, opset: int | None = None) -> None:
     """Two files; float16 is how they hold the values, in a graph that computes in float32."""
     with TemporaryDirectory(dir=path.parent) as folder:  # where there is space for what it becomes
-        model = convert(program, Path(folder))
-        for name, value in facts.as_strings().items():
-            model.set_rt_info(value, [_SECTION, name])
-        try:
-            openvino.save_model(model, path, compress_to_fp16=facts.dtype == "float16")
-        except RuntimeError as error:  # a full disk as well
-            raise ExportError(f"OpenVINO cannot write {path.name}: {brief(error)}") from error
+        save(convert(program, Path(folder)), path, facts)
+
+
+def save(model: Any, path: Path, facts: Facts) -> None:
+    """A model with its facts."""
+    for name, value in facts.as_strings().items():
+        model.set_rt_info(value, [_SECTION, name])
+    try:
+        openvino.save_model(model, path, compress_to_fp16=facts.dtype == "float16")
+    except RuntimeError as error:  # a full disk as well
+        raise ExportError(f"OpenVINO cannot write {path.name}: {brief(error)}") from error
 
 
 def convert(program: ExportedProgram, folder: Path) -> Any:
