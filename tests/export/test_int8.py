@@ -80,7 +80,10 @@ def test_a_data_set_is_calibrated_on_train_and_compared_on_val(data: Path) -> No
     found = open_calibration(data)
     assert [path.relative_to(data).as_posix() for path in found.images] == [f"images/train/{n}.png" for n in range(5)]
     assert [path.relative_to(data).as_posix() for path in found.others] == [f"images/val/{n}.png" for n in range(3)]
-    assert [path.relative_to(data).as_posix() for path in found.masks] == [f"masks/val/{n}.png" for n in range(3)]
+    masks = [each.mask.relative_to(data).as_posix() for each in found.samples]
+    assert masks == [f"masks/val/{n}.png" for n in range(3)]
+        f"masks/val/{n}.png" for n in range(3)
+    ]
 
 
 def test_every_fifth_image_of_a_folder_is_held_out(tmp_path: Path) -> None:
@@ -108,7 +111,7 @@ def test_a_data_set_without_val(data: Path, tmp_path: Path) -> None:
         (tmp_path / kind).mkdir()
         (tmp_path / kind / "train").symlink_to(data / kind / "train")
     found = open_calibration(tmp_path)
-    assert (len(found.images), len(found.others), len(found.masks)) == (4, 1, 1)
+    assert (len(found.images), len(found.others), len(found.samples)) == (4, 1, 1)
 
 
 def test_folders_that_cannot_be_used(data: Path, tmp_path: Path) -> None:

@@ -88,8 +88,8 @@ class _Scores:
             if mask.shape != label.shape:
                 height, width = label.shape
                 raise DataError(
-                    f"{self._samples[place].place} is {width}x{height} pixels and its image {mask.shape[1]}x{mask.shape[0]}; "
-                    "expected the same size"
+                    f"{self._samples[place].place} is {width}x{height} pixels and its image "
+                    f"{mask.shape[1]}x{mask.shape[0]}; expected the same size"
                 )
             metric.update(mask, label)
 
