@@ -82,8 +82,6 @@ def test_a_data_set_is_calibrated_on_train_and_compared_on_val(data: Path) -> No
     assert [path.relative_to(data).as_posix() for path in found.others] == [f"images/val/{n}.png" for n in range(3)]
     masks = [each.mask.relative_to(data).as_posix() for each in found.samples]
     assert masks == [f"masks/val/{n}.png" for n in range(3)]
-        f"masks/val/{n}.png" for n in range(3)
-    ]
 
 
 def test_every_fifth_image_of_a_folder_is_held_out(tmp_path: Path) -> None:
