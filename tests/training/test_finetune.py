@@ -366,6 +366,11 @@ def test_an_order_depends_on_seed_and_epoch_alone() -> None:
 # --- opened: one's own loss, schedule, transforms, callbacks, data and network ---------------------
 
 
+def _word(value: object) -> str:
+    """A function by its name: its address is another one in every process."""
+    return str(getattr(value, "__name__", value))
+
+
 def soft_iou(logits: Tensor, labels: Tensor) -> Tensor:
     """A loss of one's own."""
     shares = logits.softmax(1) * (labels != 255)[:, None]
@@ -798,7 +803,7 @@ def frozen_backbone(model: SegmentationModel) -> None:
             Hand(cross_entropy, adamw, 0.4, frozen_norms),
         ),
     ],
-    ids=lambda value: " ".join(map(str, value.values())) or "default" if isinstance(value, dict) else "",
+    ids=lambda value: " ".join(map(_word, value.values())) or "default" if isinstance(value, dict) else "",
 )
 def test_a_step_is_the_one_by_hand(options: dict[str, Any], hand: Hand, few: Path, quick: Callable[..., Path]) -> None:
     out = quick(few, lr=0.05, **FCN, **STILL, **options)
