@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import count
+from types import EllipsisType
 from typing import Protocol
 
 import torch
@@ -171,10 +172,21 @@ def windows(size: int, crop: int, stride: int) -> list[tuple[int, int]]:
     return [(max(end - crop, 0), end) for end in ends]
 
 
+class Input(Protocol):
+    """What windows are cut from: a tensor (N, in_chans, H, W), or what reads them from a file when they are wanted."""
+
+    @property
+    def shape(self) -> Sequence[int]: ...
+    @property
+    def device(self) -> torch.device: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, place: tuple[EllipsisType, slice, slice], /) -> Tensor: ...
+
+
 class Windows:
     """The windows of an input, which the network sees row by row."""
 
-    def __init__(self, infer: Infer, x: Tensor, crop: Size, stride: Size) -> None:
+    def __init__(self, infer: Infer, x: Input, crop: Size, stride: Size) -> None:
         self.infer, self.x = infer, x
         self.rows, self.columns = (
             windows(size, *steps) for size, *steps in zip(x.shape[-2:], crop, stride, strict=True)
@@ -201,7 +213,7 @@ def _split(output: HeadOutput, size: int) -> list[HeadOutput]:
 
 
 def windowed_logits(
-    infer: Infer, x: Tensor, crop: Size, stride: Size, output: Size, geometry: Geometry, *, flip: bool
+    infer: Infer, x: Input, crop: Size, stride: Size, output: Size, geometry: Geometry, *, flip: bool
 ) -> Logits:
     """The mean of overlapping windows' logits, each resized to its window, then resized to the output."""
     over = Windows(infer, x, crop, stride)
@@ -267,7 +279,7 @@ class QueryWindows:
             self.held.popleft()
         while self.next < len(self.over.rows) and self.over.rows[self.next][0] < last:
             self._hold(self.over.infer_row())
-        total, covered = None, self.over.x.new_zeros(last - first, self.size[1], dtype=torch.float32)
+        total, covered = None, torch.zeros(last - first, self.size[1], device=self.over.x.device)
         for top, bottom, row in self.held:
             begin, end = max(top, first), min(bottom, last)
             for logits, (left, right) in zip(row, self.over.columns, strict=True):

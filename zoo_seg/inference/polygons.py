@@ -60,15 +60,20 @@ def check_polygon_options(min_area: float, tolerance: float) -> None:
             raise OptionError(f"{name} is {value}; expected a number of pixels, at least 0")
 
 
-def polygons(
-    mask: npt.NDArray[Any], classes: Sequence[str], min_area: float = 0, tolerance: float = 0.0
-) -> list[Polygon]:
-    """See `Segmentation.polygons`."""
+def polygons(mask: Any, classes: Sequence[str], min_area: float = 0, tolerance: float = 0.0) -> list[Polygon]:
+    """See `Segmentation.polygons`.
+
+    Args:
+        mask: an array (H, W), or a band of rasterio's, which is read by rows; what is no class id is left out.
+    """
     check_polygon_options(min_area, tolerance)
     features, shapely = check_packages()
     found = [
         (int(value), [np.array(ring, dtype=np.intp) for ring in shape["coordinates"]])
-        for shape, value in features.shapes(np.ascontiguousarray(mask), connectivity=4)
+        for shape, value in features.shapes(
+            np.ascontiguousarray(mask) if isinstance(mask, np.ndarray) else mask, connectivity=4
+        )
+        if value < len(classes)
     ]
     found.sort(key=lambda each: each[0])
     ids, rings = [value for value, _ in found], [each for _, each in found]

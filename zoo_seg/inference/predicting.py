@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -13,6 +13,7 @@ from PIL import Image
 from zoo_seg.images.bands import Range
 from zoo_seg.images.reading import ImageLike, Opens
 from zoo_seg.inference.backends import Backend
+from zoo_seg.inference.geotiff import predict_raster
 from zoo_seg.inference.predictor import Predictor, ProbabilityType
 from zoo_seg.inference.protocol import check_test_options
 from zoo_seg.inference.segmentation import Segmentation
@@ -159,6 +160,64 @@ class Predicting:
             probabilities=probabilities,
         )
         return next(results) if one else list(results)
+
+    def predict_raster(
+        self,
+        image: str | os.PathLike[str],
+        mask: str | os.PathLike[str],
+        *,
+        confidence: str | os.PathLike[str] | None = None,
+        crop: Sequence[int] | None = None,
+        stride: Sequence[int] | None = None,
+        flip: bool | None = None,
+        range: Range | Sequence[Range] | None = None,  # noqa: A002
+        bands: Sequence[int] | None = None,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype = "float32",
+        compile: bool = False,  # noqa: A002
+        backend: Backend | None = None,
+        software: str = "zoo-seg predict",
+        progress: Callable[[int], object] | None = None,
+    ) -> None:
+        """Write the class map of a GeoTIFF, or another TIFF, as a GeoTIFF of the same grid: the same size, reference
+        system and transform.
+
+        The image is read, predicted and written by rows of windows: memory grows with its width only. What is written
+        is what `predict(image, mode="slide", scales=(1,), resize=None)` finds of the whole image, to the last pixel:
+        windows overlap, and their logits are averaged. Nothing is resized: the pixels should be about as large on the
+        ground as those that the network was trained on. Needs the extra `aerial`.
+
+        Args:
+            image: a TIFF of any size on this machine.
+            mask: the file to write: class ids in tiles (deflate) with the palette as colours; where the image has no
+                data (nodata, a mask or alpha of 0) 255, or 65535 beyond 255 classes, declared as nodata. An existing
+                file is replaced; it appears whole or not at all.
+            confidence: write the winners' probability as well, 0 to 255; 0 is nodata.
+            crop, stride, flip, range, bands, device, dtype, compile, backend: see `predict`.
+            software: what the files say they were written by.
+            progress: called with the number of rows whenever some were written.
+
+        Raises:
+            ImageError: the image cannot be read, its bands do not fit, or it has more than 8 bits and no range is
+                known.
+            OptionError: an option is not allowed, or a file to write is the image.
+            MissingExtraError: rasterio, or what the backend needs, is not installed.
+            NumericalError: the logits are NaN or infinite, or too large for float16.
+            OutOfMemoryError: a row of windows is too much for the device.
+            OSError: a file cannot be written.
+        """
+        test = self.test_options("slide", crop, stride, (1.0,), flip)
+        predictor = self.predictor(device=device, dtype=dtype, compile=compile, backend=backend)
+        predict_raster(
+            predictor,
+            image,
+            mask,
+            wanted=predictor.wanted(range, bands),
+            test=test,
+            confidence=confidence,
+            software=software,
+            progress=progress,
+        )
 
     def stream(
         self,
