@@ -29,7 +29,11 @@ def scene(path: Path, height: int, width: int) -> None:
     row = np.tile(tile, (1, 1, -(-width // 1024)))[:, :, :width]
     with rasterio.open(
         *(path, "w", "GTiff", width, height, 3, "EPSG:25832", from_origin(5e5, 5.5e6, 0.2, 0.2), "uint8"),
-        **{"tiled": True, "blockxsize": 512, "blockysize": 512, "compress": "jpeg", "photometric": "ycbcr"},
+        tiled=True,
+        blockxsize=512,
+        blockysize=512,
+        compress="jpeg",
+        photometric="ycbcr",
     ) as target:
         for top in range(0, height, 1024):
             rows = min(1024, height - top)
@@ -63,7 +67,7 @@ def main() -> None:
                 confidence=image.with_name(f"{image.stem}_confidence.tif") if arguments.confidence else None,
                 crop=arguments.crop,
                 stride=arguments.stride,
-                progress=bar.update,
+                progress=lambda done, _: bar.update(done - bar.n),
             )
         seconds = time.monotonic() - started
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6

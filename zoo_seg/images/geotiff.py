@@ -16,8 +16,8 @@ from zoo_seg.images.bands import Wanted
 from zoo_seg.images.raster import chosen_bands, get_rasterio
 from zoo_seg.images.reading import Pixels, finished, named_errors
 
-_CACHE = 128
-"""MB of decoded blocks that GDAL keeps; left alone it takes a twentieth of the machine's memory."""
+_CACHE = 128 << 20
+"""Bytes of decoded blocks that GDAL keeps; left alone it takes a twentieth of the machine's memory."""
 _AT_ONCE = 1 << 24
 """Values that are brought to 8 bits at a time."""
 
@@ -56,7 +56,7 @@ class Raster:
         width = self.size[1]
         result = np.empty((bottom - top, width, self.wanted.channels), np.uint8)
         step = max(_AT_ONCE // (width * len(self.bands)), 1)
-        with named_errors(self.name):
+        with _named_errors(self.name):
             for first in range(top, bottom, step):
                 last = min(first + step, bottom)
                 window = ((first, last), (0, width))
@@ -66,13 +66,13 @@ class Raster:
 
     def valid(self, top: int, bottom: int) -> npt.NDArray[np.bool_]:
         """Which pixels of rows top..bottom have data: neither nodata, nor masked, nor transparent."""
-        with named_errors(self.name):
+        with _named_errors(self.name):
             return self.source.dataset_mask(window=((top, bottom), (0, self.size[1]))) != 0  # type: ignore[no-any-return]
 
     def thumbnail(self, longest: int) -> tuple[Pixels, npt.NDArray[np.bool_]]:
         """The image with at most `longest` pixels a side, by nearest pixels, and which of them have data."""
         height, width = self.thumbnail_size(longest)
-        with named_errors(self.name):
+        with _named_errors(self.name):
             values = self.source.read(self.bands, out_shape=(len(self.bands), height, width))
             mask = self.source.dataset_mask(out_shape=(height, width))
             return self._in_8_bits(values, mask), mask != 0
@@ -101,8 +101,42 @@ def open_raster(path: str | os.PathLike[str], wanted: Wanted) -> Iterator[Raster
     name, file = os.fspath(path), Path(path).absolute()
     rasterio = get_rasterio(name)
     with rasterio.Env(GDAL_CACHEMAX=_CACHE):
-        with named_errors(name):
+        with _named_errors(name):
             file.stat()  # GDAL would take a name for a place of its own
             source = rasterio.open(file, driver="GTiff")
         with source:
             yield Raster(source, name, wanted)
+
+
+def reference_system(path: str | os.PathLike[str]) -> str | None:
+    """The name of a GeoTIFF's reference system in GeoJSON, such as `urn:ogc:def:crs:EPSG::25832`.
+
+    Its WKT where it has no number; None for longitude and latitude (WGS 84).
+
+    Raises:
+        ImageError: it has none, or the file cannot be read.
+        MissingExtraError: rasterio is not installed.
+    """
+    name = os.fspath(path)
+    rasterio = get_rasterio(name)
+    with _named_errors(name), rasterio.open(Path(path).absolute(), driver="GTiff") as source:
+        crs = source.crs
+    if not crs:
+        raise ImageError(
+            f"{name}: it names no reference system (CRS), so its polygons have no place on a map; name it, such as "
+            "with gdal_edit.py -a_srs EPSG:25832 FILE, or leave out geojson"
+        )
+    number = crs.to_epsg()
+    if number == 4326:
+        return None
+    return f"urn:ogc:def:crs:EPSG::{number}" if number else str(crs.to_wkt())
+
+
+@contextmanager
+def _named_errors(name: str) -> Iterator[None]:
+    """As `named_errors`, with GDAL's reason in place of rasterio's."""
+    with named_errors(name):
+        try:
+            yield
+        except get_rasterio(name).errors.RasterioError as error:
+            raise OSError(error.__cause__ or error) from None

@@ -34,7 +34,10 @@ def is_on_a_map(file: IO[bytes]) -> bool:
 
 def software(file: IO[bytes]) -> str:
     """What an open TIFF says that it was written by; empty where it does not."""
-    return str(_tags(file).get(_SOFTWARE, ""))
+    try:
+        return str(_tags(file).get(_SOFTWARE, ""))
+    except Exception:  # Pillow raises almost anything on damaged data
+        return ""
 
 
 def _tag(file: IO[bytes], number: int) -> int:
@@ -42,7 +45,7 @@ def _tag(file: IO[bytes], number: int) -> int:
     try:
         tags = _tags(file)
         return int(tags.get(number, 1)) if tags else 0
-    except Exception:  # as below
+    except Exception:
         return 0
 
 
@@ -56,7 +59,7 @@ def _tags(file: IO[bytes]) -> Mapping[int, Any]:
         tags = ImageFileDirectory_v2(header + (file.read(8) if b"+" in header[:4] else b""))
         file.seek(tags.next)
         tags.load(file)
-        return dict(tags)
+        return tags
     except Exception:  # Pillow raises almost anything on damaged data; whoever reads the file will tell
         return {}
     finally:

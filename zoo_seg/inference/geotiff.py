@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from zoo_seg.errors import ImageError, OptionError
+from zoo_seg.errors import OptionError
 from zoo_seg.images.bands import Wanted
 from zoo_seg.images.geotiff import Raster, open_raster
 from zoo_seg.images.preprocess import normalise
@@ -70,8 +70,8 @@ def predict_raster(
     wanted: Wanted,
     test: TestOptions,
     confidence: str | os.PathLike[str] | None = None,
-    software: str = "zoo-seg predict",
-    progress: Callable[[int], object] | None = None,
+    software: str = "zoo_seg",
+    progress: Callable[[int, int], object] | None = None,
 ) -> None:
     """See `Predicting.predict_raster`."""
     outputs = [Path(path) for path in (mask, confidence) if path is not None]
@@ -97,7 +97,7 @@ def predict_raster(
                 assert shares is not None  # asked for below
                 each.write(np.where(valid, np.rint(shares * 255), 0).astype(np.uint8), 1, window=window)
             if progress is not None:
-                progress(rows)
+                progress(top + rows, raster.size[0])
 
         predictor.write_rows(
             lambda flip: _Windows(raster, predictor, flip), raster.size, test, write, confidence=bool(sure)
@@ -155,26 +155,6 @@ def overview(
     return Segmentation(ids, (*classes, "no data"), (*palette, (0, 0, 0)), as_rgb(pixels))
 
 
-def reference_system(image: str | os.PathLike[str]) -> str | None:
-    """The name of a GeoTIFF's reference system in GeoJSON, such as `urn:ogc:def:crs:EPSG::25832`, or its WKT where it
-    has no number; None for longitude and latitude (WGS 84).
-
-    Raises:
-        ImageError: it has none, or cannot be read.
-    """
-    with get_rasterio(str(image)).open(Path(image).absolute(), driver="GTiff") as source:
-        crs = source.crs
-    if not crs:
-        raise ImageError(
-            f"{image}: it names no reference system (CRS), so its polygons have no place on a map; name it, such as "
-            "gdal_edit.py -a_srs EPSG:25832 FILE, or leave out geojson"
-        )
-    number = crs.to_epsg()
-    if number == 4326:
-        return None
-    return f"urn:ogc:def:crs:EPSG::{number}" if number else str(crs.to_wkt())
-
-
 def map_polygons(
     mask: str | os.PathLike[str], classes: Sequence[str], min_area: float = 0, tolerance: float = 0.0
 ) -> tuple[list[Polygon], Transform]:
@@ -183,6 +163,8 @@ def map_polygons(
     `feature_collection(polygons, palette, transform=transform, crs=...)` makes GeoJSON of them. The options are those
     of `Segmentation.polygons`.
     """
-    rasterio = get_rasterio(str(mask))
-    with rasterio.open(Path(mask).absolute(), driver="GTiff") as source:
-        return polygons(rasterio.band(source, 1), classes, min_area, tolerance), tuple(source.transform)[:6]
+    rasterio, path = get_rasterio(str(mask)), Path(mask).absolute()
+    with rasterio.open(path, driver="GTiff") as source:
+        transform = tuple(source.transform)[:6]
+    with rasterio.open(path, driver="GTiff", GEOREF_SOURCES="NONE") as source:  # in pixels
+        return polygons(rasterio.band(source, 1), classes, min_area, tolerance), transform

@@ -176,11 +176,9 @@ class Predicting:
         dtype: str | torch.dtype = "float32",
         compile: bool = False,  # noqa: A002
         backend: Backend | None = None,
-        software: str = "zoo-seg predict",
-        progress: Callable[[int], object] | None = None,
+        progress: Callable[[int, int], object] | None = None,
     ) -> None:
-        """Write the class map of a GeoTIFF, or another TIFF, as a GeoTIFF of the same grid: the same size, reference
-        system and transform.
+        """Write the class map of a GeoTIFF as a GeoTIFF of the same size, reference system and transform.
 
         The image is read, predicted and written by rows of windows: memory grows with its width only. What is written
         is what `predict(image, mode="slide", scales=(1,), resize=None)` finds of the whole image, to the last pixel:
@@ -194,8 +192,7 @@ class Predicting:
                 file is replaced; it appears whole or not at all.
             confidence: write the winners' probability as well, 0 to 255; 0 is nodata.
             crop, stride, flip, range, bands, device, dtype, compile, backend: see `predict`.
-            software: what the files say they were written by.
-            progress: called with the number of rows whenever some were written.
+            progress: called with the number of rows that are written so far, and of all, whenever some were.
 
         Raises:
             ImageError: the image cannot be read, its bands do not fit, or it has more than 8 bits and no range is
@@ -215,7 +212,6 @@ class Predicting:
             wanted=predictor.wanted(range, bands),
             test=test,
             confidence=confidence,
-            software=software,
             progress=progress,
         )
 
