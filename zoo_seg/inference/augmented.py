@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from zoo_seg.inference.taps import Spread, Taps, bilinear, overlapping
+from zoo_seg.inference.taps import Blend, Spread, Taps, bilinear, importance, overlapping
 from zoo_seg.layers.readout import HeadOutput, Queries, read_out
 from zoo_seg.layers.resample import resize
 from zoo_seg.network import padded_size
@@ -213,15 +213,23 @@ def _split(output: HeadOutput, size: int) -> list[HeadOutput]:
 
 
 def windowed_logits(
-    infer: Infer, x: Input, crop: Size, stride: Size, output: Size, geometry: Geometry, *, flip: bool
+    infer: Infer,
+    x: Input,
+    crop: Size,
+    stride: Size,
+    output: Size,
+    geometry: Geometry,
+    *,
+    flip: bool,
+    blend: Blend = "mean",
 ) -> Logits:
-    """The mean of overlapping windows' logits, each resized to its window, then resized to the output."""
+    """The blend of overlapping windows' logits, each resized to its window, then resized to the output."""
     over = Windows(infer, x, crop, stride)
     first, align = over.infer_row(), geometry.align_corners
     if isinstance(first[0], Queries):
-        return QueryLogits(QueryWindows(over, first, geometry), output, flip, align)
+        return QueryLogits(QueryWindows(over, first, geometry, blend), output, flip, align)
     rows, columns = (
-        overlapping(spans, _over(cells, size, geometry), cells).resized(end, align)
+        overlapping(spans, _over(cells, size, geometry), cells, blend).resized(end, align)
         for spans, size, cells, end in zip(
             (over.rows, over.columns), over.size, first[0].shape[-2:], output, strict=True
         )
@@ -260,11 +268,12 @@ class WholeQueries:
 
 
 class QueryWindows:
-    """The mean of overlapping windows' logits; only windows whose rows are still needed are held."""
+    """The blend of overlapping windows' logits; only windows whose rows are still needed are held."""
 
-    def __init__(self, over: Windows, first: list[HeadOutput], geometry: Geometry) -> None:
+    def __init__(self, over: Windows, first: list[HeadOutput], geometry: Geometry, blend: Blend) -> None:
         self.over, self.geometry = over, geometry
         self.size: Size = (over.x.shape[-2], over.x.shape[-1])
+        self.vertical, self.horizontal = (importance(size, blend).to(over.x.device) for size in over.size)
         self.next = 0
         self.held: deque[tuple[int, int, list[WholeQueries]]] = deque()
         self._hold(first)
@@ -287,8 +296,9 @@ class QueryWindows:
                 found = logits.rows(begin - top, end - top)
                 if total is None:
                     total = found.new_zeros(*found.shape[:2], *covered.shape)
-                total[place] += found
-                covered[place[1:]] += 1
+                share = self.vertical[begin - top : end - top, None] * self.horizontal
+                total[place] += found * share
+                covered[place[1:]] += share
         assert total is not None  # every row is in a window
         return total / covered
 

@@ -25,6 +25,7 @@ from zoo_seg.images.reading import Pixels, as_rgb
 from zoo_seg.inference.polygons import Polygon, Transform, polygons
 from zoo_seg.inference.predictor import Predictor
 from zoo_seg.inference.segmentation import Segmentation, whole
+from zoo_seg.inference.taps import Blend
 from zoo_seg.manifest import TestOptions
 
 _BLOCK = 256
@@ -69,6 +70,7 @@ def predict_raster(
     *,
     wanted: Wanted,
     test: TestOptions,
+    blend: Blend = "linear",
     confidence: str | os.PathLike[str] | None = None,
     software: str = "zoo_seg",
     progress: Callable[[int, int], object] | None = None,
@@ -100,7 +102,12 @@ def predict_raster(
                 progress(top + rows, raster.size[0])
 
         predictor.write_rows(
-            lambda flip: _Windows(raster, predictor, flip), raster.size, test, write, confidence=bool(sure)
+            lambda flip: _Windows(raster, predictor, flip),
+            raster.size,
+            test,
+            write,
+            blend=blend,
+            confidence=bool(sure),
         )
 
 

@@ -25,6 +25,7 @@ from zoo_seg.inference.memory import give_back, keep_large_blocks
 from zoo_seg.inference.protocol import augmented_logits, find_protocol, probabilities, scaled_inputs, strips
 from zoo_seg.inference.segmentation import Segmentation
 from zoo_seg.inference.snapshot import LOCK, Snapshot
+from zoo_seg.inference.taps import Blend
 from zoo_seg.layers.readout import HeadOutput, Queries
 from zoo_seg.manifest import LARGEST_SIDE, Preprocess, Resize, TestOptions
 from zoo_seg.network import SegmentationNetwork
@@ -272,6 +273,7 @@ class Predictor:
         test: TestOptions,
         write: Callable[[int, npt.NDArray[Any], npt.NDArray[Any] | None], None],
         *,
+        blend: Blend,
         confidence: bool = False,
     ) -> None:
         """The class map of an input that is too large to be held, by its windows; see `Predicting.predict_raster`.
@@ -280,6 +282,7 @@ class Predictor:
             cut: what the windows (1, in_chans, h, w) are cut from, of this device and dtype; True: mirrored.
             size: (height, width) of the input.
             test: its window, stride and flip.
+            blend: see `Predicting.predict_raster`.
             write: called from top to bottom with the first row, class ids (rows, W) and, where asked for, the winners'
                 probabilities.
 
@@ -291,7 +294,9 @@ class Predictor:
         try:
             with torch.inference_mode(), _undisturbed(self.device):
                 found = [
-                    windowed_logits(self._logits, cut(flip), test.crop, test.stride, size, geometry, flip=flip)
+                    windowed_logits(
+                        *(self._logits, cut(flip), test.crop, test.stride, size, geometry), flip=flip, blend=blend
+                    )
                     for flip in ((False, True) if test.flip else (False,))
                 ]
                 for top, ids, strip in self._rows(found, Extras(confidence)):
