@@ -64,7 +64,7 @@ def _check_options(image: str, arguments: argparse.Namespace, asked: Sequence[st
     if arguments.scales not in (None, [1.0]):
         raise OptionError(f"--scales: {what} at its own size; leave it out")
     if arguments.resize != "published":
-        raise OptionError(f"--resize {arguments.resize}: {what} at its own size; leave it out")
+        raise OptionError(f"--resize: {what} at its own size; leave it out")
     if other := [kind for kind in asked if kind not in ON_A_MAP]:
         raise OptionError(
             f"--save {','.join(other)}: {image} is a GeoTIFF, of which {', '.join(ON_A_MAP)} can be written"
