@@ -47,7 +47,7 @@ def scene(path: str, crs: str | None = "EPSG:25832", **options: Any) -> Path:
 
 
 def names(folder: str) -> list[str]:
-    return sorted(os.listdir(folder))
+    return sorted(path.name for path in Path(folder).iterdir())
 
 
 def test_all_kinds_lie_on_the_map(predict: Run) -> None:
