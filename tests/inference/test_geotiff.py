@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import Zoo
+from helpers.disk import largest_file
 
 import zoo_seg
 from zoo_seg.errors import ImageError, OptionError
@@ -215,6 +216,16 @@ def test_a_broken_image_leaves_what_was_there(model: zoo_seg.SegmentationModel, 
         model.predict_raster(source, out / "m.tif", confidence=out / "sure.tif")
     assert [path.name for path in out.iterdir()] == ["m.tif"]
     assert (out / "m.tif").read_text() == "mine"
+
+
+def test_a_full_disk_leaves_what_was_there(model: zoo_seg.SegmentationModel, tmp_path: Path) -> None:
+    source, out = write(tmp_path / "a.tif", noise(200, 300, block=1)), tmp_path / "m.tif"
+    model.predict_raster(source, out)
+    before = out.read_bytes()
+    with largest_file(len(before) // 2), pytest.raises(OSError, match="is there room on the disk"):
+        model.predict_raster(source, out)
+    assert out.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tif", "m.tif"]
 
 
 def test_what_cannot_be_is_refused(model: zoo_seg.SegmentationModel, tmp_path: Path) -> None:

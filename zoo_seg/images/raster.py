@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Mapping
 from functools import cache
@@ -17,6 +18,8 @@ from zoo_seg.images.bands import Wanted
 
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _ORIENTATION, _BANDS, _SOFTWARE = 274, 277, 305
+_OFFSETS, _BYTES = 324, 325
+"""Of tiles."""
 _PIXEL_SCALE, _TRANSFORMATION = 33550, 34264
 """Of a GeoTIFF: where its pixels lie on a map."""
 
@@ -30,6 +33,14 @@ def is_on_a_map(file: IO[bytes]) -> bool:
     """Whether an open file is a GeoTIFF that says where its pixels lie, in whatever reference system."""
     tags = _tags(file)
     return _PIXEL_SCALE in tags or _TRANSFORMATION in tags
+
+
+def holds_all_tiles(file: IO[bytes]) -> bool:
+    """Whether an open TIFF has the data of every tile that it lists; GDAL does not tell of a full disk."""
+    tags = _tags(file)
+    size = file.seek(0, os.SEEK_END)
+    tiles = list(zip(tags.get(_OFFSETS, ()), tags.get(_BYTES, ()), strict=True))
+    return bool(tiles) and all(count > 0 and offset + count <= size for offset, count in tiles)
 
 
 def software(file: IO[bytes]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +21,7 @@ from zoo_seg.errors import OptionError
 from zoo_seg.images.bands import Wanted
 from zoo_seg.images.geotiff import Raster, open_raster
 from zoo_seg.images.preprocess import normalise
-from zoo_seg.images.raster import get_rasterio
+from zoo_seg.images.raster import get_rasterio, holds_all_tiles
 from zoo_seg.images.reading import Pixels, as_rgb
 from zoo_seg.inference.polygons import Polygon, Transform, polygons
 from zoo_seg.inference.predictor import Predictor
@@ -134,7 +135,10 @@ def _writing(
                 target.update_tags(TIFFTAG_SOFTWARE=software, **tags)
                 yield target
         except rasterio.errors.RasterioError as error:
-            raise OSError(f"{path}: {error}") from error
+            raise OSError(errno.EIO, str(error.__cause__ or error), str(path)) from None
+        with part.open("rb") as file:
+            if not holds_all_tiles(file):
+                raise OSError(errno.ENOSPC, "not all of it could be written; is there room on the disk?", str(path))
 
 
 def overview(
