@@ -58,7 +58,7 @@ def main() -> None:
         if not image.exists():
             scene(image, height, width)
         model = zoo_seg.create_model(arguments.model, arguments.weights)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
         started = time.monotonic()
         with tqdm(total=height, unit="row", mininterval=10) as bar:
             model.predict_raster(
@@ -70,7 +70,7 @@ def main() -> None:
                 progress=lambda done, _: bar.update(done - bar.n),
             )
         seconds = time.monotonic() - started
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
         sizes = ", ".join(f"{path.name} {path.stat().st_size / 1e6:.1f} MB" for path in sorted(folder.glob("*.tif")))
         print(f"{height}x{width}: {seconds:.0f} s, {seconds / (height * width / 1e6):.2f} s a megapixel")
         print(f"peak memory {peak:.2f} GB ({before:.2f} GB before); {sizes}")
