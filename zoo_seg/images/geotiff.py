@@ -21,6 +21,9 @@ _CACHE = 128 << 20
 _AT_ONCE = 1 << 24
 """Values that are brought to 8 bits at a time."""
 
+Transform = tuple[float, float, float, float, float, float]
+"""As of `affine.Affine`, from pixels to a map."""
+
 
 class Raster:
     """An open TIFF.
@@ -108,8 +111,8 @@ def open_raster(path: str | os.PathLike[str], wanted: Wanted) -> Iterator[Raster
             yield Raster(source, name, wanted)
 
 
-def reference_system(path: str | os.PathLike[str]) -> str | None:
-    """The name of a GeoTIFF's reference system in GeoJSON, such as `urn:ogc:def:crs:EPSG::25832`.
+def reference_system(path: str | os.PathLike[str]) -> tuple[Transform, str | None]:
+    """A GeoTIFF's transform, and the name of its reference system in GeoJSON, such as `urn:ogc:def:crs:EPSG::25832`.
 
     Its WKT where it has no number; None for longitude and latitude (WGS 84).
 
@@ -120,7 +123,7 @@ def reference_system(path: str | os.PathLike[str]) -> str | None:
     name = os.fspath(path)
     rasterio = get_rasterio(name)
     with _named_errors(name), rasterio.open(Path(path).absolute(), driver="GTiff") as source:
-        crs = source.crs
+        crs, transform = source.crs, tuple(source.transform)[:6]
     if not crs:
         raise ImageError(
             f"{name}: it names no reference system (CRS), so its polygons have no place on a map; name it, such as "
@@ -128,8 +131,8 @@ def reference_system(path: str | os.PathLike[str]) -> str | None:
         )
     number = crs.to_epsg()
     if number == 4326:
-        return None
-    return f"urn:ogc:def:crs:EPSG::{number}" if number else str(crs.to_wkt())
+        return transform, None
+    return transform, f"urn:ogc:def:crs:EPSG::{number}" if number else str(crs.to_wkt())
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from zoo_seg.images.geotiff import Raster, open_raster
 from zoo_seg.images.preprocess import normalise
 from zoo_seg.images.raster import get_rasterio, holds_all_tiles
 from zoo_seg.images.reading import Pixels, as_rgb
-from zoo_seg.inference.polygons import Polygon, Transform, polygons
+from zoo_seg.inference.polygons import Polygon, each_polygon, polygons
 from zoo_seg.inference.predictor import Predictor
 from zoo_seg.inference.segmentation import Segmentation, whole
 from zoo_seg.inference.taps import Blend
@@ -166,16 +166,18 @@ def overview(
     return Segmentation(ids, (*classes, "no data"), (*palette, (0, 0, 0)), as_rgb(pixels))
 
 
-def map_polygons(
+def raster_polygons(
     mask: str | os.PathLike[str], classes: Sequence[str], min_area: float = 0, tolerance: float = 0.0
-) -> tuple[list[Polygon], Transform]:
-    """The polygons of a class map that `predict_raster` wrote, in pixels, and the transform to the map.
+) -> Iterator[Polygon]:
+    """The polygons of a class map that `predict_raster` wrote, in pixels: one by one, unless they are simplified.
 
-    `feature_collection(polygons, palette, transform=transform, crs=...)` makes GeoJSON of them. The options are those
-    of `Segmentation.polygons`.
+    `feature_collection(list(polygons), palette, transform=..., crs=...)` makes GeoJSON of them, on the map with the
+    transform of the GeoTIFF. The options are those of `Segmentation.polygons`.
     """
     rasterio, path = get_rasterio(str(mask)), Path(mask).absolute()
-    with rasterio.open(path, driver="GTiff") as source:
-        transform = tuple(source.transform)[:6]
     with rasterio.open(path, driver="GTiff", GEOREF_SOURCES="NONE") as source:  # in pixels
-        return polygons(rasterio.band(source, 1), classes, min_area, tolerance), transform
+        band = rasterio.band(source, 1)
+        if tolerance:
+            yield from polygons(band, classes, min_area, tolerance)
+        else:
+            yield from each_polygon(band, classes, min_area)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Callable
@@ -9,11 +10,12 @@ from pathlib import Path
 
 from zoo_seg.errors import ImageError
 from zoo_seg.images.geotiff import reference_system
-from zoo_seg.inference.geotiff import map_polygons, overview, predict_raster
-from zoo_seg.inference.polygons import feature_collection
+from zoo_seg.inference.geotiff import overview, predict_raster, raster_polygons
+from zoo_seg.inference.polygons import feature, feature_collection
 from zoo_seg.inference.predicting import Predicting
+from zoo_seg.inference.segmentation import whole
 from zoo_seg.scale.jobs import Job, Work, Write
-from zoo_seg.scale.marks import marked_json, marked_png, tiff_software
+from zoo_seg.scale.marks import marked_png, marking_json, tiff_software
 
 
 def run(
@@ -67,10 +69,14 @@ def _write(
         shown = overview(image, mask, wanted, model.classes, model.palette)
         write(marked_png(shown.overlay(work.alpha, legend=work.legend), job.mark, compress_level=1), files["overlay"])
     if "geojson" in files:
-        crs = reference_system(image)
-        polygons, transform = map_polygons(mask, model.classes, work.min_area, work.tolerance)
-        document = feature_collection(polygons, model.palette, transform=transform, crs=crs)
-        write(marked_json(document, job.mark), files["geojson"])
+        transform, crs = reference_system(image)
+        about = feature_collection([], model.palette, transform=transform, crs=crs)
+        polygons = raster_polygons(mask, model.classes, work.min_area, work.tolerance)
+        with whole(Path(files["geojson"])) as part, part.open("wb") as file, marking_json(file, job.mark) as add:
+            add(json.dumps(about)[1:-2])  # up to the features, which are as many as there are
+            for number, each in enumerate(polygons):
+                add(f"{', ' if number else ''}{json.dumps(feature(each, model.palette, transform))}")
+            add("]")
     for kind, part in (("confidence", confidence), ("mask", mask)):
         if kind in files:
             os.replace(part, files[kind])  # noqa: PTH105
