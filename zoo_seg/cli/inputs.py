@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from PIL import Image
 
 from zoo_seg.errors import OptionError
-from zoo_seg.scale.jobs import ENDINGS
+from zoo_seg.scale.jobs import ENDINGS, ON_A_MAP
 from zoo_seg.scale.marks import read_mark
 
 SETTINGS = "zoo_seg_predict.json"
@@ -93,7 +93,8 @@ def is_wanted(name: str) -> bool:
 
 def is_named_like_result(name: str) -> bool:
     """Whether a file is called as results are."""
-    return name.endswith(tuple(ending for ending in ENDINGS.values() if ending.endswith(".png")))
+    endings = [*ENDINGS.values(), *ON_A_MAP.values()]
+    return name.endswith(tuple(ending for ending in endings if ending.endswith((".png", ".tif"))))
 
 
 def trouble(image: Path) -> str | None:

@@ -504,7 +504,8 @@ def _add_predict(verbs: Any) -> None:
         "write the class maps of images",
         "Write <stem>_mask.png (a palette PNG of class ids) and <stem>_overlay.png for each image, under the "
         "image's folder below --out; with --save also <stem>_confidence.png, <stem>.geojson, <stem>.json for labelme, "
-        "and one coco.json of all images. What is there already is kept while image, weights and settings are the "
+        "and one coco.json of all images. GeoTIFFs of any size become <stem>_mask.tif, <stem>_confidence.tif and a "
+        "<stem>.geojson on the map. What is there already is kept while image, weights and settings are the "
         "same; a file of your own is never replaced. A broken or missing image is named and passed over, and "
         "the exit code is 1 then. Of a folder every image is taken, links to images included; links to folders "
         "and hidden files are passed over. Of a clip one overlay is written, without sound; it needs "
@@ -515,6 +516,7 @@ def _add_predict(verbs: Any) -> None:
         "  zoo-seg predict street.jpg --model pspnet_resnet50_os8 --weights ade20k --out out/\n"
         "  zoo-seg predict images/ 'more/*.png' --weights fcn_resnet101_os8.cityscapes --out out/ --dtype bfloat16\n"
         "  zoo-seg predict images/ --save mask,confidence,coco,geojson --min-area 50 --tolerance 1\n"
+        "  zoo-seg predict scene.tif --crop 512 512 --save mask,geojson\n"
         "  zoo-seg predict clip.mp4 --out clip_overlay.mp4\n"
         "  zoo-seg predict s3://bucket/images --engine ray --address auto --out s3://bucket/masks",
         parents=[_network_options(_PACKAGED), _test_options()],

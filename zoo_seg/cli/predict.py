@@ -11,6 +11,7 @@ from typing import Protocol
 
 from tqdm import tqdm
 
+from zoo_seg.cli import aerial
 from zoo_seg.cli.inputs import LIST, SETTINGS, entries, images, is_clip, trouble, whole_name
 from zoo_seg.cli.network import check_test_arguments, device_of, load_predicting, weights_sha256
 from zoo_seg.cli.outcome import Failure, Outcome
@@ -72,6 +73,8 @@ def run(arguments: argparse.Namespace) -> int:
     out = _out(arguments)
     own = _own_files(arguments, out, asked)
     planned = list(plan(engine.found(arguments.paths, fail), kinds, own, fail))
+    if isinstance(engine, Local):
+        planned = list(aerial.on_maps(planned, arguments, asked, fail))
     jobs = planned
     settings = settings_of(arguments, kinds)
     if not arguments.overwrite:
@@ -213,10 +216,15 @@ class Local:
 
     def predict(self, jobs: list[Job], outcome: Outcome) -> str:
         work = work_of(self.arguments, jobs[0].kinds, device_of(self.arguments))
-        reasons = work.run(jobs, self.model, Path, _write)
-        # disable=None: a bar on a terminal only
-        for job, reason in zip(jobs, tqdm(reasons, total=len(jobs), unit="image", disable=None), strict=True):
-            note(job, reason, outcome)
+        flat = [job for job in jobs if not job.is_on_a_map]
+        if flat:
+            reasons = work.run(flat, self.model, Path, _write)
+            # disable=None: a bar on a terminal only
+            for job, reason in zip(flat, tqdm(reasons, total=len(flat), unit="image", disable=None), strict=True):
+                note(job, reason, outcome)
+        for job in jobs:
+            if job.is_on_a_map:
+                note(job, aerial.run(work, job, self.model, _write), outcome)
         return ""
 
     def write_coco(self, jobs: list[Job], mark: str) -> None:

@@ -110,7 +110,7 @@ def read_image(
     if isinstance(image, (str, os.PathLike)):
         return _from_file(Path(image), wanted)
     if isinstance(image, Image.Image):
-        with _named_errors("the PIL image"):
+        with named_errors("the PIL image"):
             return _from_pil(image, "the PIL image", wanted)
     if isinstance(image, np.ndarray):
         return _from_array(image, wanted)
@@ -152,9 +152,9 @@ def most_pixels() -> int | None:
 def _from_file(path: Path | Opens, wanted: Wanted) -> Pixels:
     limit = most_pixels()
     hint = "download the link first" if isinstance(path, Path) and ":/" in str(path) else "check the path"
-    with _named_errors(str(path), hint), path.open("rb") as file:
+    with named_errors(str(path), hint), path.open("rb") as file:
         if not wanted.is_rgb and tiff_bands(file) > 1:  # of which Pillow makes colours
-            return _finished(read_tiff(file, str(path), wanted, limit), str(path), wanted)
+            return finished(read_tiff(file, str(path), wanted, limit), str(path), wanted)
         try:
             opened = Image.open(file)
         except UnidentifiedImageError:
@@ -175,7 +175,7 @@ def _from_odd_tiff(file: IO[bytes], name: str, wanted: Wanted, limit: int | None
     found = tiff_bands(file)
     wanted.choose(found, name, has_alpha=found > 1)  # what cannot fit, alpha or not, is told without the extra
     try:
-        return _finished(read_tiff(file, name, wanted, limit), name, wanted)
+        return finished(read_tiff(file, name, wanted, limit), name, wanted)
     except MissingExtraError as error:
         if wanted.is_rgb:  # such a file among others has always been passed over
             raise ImageError(str(error)) from None
@@ -183,7 +183,7 @@ def _from_odd_tiff(file: IO[bytes], name: str, wanted: Wanted, limit: int | None
 
 
 @contextmanager
-def _named_errors(name: str, hint: str = "check the path") -> Iterator[None]:
+def named_errors(name: str, hint: str = "check the path") -> Iterator[None]:
     """Every failure to read becomes an ImageError that names the image."""
     try:
         yield
@@ -225,12 +225,12 @@ def _from_pil(image: Image.Image, name: str, wanted: Wanted, file: IO[bytes] | N
         image = image.convert("LA")  # Pillow makes RGBA of its 16 bits
     if image.mode.startswith(_DEEP):
         values = np.asarray(image)[:, :, None]
-        return _finished(values[:, :, wanted.choose(1, name)], name, wanted)
+        return finished(values[:, :, wanted.choose(1, name)], name, wanted)
     if is_cut:
         bands = np.asarray(image)
         chosen = wanted.choose(bands.shape[2], name, has_alpha=image.mode in _WITH_ALPHA)
         if wanted.ranges is not None or bands[:, :, chosen].max() < 128:
-            return _finished(_sixteen_bits(bands, chosen, mode, name, file), name, wanted)
+            return finished(_sixteen_bits(bands, chosen, mode, name, file), name, wanted)
     colours = wanted.is_rgb or image.mode in ("P", "PA")
     if image.mode in _BY_WAY_OF:
         image = image.convert(_BY_WAY_OF[image.mode])
@@ -238,7 +238,7 @@ def _from_pil(image: Image.Image, name: str, wanted: Wanted, file: IO[bytes] | N
         image = image.convert("RGB")
     values = np.asarray(image).reshape(image.height, image.width, -1)
     chosen = wanted.choose(values.shape[2], name, has_alpha=image.mode in _WITH_ALPHA)
-    return _finished(values[:, :, chosen], name, wanted)
+    return finished(values[:, :, chosen], name, wanted)
 
 
 def stored_mode(image: Image.Image) -> str:
@@ -295,7 +295,7 @@ def _sixteen_bits(
     return both
 
 
-def _finished(values: npt.NDArray[Any], name: str, wanted: Wanted) -> Pixels:
+def finished(values: npt.NDArray[Any], name: str, wanted: Wanted) -> Pixels:
     """The chosen bands, (H, W, bands), as a fresh image; grey is repeated where colours are wanted."""
     if values.dtype != np.uint8:
         values = _to_8_bits(values, name, wanted.ranges)
@@ -389,7 +389,7 @@ def _in_8_bits(found: str, array: npt.NDArray[Any], wanted: Wanted) -> Pixels:
             f"{found}, expected uint8 values from 0 to 255; or say which values are black and white, such as "
             f"range={usual}"
         )
-    return _finished(array[:, :, wanted.choose(array.shape[2], found)], found, wanted)
+    return finished(array[:, :, wanted.choose(array.shape[2], found)], found, wanted)
 
 
 def drawn_street() -> Path | None:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import count
+from types import EllipsisType
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from zoo_seg.inference.taps import Spread, Taps, bilinear, overlapping
+from zoo_seg.inference.taps import Blend, Spread, Taps, bilinear, importance, overlapping
 from zoo_seg.layers.readout import HeadOutput, Queries, read_out
 from zoo_seg.layers.resample import resize
 from zoo_seg.network import padded_size
@@ -171,10 +172,21 @@ def windows(size: int, crop: int, stride: int) -> list[tuple[int, int]]:
     return [(max(end - crop, 0), end) for end in ends]
 
 
+class Input(Protocol):
+    """What windows are cut from: a tensor (N, in_chans, H, W), or what reads them from a file when they are wanted."""
+
+    @property
+    def shape(self) -> Sequence[int]: ...
+    @property
+    def device(self) -> torch.device: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, place: tuple[EllipsisType, slice, slice], /) -> Tensor: ...
+
+
 class Windows:
     """The windows of an input, which the network sees row by row."""
 
-    def __init__(self, infer: Infer, x: Tensor, crop: Size, stride: Size) -> None:
+    def __init__(self, infer: Infer, x: Input, crop: Size, stride: Size) -> None:
         self.infer, self.x = infer, x
         self.rows, self.columns = (
             windows(size, *steps) for size, *steps in zip(x.shape[-2:], crop, stride, strict=True)
@@ -201,15 +213,23 @@ def _split(output: HeadOutput, size: int) -> list[HeadOutput]:
 
 
 def windowed_logits(
-    infer: Infer, x: Tensor, crop: Size, stride: Size, output: Size, geometry: Geometry, *, flip: bool
+    infer: Infer,
+    x: Input,
+    crop: Size,
+    stride: Size,
+    output: Size,
+    geometry: Geometry,
+    *,
+    flip: bool,
+    blend: Blend = "mean",
 ) -> Logits:
-    """The mean of overlapping windows' logits, each resized to its window, then resized to the output."""
+    """The blend of overlapping windows' logits, each resized to its window, then resized to the output."""
     over = Windows(infer, x, crop, stride)
     first, align = over.infer_row(), geometry.align_corners
     if isinstance(first[0], Queries):
-        return QueryLogits(QueryWindows(over, first, geometry), output, flip, align)
+        return QueryLogits(QueryWindows(over, first, geometry, blend), output, flip, align)
     rows, columns = (
-        overlapping(spans, _over(cells, size, geometry), cells).resized(end, align)
+        overlapping(spans, _over(cells, size, geometry), cells, blend).resized(end, align)
         for spans, size, cells, end in zip(
             (over.rows, over.columns), over.size, first[0].shape[-2:], output, strict=True
         )
@@ -248,11 +268,12 @@ class WholeQueries:
 
 
 class QueryWindows:
-    """The mean of overlapping windows' logits; only windows whose rows are still needed are held."""
+    """The blend of overlapping windows' logits; only windows whose rows are still needed are held."""
 
-    def __init__(self, over: Windows, first: list[HeadOutput], geometry: Geometry) -> None:
+    def __init__(self, over: Windows, first: list[HeadOutput], geometry: Geometry, blend: Blend) -> None:
         self.over, self.geometry = over, geometry
         self.size: Size = (over.x.shape[-2], over.x.shape[-1])
+        self.vertical, self.horizontal = (importance(size, blend).to(over.x.device) for size in over.size)
         self.next = 0
         self.held: deque[tuple[int, int, list[WholeQueries]]] = deque()
         self._hold(first)
@@ -267,7 +288,7 @@ class QueryWindows:
             self.held.popleft()
         while self.next < len(self.over.rows) and self.over.rows[self.next][0] < last:
             self._hold(self.over.infer_row())
-        total, covered = None, self.over.x.new_zeros(last - first, self.size[1], dtype=torch.float32)
+        total, covered = None, torch.zeros(last - first, self.size[1], device=self.over.x.device)
         for top, bottom, row in self.held:
             begin, end = max(top, first), min(bottom, last)
             for logits, (left, right) in zip(row, self.over.columns, strict=True):
@@ -275,8 +296,9 @@ class QueryWindows:
                 found = logits.rows(begin - top, end - top)
                 if total is None:
                     total = found.new_zeros(*found.shape[:2], *covered.shape)
-                total[place] += found
-                covered[place[1:]] += 1
+                share = self.vertical[begin - top : end - top, None] * self.horizontal
+                total[place] += found * share
+                covered[place[1:]] += share
         assert total is not None  # every row is in a window
         return total / covered
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,16 +60,15 @@ def check_polygon_options(min_area: float, tolerance: float) -> None:
             raise OptionError(f"{name} is {value}; expected a number of pixels, at least 0")
 
 
-def polygons(
-    mask: npt.NDArray[Any], classes: Sequence[str], min_area: float = 0, tolerance: float = 0.0
-) -> list[Polygon]:
-    """See `Segmentation.polygons`."""
+def polygons(mask: Any, classes: Sequence[str], min_area: float = 0, tolerance: float = 0.0) -> list[Polygon]:
+    """See `Segmentation.polygons`.
+
+    Args:
+        mask: an array (H, W), or a band of rasterio's, which is read by rows; what is no class id is left out.
+    """
     check_polygon_options(min_area, tolerance)
     features, shapely = check_packages()
-    found = [
-        (int(value), [np.array(ring, dtype=np.intp) for ring in shape["coordinates"]])
-        for shape, value in features.shapes(np.ascontiguousarray(mask), connectivity=4)
-    ]
+    found = list(_regions(features, mask, len(classes)))
     found.sort(key=lambda each: each[0])
     ids, rings = [value for value, _ in found], [each for _, each in found]
     if tolerance:
@@ -84,6 +83,24 @@ def polygons(
         for value, shape, count in zip(ids, shapes, pixels.tolist(), strict=True)
         if count >= min_area
     ]
+
+
+def each_polygon(mask: Any, classes: Sequence[str], min_area: float = 0) -> Iterator[Polygon]:
+    """`polygons` one by one, of any number, in the order of their last rows."""
+    check_polygon_options(min_area, 0.0)
+    features, shapely = check_packages()
+    for value, (exterior, *holes) in _regions(features, mask, len(classes)):
+        shape = shapely.Polygon(exterior, holes)
+        if shape.area >= min_area:
+            yield Polygon(value, classes[value], _ring(shape.exterior), tuple(map(_ring, shape.interiors)), shape.area)
+
+
+def _regions(features: Any, mask: Any, classes: int) -> Iterator[tuple[int, list[npt.NDArray[np.intp]]]]:
+    """The class id and the rings (n, 2) of each region; what is no class is left out."""
+    source = np.ascontiguousarray(mask) if isinstance(mask, np.ndarray) else mask
+    for shape, value in features.shapes(source, connectivity=4):
+        if value < classes:
+            yield int(value), [np.array(ring, dtype=np.intp) for ring in shape["coordinates"]]
 
 
 def _ring(ring: Any) -> Ring:
@@ -155,27 +172,31 @@ def feature_collection(
     said: dict[str, object] = {"coordinates": where} if transform is None else {}
     if crs is not None:
         said["crs"] = {"type": "name", "properties": {"name": crs}}
-    scale = 1.0 if transform is None else abs(transform[0] * transform[4] - transform[1] * transform[3])
-    features = [
-        {
-            "type": "Feature",
-            "properties": {
-                "class_id": each.class_id,
-                "class": each.name,
-                "color": "#{:02x}{:02x}{:02x}".format(*palette[each.class_id]),
-                "area": each.area * scale,
-            },
-            "geometry": {
-                "type": "Polygon",
-                "coordinates": [
-                    _placed(ring, transform, is_hole=position > 0)
-                    for position, ring in enumerate((each.exterior, *each.holes))
-                ],
-            },
-        }
-        for each in polygons
-    ]
+    features = [feature(each, palette, transform) for each in polygons]
     return {"type": "FeatureCollection", **said, **members, "features": features}
+
+
+def feature(
+    polygon: Polygon, palette: Sequence[tuple[int, int, int]], transform: Transform | None = None
+) -> dict[str, Any]:
+    """A feature of `feature_collection`."""
+    scale = 1.0 if transform is None else abs(transform[0] * transform[4] - transform[1] * transform[3])
+    return {
+        "type": "Feature",
+        "properties": {
+            "class_id": polygon.class_id,
+            "class": polygon.name,
+            "color": "#{:02x}{:02x}{:02x}".format(*palette[polygon.class_id]),
+            "area": polygon.area * scale,
+        },
+        "geometry": {
+            "type": "Polygon",
+            "coordinates": [
+                _placed(ring, transform, is_hole=position > 0)
+                for position, ring in enumerate((polygon.exterior, *polygon.holes))
+            ],
+        },
+    }
 
 
 def _placed(ring: Ring, transform: Transform | None, *, is_hole: bool) -> list[list[float]]:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, overload
 
 import numpy as np
 import torch
 from PIL import Image
 
+from zoo_seg.errors import OptionError
 from zoo_seg.images.bands import Range
 from zoo_seg.images.reading import ImageLike, Opens
 from zoo_seg.inference.backends import Backend
+from zoo_seg.inference.geotiff import predict_raster
 from zoo_seg.inference.predictor import Predictor, ProbabilityType
 from zoo_seg.inference.protocol import check_test_options
 from zoo_seg.inference.segmentation import Segmentation
+from zoo_seg.inference.taps import Blend
 from zoo_seg.manifest import TestOptions
 
 
@@ -159,6 +162,66 @@ class Predicting:
             probabilities=probabilities,
         )
         return next(results) if one else list(results)
+
+    def predict_raster(
+        self,
+        image: str | os.PathLike[str],
+        mask: str | os.PathLike[str],
+        *,
+        confidence: str | os.PathLike[str] | None = None,
+        crop: Sequence[int] | None = None,
+        stride: Sequence[int] | None = None,
+        flip: bool | None = None,
+        blend: Blend = "linear",
+        range: Range | Sequence[Range] | None = None,  # noqa: A002
+        bands: Sequence[int] | None = None,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype = "float32",
+        compile: bool = False,  # noqa: A002
+        backend: Backend | None = None,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> None:
+        """Write the class map of a GeoTIFF as a GeoTIFF of the same size, reference system and transform.
+
+        The image is read, predicted and written by rows of windows: memory grows with its width only. Windows overlap,
+        and their logits are averaged. Nothing is resized: the pixels should be about as large on the ground as those
+        that the network was trained on. Needs the extra `aerial`.
+
+        Args:
+            image: a TIFF of any size on this machine.
+            mask: the file to write: class ids in tiles (deflate) with the palette as colours; where the image has no
+                data (nodata, a mask or alpha of 0) 255, or 65535 beyond 255 classes, declared as nodata. An existing
+                file is replaced; it appears whole or not at all.
+            confidence: write the winners' probability as well, 0 to 255; 0 is nodata.
+            blend: how windows are averaged where they overlap: `"linear"`, each less and less towards its border, so
+                that no border is seen; or `"mean"`, all alike, which is what `predict(image, mode="slide",
+                scales=(1,), resize=None)` does: the class map is then the same to the last pixel.
+            crop, stride, flip, range, bands, device, dtype, compile, backend: see `predict`.
+            progress: called with the number of rows that are written so far, and of all, whenever some were.
+
+        Raises:
+            ImageError: the image cannot be read, its bands do not fit, or it has more than 8 bits and no range is
+                known.
+            OptionError: an option is not allowed, or a file to write is the image.
+            MissingExtraError: rasterio, or what the backend needs, is not installed.
+            NumericalError: the logits are NaN or infinite, or too large for float16.
+            OutOfMemoryError: a row of windows is too much for the device.
+            OSError: a file cannot be written.
+        """
+        if blend not in ("linear", "mean"):
+            raise OptionError(f"blend is {blend!r}; expected 'linear' or 'mean'")
+        test = self.test_options("slide", crop, stride, (1.0,), flip)
+        predictor = self.predictor(device=device, dtype=dtype, compile=compile, backend=backend)
+        predict_raster(
+            predictor,
+            image,
+            mask,
+            wanted=predictor.wanted(range, bands),
+            test=test,
+            blend=blend,
+            confidence=confidence,
+            progress=progress,
+        )
 
     def stream(
         self,

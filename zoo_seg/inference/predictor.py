@@ -15,16 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from zoo_seg.errors import ImageError, NumericalError, OptionError, OutOfMemoryError
-from zoo_seg.images.bands import Range, check_bands, check_range
+from zoo_seg.images.bands import Range, Wanted, check_bands, check_range
 from zoo_seg.images.preprocess import normalise, resize_uint8, resized_size
 from zoo_seg.images.reading import RGB, ImageLike, Pixels, as_rgb, most_pixels, read_image
-from zoo_seg.inference.augmented import Geometry, Infer, LinearLogits, Logits, Size
+from zoo_seg.inference.augmented import Geometry, Infer, Input, LinearLogits, Logits, Size, windowed_logits
 from zoo_seg.inference.backends import Backend, InferenceBackend, find_backend
 from zoo_seg.inference.labels import id_type, winners
 from zoo_seg.inference.memory import give_back, keep_large_blocks
 from zoo_seg.inference.protocol import augmented_logits, find_protocol, probabilities, scaled_inputs, strips
 from zoo_seg.inference.segmentation import Segmentation
 from zoo_seg.inference.snapshot import LOCK, Snapshot
+from zoo_seg.inference.taps import Blend
 from zoo_seg.layers.readout import HeadOutput, Queries
 from zoo_seg.manifest import LARGEST_SIDE, Preprocess, Resize, TestOptions
 from zoo_seg.network import SegmentationNetwork
@@ -210,11 +211,23 @@ class Predictor:
         range: Range | Sequence[Range] | None,  # noqa: A002
         bands: Sequence[int] | None,
     ) -> Callable[[ImageLike], Pixels]:
-        """How images are read; None is what the network was trained with."""
+        """How images are read."""
+        wanted = self.wanted(range, bands)
+        return lambda image: read_image(image, wanted.ranges, channels=wanted.channels, bands=wanted.bands)
+
+    def wanted(
+        self,
+        range: Range | Sequence[Range] | None = None,  # noqa: A002
+        bands: Sequence[int] | None = None,
+    ) -> Wanted:
+        """What images are read as; None is what the network was trained with.
+
+        Raises:
+            OptionError: it is no range, or they are no bands for the network.
+        """
         channels, rules = self.network.in_chans, self.preprocess
         ranges = check_range(rules.range if range is None else range, channels)
-        numbers = check_bands(rules.bands if bands is None else bands, channels)
-        return lambda image: read_image(image, ranges, channels=channels, bands=numbers)
+        return Wanted(channels, check_bands(rules.bands if bands is None else bands, channels), ranges)
 
     def _stream(
         self,
@@ -252,6 +265,60 @@ class Predictor:
                 yield from self._predict(batch, test, extras)
                 batch = []
         yield from self._predict(batch, test, extras)
+
+    def write_rows(
+        self,
+        cut: Callable[[bool], Input],
+        size: Size,
+        test: TestOptions,
+        write: Callable[[int, npt.NDArray[Any], npt.NDArray[Any] | None], None],
+        *,
+        blend: Blend,
+        confidence: bool = False,
+    ) -> None:
+        """The class map of an input that is too large to be held, by its windows; see `Predicting.predict_raster`.
+
+        Args:
+            cut: what the windows (1, in_chans, h, w) are cut from, of this device and dtype; True: mirrored.
+            size: (height, width) of the input.
+            test: its window, stride and flip.
+            blend: see `Predicting.predict_raster`.
+            write: called from top to bottom with the first row, class ids (rows, W) and, where asked for, the winners'
+                probabilities.
+
+        Raises:
+            OutOfMemoryError: a row of windows is too much for the device.
+        """
+        assert test.crop is not None and test.stride is not None  # noqa: PT018
+        geometry = Geometry(self.network.align_corners, self.network.size_divisor)
+        try:
+            with torch.inference_mode(), _undisturbed(self.device):
+                found = [
+                    windowed_logits(
+                        *(self._logits, cut(flip), test.crop, test.stride, size, geometry), flip=flip, blend=blend
+                    )
+                    for flip in ((False, True) if test.flip else (False,))
+                ]
+                for top, ids, strip in self._rows(found, Extras(confidence)):
+                    sure = None
+                    if confidence:
+                        assert strip is not None  # `_rows` gives one
+                        sure = self._confidence(ids, self._shares(strip, found))[0].cpu().numpy()
+                    write(top, ids[0].cpu().numpy(), sure)
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
+            raise OutOfMemoryError(
+                f"{self.device} has too little memory for a row of windows of {test.crop} (height, width) across "
+                f"{size[1]} pixels; lower it with a smaller crop, or with dtype='bfloat16'"
+            ) from None
+
+    def _shares(self, strip: Tensor, found: Sequence[Logits]) -> Tensor:
+        return probabilities(strip, self.rules, several=len(found) > 1, scores=self._scores)
+
+    @staticmethod
+    def _confidence(ids: Tensor, shares: Tensor) -> Tensor:
+        return shares.gather(1, ids.long().unsqueeze(1))[:, 0]
 
     def _resize(self, resize: Literal["published"] | int | None) -> Resize | int | None:
         if resize == "published":
@@ -373,10 +440,10 @@ class Predictor:
             if extras == Extras():
                 continue
             assert strip is not None  # `_rows` gives one
-            shares = probabilities(strip, self.rules, several=len(found) > 1, scores=self._scores)
+            shares = self._shares(strip, found)
             if extras.confidence:
                 sure = shares.new_empty(len(ids), *size) if sure is None else sure
-                sure[:, rows] = shares.gather(1, ids.long().unsqueeze(1))[:, 0]
+                sure[:, rows] = self._confidence(ids, shares)
             if extras.probabilities is not None:
                 arrays = arrays or _room(len(ids), (shares.shape[1], *size), extras.probabilities)
                 for array, values in zip(arrays, shares.to(DTYPES[extras.probabilities]).cpu(), strict=True):

@@ -8,9 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+Blend = Literal["mean", "linear"]
+"""How windows are averaged where they overlap: all alike, or each less and less towards its border."""
 
 _BLOCK = 256
 """Places whose mixing is one small matrix."""
@@ -67,8 +71,16 @@ def bilinear(size: int, new_size: int, align_corners: bool = False) -> Taps:
     return _merged(cells, torch.stack([1 - share, share], dim=1))
 
 
-def overlapping(windows: Sequence[tuple[int, int]], within: Taps, cells: int) -> Taps:
-    """The mean of windows (start, end) of like size, each mixed as `within` from `cells` cells of its own."""
+def importance(size: int, blend: Blend) -> Tensor:
+    """How much each place of a window counts where windows overlap: (size,), float32."""
+    if blend == "mean":
+        return torch.ones(size, device="cpu")
+    place = torch.arange(size, device="cpu")
+    return torch.minimum(place + 1, size - place).float()
+
+
+def overlapping(windows: Sequence[tuple[int, int]], within: Taps, cells: int, blend: Blend = "mean") -> Taps:
+    """The blend of windows (start, end) of like size, each mixed as `within` from `cells` cells of its own."""
     start, end = torch.tensor(windows, device="cpu").T.contiguous()
     place = torch.arange(int(end[-1]), device="cpu")
     first = torch.searchsorted(end, place, right=True)
@@ -77,7 +89,8 @@ def overlapping(windows: Sequence[tuple[int, int]], within: Taps, cells: int) ->
     covers = window < (first + count)[:, None]
     window = torch.where(covers, window, first[:, None])
     inside = place[:, None] - start[window]
-    weights = within.weights[inside] * (covers / count[:, None])[:, :, None]
+    shares = importance(len(within), blend)[inside] * covers
+    weights = within.weights[inside] * (shares / shares.sum(1, keepdim=True))[:, :, None]
     return _merged((within.cells[inside] + window[:, :, None] * cells).flatten(1), weights.flatten(1))
 
 

@@ -26,6 +26,13 @@ ENDINGS = {
     "mask": "_mask.png",
 }
 """The files that can be written for an image: what follows its name, in the order of writing."""
+ON_A_MAP = {
+    "overlay": "_overlay.png",
+    "confidence": "_confidence.tif",
+    "geojson": ".geojson",
+    "mask": "_mask.tif",
+}
+"""Those of a GeoTIFF."""
 POLYGONS = {"geojson", "labelme"}
 """Those made of polygons."""
 
@@ -41,11 +48,14 @@ class Job:
     """Of `ENDINGS`."""
     mark: str = ""
     """Stands in the files: a digest of what decides them, 64 hex digits. See `read_mark`."""
+    is_on_a_map: bool = False
+    """It is a GeoTIFF, whose results are GeoTIFFs as well: of `ON_A_MAP`."""
 
     @property
     def files(self) -> dict[str, str]:
         """The path or URL of each kind, in the order of writing."""
-        return {kind: self.target + ending for kind, ending in ENDINGS.items() if kind in self.kinds}
+        endings = ON_A_MAP if self.is_on_a_map else ENDINGS
+        return {kind: self.target + ending for kind, ending in endings.items() if kind in self.kinds}
 
 
 class Write(Protocol):

@@ -14,11 +14,15 @@ from typing import Any, BinaryIO
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from zoo_seg.images.raster import software
+
 _MARK = "zoo_seg"
 _HEAD, _END = 256, b"IEND\xaeB`\x82"
 """Bytes in which the mark stands, and the last ones of a whole PNG."""
 _JSON = re.compile(rb'\{"zoo_seg": "([0-9a-f]{64}) ([0-9a-f]{64})"')
 """How a JSON file begins: its mark, and the sha256 of all that follows, which a file edited by hand no longer has."""
+_TIFF = re.compile(r"zoo-seg predict ([0-9a-f]{64})")
+"""The software that wrote a TIFF; it appears whole or not at all."""
 _CHUNK = 1 << 20
 
 
@@ -60,16 +64,23 @@ def _head(mark: str, digest: str) -> bytes:
     return f'{{"{_MARK}": "{mark} {digest}"'.encode("ascii")
 
 
+def tiff_software(mark: str) -> str:
+    """What a marked TIFF says that it was written by."""
+    return f"zoo-seg predict {mark}"
+
+
 def read_mark(file: BinaryIO) -> str | None:
     """The mark of a file that `zoo-seg predict` wrote; empty where its end is missing; None for any other file."""
+    if found := _TIFF.fullmatch(software(file)):
+        return found[1]
     head = file.read(_HEAD)
-    if found := _JSON.match(head):
-        return _of_json(file, found[1], found[2], found.end())
-    found = re.search(rf"tEXt{_MARK}\0([0-9a-f]{{64}})".encode(), head)
-    if found is None:
+    if start := _JSON.match(head):
+        return _of_json(file, start[1], start[2], start.end())
+    png = re.search(rf"tEXt{_MARK}\0([0-9a-f]{{64}})".encode(), head)
+    if png is None:
         return None
     file.seek(-len(_END), os.SEEK_END)
-    return found[1].decode() if file.read() == _END else ""
+    return png[1].decode() if file.read() == _END else ""
 
 
 def _of_json(file: BinaryIO, mark: bytes, digest: bytes, start: int) -> str | None:
