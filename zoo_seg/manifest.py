@@ -23,6 +23,7 @@ SCHEMA_VERSION = 2
 """Of the published manifest; a user's own may still be of version 1."""
 
 T = TypeVar("T")
+Interpolation = Literal["opencv", "bilinear", "bicubic"]
 SortKey = Literal["dataset", "model", "source", "miou", "parameters", "multiply_adds", "seconds"]
 
 # What a manifest can ask of a machine: beyond these it is a mistake, or worse.
@@ -152,6 +153,8 @@ class Protocol:
 PROTOCOLS: Mapping[str, Protocol] = {
     "ssseg": Protocol(average="logits", via_input_size=False, rescale="tensor"),
     "mmseg": Protocol(average="probabilities", via_input_size=True, rescale="image"),
+    "transformers": Protocol(average="logits", via_input_size=False, rescale="image"),
+    "torchvision": Protocol(average="logits", via_input_size=True, rescale="image"),
 }
 """The presets by name, as the published manifest has them."""
 
@@ -206,20 +209,27 @@ class Resize:
     long: int
     keep_ratio: bool = True
     """False: to these very sides, the longer one of the image (the width of a square one) to `long`."""
+    rounding: Literal["nearest", "floor"] = "nearest"
+    """Of the side that follows from the other: to the nearest pixel, or, as in torchvision and transformers, down."""
+    divisor: int = 1
+    """Both sides are then enlarged to a multiple of it; the image is stretched, not padded."""
 
     def __post_init__(self) -> None:
+        _check(0 < self.divisor <= LARGEST_SIDE, f"divisor is {self.divisor}, expected 1 to {LARGEST_SIDE}")
         _check(
             0 < self.short <= self.long <= LARGEST_SIDE,
             f"short is {self.short} and long {self.long}, expected 0 < short <= long <= {LARGEST_SIDE}",
         )
 
     def __str__(self) -> str:
+        if self.keep_ratio and self.long == LARGEST_SIDE:
+            return f"shorter side {self.short}"
         return f"shorter side {self.short}, " + (f"at most {self.long}" if self.keep_ratio else f"longer {self.long}")
 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """From an image (0..255) to the network's input: resize (uint8, bilinear), then (x - mean) / std by channel."""
+    """From an image (0..255) to the network's input: resize (to uint8 again), then (x - mean) / std by channel."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -228,6 +238,8 @@ class Preprocess:
     """The numbers of a file's bands that are the channels, from 1 on; None: all, and colours as RGB."""
     range: tuple[tuple[float, float], ...] | None = None
     """The values that are black and white in images of more than 8 bits: a pair for all channels, or one for each."""
+    interpolation: Interpolation = "opencv"
+    """Of the resize: OpenCV's bilinear, which samples, or torch's with antialiasing, which averages what it shrinks."""
 
     def __post_init__(self) -> None:
         channels = len(self.mean)
