@@ -213,6 +213,8 @@ class Resize:
     """Of the side that follows from the other: to the nearest pixel, or, as in torchvision and transformers, down."""
     divisor: int = 1
     """Both sides are then enlarged to a multiple of it; the image is stretched, not padded."""
+    orientation: Literal["image", "landscape", "portrait"] = "image"
+    """Without `keep_ratio`: whether `long` is the longer side of the image, or always the width or the height."""
 
     def __post_init__(self) -> None:
         _check(0 < self.divisor <= LARGEST_SIDE, f"divisor is {self.divisor}, expected 1 to {LARGEST_SIDE}")
@@ -619,9 +621,8 @@ class Manifest:
         if "architecture" in value:
             changes: _Changes = decode(_Changes, value["architecture"], (*path, "architecture"))
             architecture = changes.applied(architecture)
-        pretraining = value.get("licence_pretraining")
-        if pretraining is not None:
-            decode(str, pretraining, (*path, "licence_pretraining"))
+        pretraining = decode(str | None, value.get("licence_pretraining"), (*path, "licence_pretraining"))
+        licence = decode(str | None, value.get("licence_weights", source.licence_weights), (*path, "licence_weights"))
         origin = {"project": source.url, "revision": source.revision}
         known = {
             "id": id_,
@@ -637,14 +638,14 @@ class Manifest:
             "seconds": network.seconds,
             "protocol": source.protocol,
             "rules": self.protocols[source.protocol],
-            "licence": Licence(source.licence_code, source.licence_weights, dataset.licence, pretraining),
+            "licence": Licence(source.licence_code, licence, dataset.licence, pretraining),
             "provenance": decode(Provenance, value.get("provenance", {}), (*path, "provenance"), origin),
         }
         record: Weights = decode(Weights, own, path, known, self._shared)
         return record
 
 
-_FILLED = ("dataset", "source", "architecture", "provenance", "licence_pretraining")
+_FILLED = ("dataset", "source", "architecture", "provenance", "licence_weights", "licence_pretraining")
 """Keys of a record in the file that are not simply decoded."""
 
 

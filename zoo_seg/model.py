@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from zoo_seg.checkpoints.digest import tensors_sha256
 from zoo_seg.config import LIBRARY
-from zoo_seg.data.labels import voc_palette
 from zoo_seg.errors import CheckpointError, DownloadError, OptionError, UnknownNameError
 from zoo_seg.families.registry import find_family
 from zoo_seg.hub import huggingface
@@ -23,7 +22,7 @@ from zoo_seg.images.reading import ImageLike, drawn_street, read_image
 from zoo_seg.inference.backends import Backend
 from zoo_seg.inference.predicting import Predicting
 from zoo_seg.inference.predictor import Predictor, Predictors, choose_dtype
-from zoo_seg.info import ModelInfo, as_palette, for_channels
+from zoo_seg.info import IMAGENET, ModelInfo, as_palette, for_channels, voc_palette
 from zoo_seg.layers.readout import HeadOutput
 from zoo_seg.manifest import Architecture, Licence, Metric, Preprocess, Recipe, TestOptions, Weights, get_weights
 from zoo_seg.network import SegmentationNetwork, with_all_options
@@ -155,7 +154,7 @@ class SegmentationModel(nn.Module, Predicting):
 
     @property
     def protocol(self) -> str:
-        """Whose order of operations `predict` follows: `"ssseg"` or `"mmseg"`."""
+        """Whose order of operations `predict` follows, such as `"ssseg"` or `"mmseg"`."""
         return self.info.protocol
 
     @protocol.setter
@@ -267,7 +266,8 @@ class SegmentationModel(nn.Module, Predicting):
         info = checkpoint.info or ModelInfo(
             classes=class_names(classes),
             palette=voc_palette(classes),
-            protocol="mmseg" if checkpoint.naming == "mmseg" else "ssseg",
+            preprocess=replace(IMAGENET, interpolation="bilinear") if checkpoint.naming == "transformers" else IMAGENET,
+            protocol="ssseg" if checkpoint.naming == "zoo_seg" else checkpoint.naming,
         )
         if len(info.classes) != classes:
             info = replace(info, classes=class_names(classes), palette=voc_palette(classes), metrics=())
@@ -287,7 +287,10 @@ class SegmentationModel(nn.Module, Predicting):
         in_chans: int | None = None,
         progress: bool = True,
     ) -> SegmentationModel:
-        """The network that `save_pretrained`, `push_to_hub` or `finetune` wrote, in `eval()`.
+        """The network that `save_pretrained`, `push_to_hub` or `finetune` wrote, or transformers, in `eval()`.
+
+        Of transformers' networks that is SegformerForSemanticSegmentation, with the classes of its `config.json` and
+        images prepared as its `preprocessor_config.json` says; the package transformers is not needed.
 
         Args:
             name: a folder, or a repository on the Hugging Face Hub: `"org/repo"`, `"org/repo@revision"`, `"hf://..."`.

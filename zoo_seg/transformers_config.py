@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from zoo_seg.decode import Mistake, decode, read_json, show
 from zoo_seg.info import ModelInfo, voc_palette
@@ -30,7 +30,7 @@ _INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}
 _IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 
 
-def is_transformers(raw: object) -> bool:
+def is_transformers(raw: object) -> TypeGuard[dict[str, Any]]:
     """Whether a `config.json` is one of transformers."""
     return isinstance(raw, dict) and "schema_version" not in raw and ("model_type" in raw or "architectures" in raw)
 
@@ -193,8 +193,8 @@ def _preprocess(said: object, default: dict[str, Any], channels: int) -> Preproc
         raise Mistake(f"found {resample}, expected 2 (bilinear) or 3 (bicubic)", "resample")
     try:
         return Preprocess(
-            mean=tuple(each / scale for each in mean),
-            std=tuple(each / scale for each in std),
+            mean=tuple(round(each / scale, 9) for each in mean),
+            std=tuple(round(each / scale, 9) for each in std),
             resize=_resize(raw["size"]) if _read(bool, raw, "do_resize", True) else None,
             interpolation=_INTERPOLATIONS[resample],
         )
@@ -216,7 +216,8 @@ def _resize(size: object) -> Resize:
     if not isinstance(sides, dict) or set(sides) != {"height", "width"}:
         raise Mistake(f"found {show(size)}, expected height and width", "size")
     height, width = (_read(int, sides, name, None, "size") for name in ("height", "width"))
-    return Resize(min(height, width), max(height, width), keep_ratio=False)
+    orientation = "portrait" if height > width else "landscape"
+    return Resize(min(height, width), max(height, width), keep_ratio=False, orientation=orientation)
 
 
 def _read(kind: Any, raw: Mapping[str, Any], name: str, default: Any, *path: str) -> Any:

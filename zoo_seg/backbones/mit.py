@@ -214,6 +214,7 @@ _KEYS = KeyMap(
     _split_attention,
 )
 
+
 def _join_attention(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """transformers keeps key and value apart, and has linear layers where the MLP here has 1x1 convolutions."""
     result = {}

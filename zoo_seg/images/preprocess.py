@@ -35,7 +35,8 @@ def resized_size(height: int, width: int, resize: Resize | int | None) -> tuple[
         return height, width
     if isinstance(resize, Resize):
         if not resize.keep_ratio:
-            sides = (resize.long, resize.short) if height > width else (resize.short, resize.long)
+            upright = height > width if resize.orientation == "image" else resize.orientation == "portrait"
+            sides = (resize.long, resize.short) if upright else (resize.short, resize.long)
             return _multiples(sides, resize.divisor)
         if resize.rounding == "floor":
             return _multiples(_floored(height, width, resize), resize.divisor)

@@ -17,7 +17,14 @@ from zoo_seg.config import CARD, CONFIG, LIBRARY, SCHEMA_VERSION, WEIGHTS
 from zoo_seg.hub.files import replacing
 from zoo_seg.info import ModelInfo
 
-_LATER = {"bands": None, "range": None, "interpolation": "opencv", "rounding": "nearest", "divisor": 1}
+_LATER = {
+    "bands": None,
+    "range": None,
+    "interpolation": "opencv",
+    "rounding": "nearest",
+    "divisor": 1,
+    "orientation": "image",
+}
 """What earlier versions do not know of images; left out where it says nothing, so that they read the folder."""
 
 
