@@ -13,7 +13,7 @@ from typing import Any, TypeGuard
 
 from zoo_seg.decode import Mistake, decode, read_json, show
 from zoo_seg.info import ModelInfo, voc_palette
-from zoo_seg.manifest import Architecture, Preprocess, Resize, load_manifest
+from zoo_seg.manifest import Architecture, Interpolation, Preprocess, Resize, load_manifest
 
 PREPROCESSOR = "preprocessor_config.json"
 WEIGHT_FILES = (
@@ -25,7 +25,7 @@ WEIGHT_FILES = (
 """Where the tensors may be, in order of preference: whole, or in several files that an index lists."""
 _MOST_FILES = 1000
 _FILE = re.compile(r"\w[\w.-]*\.(safetensors|bin)", re.ASCII)
-_INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}
+_INTERPOLATIONS: Mapping[int, Interpolation] = {2: "bilinear", 3: "bicubic"}
 """By their numbers in Pillow, which the files hold."""
 _IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 
@@ -101,7 +101,8 @@ def weight_paths(folder: Path) -> list[Path]:
 
 
 def _architectures(raw: dict[str, Any]) -> tuple[str, ...]:
-    return decode(tuple[str, ...], raw.get("architectures") or [], ("architectures",))
+    names: tuple[str, ...] = decode(tuple[str, ...], raw.get("architectures") or [], ("architectures",))
+    return names
 
 
 _MIT_SHAPE: Mapping[str, Any] = {
@@ -203,8 +204,8 @@ def _preprocess(said: object, default: dict[str, Any], channels: int) -> Preproc
 
 
 def _numbers(raw: dict[str, Any], name: str, channels: int) -> tuple[float, ...]:
-    value = raw[name]
-    numbers = decode(tuple[float, ...], value if isinstance(value, list) else [value] * channels, (name,))
+    each = raw[name] if isinstance(raw[name], list) else [raw[name]] * channels
+    numbers: tuple[float, ...] = decode(tuple[float, ...], each, (name,))
     if len(numbers) != channels:
         raise Mistake(f"found {len(numbers)} numbers, expected one for each of the {channels} channels", name)
     return numbers
@@ -216,8 +217,8 @@ def _resize(size: object) -> Resize:
     if not isinstance(sides, dict) or set(sides) != {"height", "width"}:
         raise Mistake(f"found {show(size)}, expected height and width", "size")
     height, width = (_read(int, sides, name, None, "size") for name in ("height", "width"))
-    orientation = "portrait" if height > width else "landscape"
-    return Resize(min(height, width), max(height, width), keep_ratio=False, orientation=orientation)
+    short, long = sorted((height, width))
+    return Resize(short, long, keep_ratio=False, orientation="portrait" if height > width else "landscape")
 
 
 def _read(kind: Any, raw: Mapping[str, Any], name: str, default: Any, *path: str) -> Any:
