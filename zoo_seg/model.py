@@ -25,7 +25,7 @@ from zoo_seg.inference.predicting import Predicting
 from zoo_seg.inference.predictor import Predictor, Predictors, choose_dtype
 from zoo_seg.info import ModelInfo, as_palette, for_channels
 from zoo_seg.layers.readout import HeadOutput
-from zoo_seg.manifest import Architecture, Licence, Metric, Preprocess, Recipe, TestOptions, Weights, get_weights
+from zoo_seg.manifest import PROTOCOLS, Architecture, Licence, Metric, Preprocess, Recipe, TestOptions, Weights, get_weights
 from zoo_seg.network import SegmentationNetwork, with_all_options
 from zoo_seg.pretrained import Checkpoint, open_folder, open_repository
 from zoo_seg.saving.card import OVERLAY, model_card
@@ -155,7 +155,7 @@ class SegmentationModel(nn.Module, Predicting):
 
     @property
     def protocol(self) -> str:
-        """Whose order of operations `predict` follows: `"ssseg"` or `"mmseg"`."""
+        """Whose order of operations `predict` follows: a name in the manifest's `protocols`, such as `"mmseg"`."""
         return self.info.protocol
 
     @protocol.setter
@@ -267,7 +267,7 @@ class SegmentationModel(nn.Module, Predicting):
         info = checkpoint.info or ModelInfo(
             classes=class_names(classes),
             palette=voc_palette(classes),
-            protocol="mmseg" if checkpoint.naming == "mmseg" else "ssseg",
+            protocol=checkpoint.naming if checkpoint.naming in PROTOCOLS else "ssseg",
         )
         if len(info.classes) != classes:
             info = replace(info, classes=class_names(classes), palette=voc_palette(classes), metrics=())
