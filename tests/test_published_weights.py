@@ -13,6 +13,7 @@ import pytest
 import torch
 from helpers.cli import runner
 from helpers.reference import REFERENCES, key_list, keys, published_reference, state_dict
+from helpers.torchvision_original import original_shapes
 from PIL import Image
 
 import zoo_seg
@@ -38,6 +39,8 @@ def original_keys(model: str, source: str) -> tuple[int, dict[str, tuple[int, ..
     for path in sorted(REFERENCES.glob(f"{model}.{source}*.npz")):
         published = published_reference(path.stem)
         return published.meta["num_classes"], dict(published.keys)
+    if source == "torchvision":
+        return 21, original_shapes(model)
     record = zoo_seg.list_weights(model, source=source)[0]
     return record.num_classes, dict(keys(*key_list(record)))
 
@@ -56,6 +59,8 @@ def save_as(project: str, tensors: dict[str, torch.Tensor], path: Path) -> None:
     """A file as the project writes it."""
     if project == "ssseg":
         torch.save({"epoch": 1, "model": tensors}, path)
+    elif project == "torchvision":
+        torch.save(tensors, path)
     else:
         torch.save({"meta": {"epoch": 1, "iter": 1}, "state_dict": tensors}, path)
 

@@ -24,7 +24,17 @@ from zoo_seg.inference.predicting import Predicting
 from zoo_seg.inference.predictor import Predictor, Predictors, choose_dtype
 from zoo_seg.info import IMAGENET, ModelInfo, as_palette, for_channels, voc_palette
 from zoo_seg.layers.readout import HeadOutput
-from zoo_seg.manifest import Architecture, Licence, Metric, Preprocess, Recipe, TestOptions, Weights, get_weights
+from zoo_seg.manifest import (
+    PROTOCOLS,
+    Architecture,
+    Licence,
+    Metric,
+    Preprocess,
+    Recipe,
+    TestOptions,
+    Weights,
+    get_weights,
+)
 from zoo_seg.network import SegmentationNetwork, with_all_options
 from zoo_seg.pretrained import Checkpoint, open_folder, open_repository
 from zoo_seg.saving.card import OVERLAY, model_card
@@ -38,6 +48,8 @@ _STREET = {"road", "car", "building"}
 _NOTHING_MEASURED: dict[str, Any] = {"metrics": (), "weights": None, "provenance": None}
 """What is true of a network that is used otherwise than its publisher did."""
 _PARTS = ("backbone", "head", "aux_heads")
+_TORCH_S = replace(IMAGENET, interpolation="bilinear")
+"""How the projects that resize with torch prepare an image for a file that says nothing of it."""
 
 
 class SegmentationModel(nn.Module, Predicting):
@@ -154,7 +166,7 @@ class SegmentationModel(nn.Module, Predicting):
 
     @property
     def protocol(self) -> str:
-        """Whose order of operations `predict` follows, such as `"ssseg"` or `"mmseg"`."""
+        """Whose order of operations `predict` follows: a name in the manifest's `protocols`, such as `"mmseg"`."""
         return self.info.protocol
 
     @protocol.setter
@@ -266,8 +278,8 @@ class SegmentationModel(nn.Module, Predicting):
         info = checkpoint.info or ModelInfo(
             classes=class_names(classes),
             palette=voc_palette(classes),
-            preprocess=replace(IMAGENET, interpolation="bilinear") if checkpoint.naming == "transformers" else IMAGENET,
-            protocol="ssseg" if checkpoint.naming == "zoo_seg" else checkpoint.naming,
+            preprocess=_TORCH_S if checkpoint.naming in ("torchvision", "transformers") else IMAGENET,
+            protocol=checkpoint.naming if checkpoint.naming in PROTOCOLS else "ssseg",
         )
         if len(info.classes) != classes:
             info = replace(info, classes=class_names(classes), palette=voc_palette(classes), metrics=())

@@ -18,11 +18,12 @@ from zoo_seg.families.registry import find_family
 from zoo_seg.keymap import KeyMap, Transform
 from zoo_seg.manifest import Architecture
 
-Naming = Literal["ssseg", "mmseg", "transformers", "zoo_seg"]
+Naming = Literal["ssseg", "mmseg", "torchvision", "transformers", "zoo_seg"]
 
 _PROJECTS: dict[Naming, tuple[str, str]] = {
     "ssseg": ("SSSegmentation", "backbone_net."),
     "mmseg": ("MMSegmentation", "backbone."),
+    "torchvision": ("torchvision", "backbone."),
     "transformers": ("transformers", "backbone."),
 }
 """Their titles, and what stands before the names of a backbone's tensors, unless the family says otherwise."""
