@@ -15,9 +15,10 @@ import transformers
 from helpers import reference
 from helpers.drawn import scenes
 from helpers.hub_server import Hub, Repo
+from helpers.transformers_original import filled, original_shapes
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
+from transformers import SegformerForSemanticSegmentation, SegformerImageProcessor
 
 import zoo_seg
 from zoo_seg import Segmentation, SegmentationModel
@@ -25,31 +26,16 @@ from zoo_seg.cli import main
 from zoo_seg.errors import CheckpointError, DownloadError, ManifestError, OfflineError, ZooSegError
 from zoo_seg.manifest import Resize, list_weights, load_manifest
 
+MODELS = [f"segformer_mit_b{size}" for size in range(6)]
 NAMES = {index: f"thing {index}" for index in range(12)}
 """So many that numbers are not in the order of their digits."""
-SIZES = {
-    "b0": {},
-    "b1": {"hidden_sizes": [64, 128, 320, 512]},
-    "b2": {"hidden_sizes": [64, 128, 320, 512], "depths": [3, 4, 6, 3], "decoder_hidden_size": 768},
-    "b3": {"hidden_sizes": [64, 128, 320, 512], "depths": [3, 4, 18, 3], "decoder_hidden_size": 768},
-    "b4": {"hidden_sizes": [64, 128, 320, 512], "depths": [3, 8, 27, 3], "decoder_hidden_size": 768},
-    "b5": {"hidden_sizes": [64, 128, 320, 512], "depths": [3, 6, 40, 3], "decoder_hidden_size": 768},
-}
-
-
-def theirs(**options: Any) -> SegformerForSemanticSegmentation:
-    """transformers' network with values that leave nothing at zero or one."""
-    network = SegformerForSemanticSegmentation(SegformerConfig(**{"id2label": NAMES, **options})).eval()
-    for name, tensor in network.state_dict().items():
-        tensor.copy_(torch.from_numpy(reference.fill(name, tuple(tensor.shape))))
-    return network
 
 
 @pytest.fixture(scope="module")
 def original() -> SegformerForSemanticSegmentation:
     """One whose classes all win somewhere."""
     transformers.utils.logging.disable_progress_bar()
-    network = theirs()
+    network = filled(MODELS[0], id2label=NAMES)
     with torch.inference_mode():
         logits = network(torch.from_numpy(reference.image_tensor(128, 128, batch=4))).logits
     with torch.no_grad():
@@ -107,16 +93,14 @@ def images() -> list[Image.Image]:
 # --- the same numbers ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "size", [pytest.param(each, marks=[pytest.mark.slow] if each > "b0" else []) for each in SIZES]
-)
+@pytest.mark.parametrize("model", [MODELS[0], *(pytest.param(each, marks=pytest.mark.slow) for each in MODELS[1:])])
 @torch.inference_mode()
-def test_logits_equal_the_original_s(size: str, tmp_path: Path) -> None:
-    network = theirs(**SIZES[size])
+def test_logits_equal_the_original_s(model: str, tmp_path: Path) -> None:
+    network = filled(model, id2label=NAMES)
     network.save_pretrained(tmp_path)
     ours = zoo_seg.from_pretrained(tmp_path)
     assert ours.architecture is not None
-    assert ours.architecture.backbone == f"mit_{size}"
+    assert f"segformer_{ours.architecture.backbone}" == model
     for sides in ((64, 96), (83, 121)):
         x = torch.from_numpy(reference.image_tensor(*sides, batch=2))
         expected, found = network(x).logits, ours.forward_logits(x)
@@ -214,6 +198,11 @@ def test_it_is_saved_and_opened_as_any_other(saved: Path, tmp_path: Path) -> Non
 # --- classes and colours ------------------------------------------------------------------------
 
 
+def test_names_in_files_are_known_to_the_tests(written: Path) -> None:
+    shapes = {name: tuple(tensor.shape) for name, tensor in load_file(written / "model.safetensors").items()}
+    assert shapes == original_shapes(MODELS[0], len(NAMES))
+
+
 def test_classes_are_in_the_order_of_their_numbers(saved: Path) -> None:
     model = zoo_seg.from_pretrained(saved)
     assert model.classes == tuple(NAMES.values())
@@ -222,13 +211,13 @@ def test_classes_are_in_the_order_of_their_numbers(saved: Path) -> None:
 
 def test_a_known_data_set_lends_its_colours(tmp_path: Path) -> None:
     city = load_manifest().datasets["cityscapes"]
-    theirs(id2label=dict(enumerate(city.classes))).save_pretrained(tmp_path)
+    filled(MODELS[0], id2label=dict(enumerate(city.classes))).save_pretrained(tmp_path)
     model = zoo_seg.from_pretrained(tmp_path)
     assert (model.classes, model.palette) == (city.classes, city.palette)
 
 
 def test_classes_that_nobody_named(tmp_path: Path) -> None:
-    theirs(id2label=None).save_pretrained(tmp_path)
+    filled(MODELS[0], id2label=None).save_pretrained(tmp_path)
     assert zoo_seg.from_pretrained(tmp_path).classes == ("LABEL_0", "LABEL_1")
 
 
@@ -388,6 +377,12 @@ def test_a_missing_part_is_named(hub: Hub, saved: Path) -> None:
 
 
 # --- the records --------------------------------------------------------------------------------
+
+
+def test_files_of_records_have_names_of_their_own() -> None:
+    names = [file.name for record in list_weights(source="transformers") for file in record.files]
+    assert len(set(names)) == len(names) == 16
+    assert names[0] == "nvidia--segformer-b0-finetuned-ade-512-512--model.safetensors"
 
 
 def test_records_change_no_default() -> None:

@@ -67,18 +67,24 @@ class File:
 
     @property
     def name(self) -> str:
-        """The file's published name: the last part of its link."""
-        return self.url.rsplit("/", 1)[-1]
+        """The file's published name: the last part of its link, with its repository where that says nothing."""
+        return _file_name(self.url)
 
     @property
     def names(self) -> tuple[str, ...]:
         """The published name, then the other names under which mirrors carry the same file."""
-        return tuple(dict.fromkeys(url.rsplit("/", 1)[-1] for url in (self.url, *self.mirrors)))
+        return tuple(dict.fromkeys(map(_file_name, (self.url, *self.mirrors))))
 
     @property
     def packaged(self) -> Path | None:
         """Where the file lies inside this package; None where it must be fetched."""
         return Path(__file__).parent / "packaged" / self.name if self.url.startswith("package://") else None
+
+
+def _file_name(url: str) -> str:
+    """On the Hub weights of all repositories have one name, and in one folder must not be taken for each other."""
+    same = re.fullmatch(r"hf://([^/]+)/([^/@]+)[^/]*/(?:.*/)?(model\.safetensors|pytorch_model\.bin)", url)
+    return "--".join(same.groups()) if same else url.rsplit("/", 1)[-1]
 
 
 _PLAIN_LINK = re.compile(r"(https|file|package)://(?!.*\.\.)(?:[A-Za-z0-9./_:+-]*/)?[A-Za-z0-9_][A-Za-z0-9_.+-]*")
@@ -621,8 +627,10 @@ class Manifest:
         if "architecture" in value:
             changes: _Changes = decode(_Changes, value["architecture"], (*path, "architecture"))
             architecture = changes.applied(architecture)
-        pretraining = decode(str | None, value.get("licence_pretraining"), (*path, "licence_pretraining"))
-        licence = decode(str | None, value.get("licence_weights", source.licence_weights), (*path, "licence_weights"))
+        for name in ("licence_weights", "licence_pretraining"):
+            if value.get(name) is not None:
+                decode(str, value[name], (*path, name))
+        licence = value.get("licence_weights", source.licence_weights)
         origin = {"project": source.url, "revision": source.revision}
         known = {
             "id": id_,
@@ -638,7 +646,7 @@ class Manifest:
             "seconds": network.seconds,
             "protocol": source.protocol,
             "rules": self.protocols[source.protocol],
-            "licence": Licence(source.licence_code, licence, dataset.licence, pretraining),
+            "licence": Licence(source.licence_code, licence, dataset.licence, value.get("licence_pretraining")),
             "provenance": decode(Provenance, value.get("provenance", {}), (*path, "provenance"), origin),
         }
         record: Weights = decode(Weights, own, path, known, self._shared)
