@@ -25,7 +25,17 @@ from zoo_seg.inference.predicting import Predicting
 from zoo_seg.inference.predictor import Predictor, Predictors, choose_dtype
 from zoo_seg.info import ModelInfo, as_palette, for_channels
 from zoo_seg.layers.readout import HeadOutput
-from zoo_seg.manifest import PROTOCOLS, Architecture, Licence, Metric, Preprocess, Recipe, TestOptions, Weights, get_weights
+from zoo_seg.manifest import (
+    PROTOCOLS,
+    Architecture,
+    Licence,
+    Metric,
+    Preprocess,
+    Recipe,
+    TestOptions,
+    Weights,
+    get_weights,
+)
 from zoo_seg.network import SegmentationNetwork, with_all_options
 from zoo_seg.pretrained import Checkpoint, open_folder, open_repository
 from zoo_seg.saving.card import OVERLAY, model_card

@@ -6,9 +6,10 @@ from functools import cache
 from typing import Any
 
 import torch
-from helpers.reference import state_dict
 from torch import nn
 from torchvision.models import get_model
+
+from helpers.reference import state_dict
 
 
 def original(model: str, num_classes: int = 21) -> nn.Module:
