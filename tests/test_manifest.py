@@ -442,7 +442,7 @@ MISTAKES: list[tuple[Callable[[dict[str, Any]], None], Place, str]] = [
         "the id must be '<model>.<dataset>_<source>",
     ),
     (put(*TOY, "dataset", value="toy"), (*TOY, "dataset"), "did you mean 'toys'"),
-    (put(*TOY, "source", value="you"), (*TOY, "source"), "known are ssseg, mmseg, zoo, me"),
+    (put(*TOY, "source", value="you"), (*TOY, "source"), "known are ssseg, mmseg, zoo, torchvision, me"),
     (
         put(*TOY, "dataset", value="games"),
         TOY,

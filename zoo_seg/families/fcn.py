@@ -1,8 +1,9 @@
 """FCN: 3x3 convolutions on the last feature map. Long et al., https://arxiv.org/abs/1411.4038
 
 As SSSegmentation and MMSegmentation train it on a dilated ResNet; MMSegmentation's concatenates the head's input to its
-features once more (`concat_input`), torchvision's has one convolution. On HRNet one 1x1 convolution reads all maps (`fuse`), as in its paper. With one
-convolution on the map before the last it is also the auxiliary head of many families.
+features once more (`concat_input`), torchvision's has one convolution. On HRNet one 1x1 convolution reads all maps
+(`fuse`), as in its paper. With one convolution on the map before the last it is also the auxiliary head of many
+families.
 """
 
 from __future__ import annotations
