@@ -7,6 +7,7 @@ from functools import cache
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 from helpers.reference import fill
@@ -40,7 +41,9 @@ _IN_FILES = (
 
 def original(model: str, **config: Any) -> SegformerForSemanticSegmentation:
     """Without values."""
-    return SegformerForSemanticSegmentation(SegformerConfig(**_SEGFORMERS[model], **config)).eval()
+    network = SegformerForSemanticSegmentation(SegformerConfig(**_SEGFORMERS[model], **config))
+    nn.Module.train(network, False)
+    return network
 
 
 def filled(model: str, **config: Any) -> SegformerForSemanticSegmentation:
