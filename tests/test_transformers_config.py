@@ -330,6 +330,9 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         r"depths.*found \[1, 1, 1, 1\] with hidden_sizes \[32, 64.*mit_b5",
     ),
     "strides": ("config.json", {"strides": [2, 2, 2, 2]}, r"strides.*expected \[4, 2, 2, 2\]"),
+    "no classes": ("config.json", {"id2label": ..., "num_labels": 0}, "num_labels.*found 0, expected 1 to 65536"),
+    "width": ("config.json", {"decoder_hidden_size": -1}, "decoder_hidden_size.*found -1, expected 1 to"),
+    "channels": ("config.json", {"num_channels": 10**9}, "num_channels.*found 1000000000, expected 1 to"),
     "names": ("config.json", {"id2label": {"0": "a", "2": "b"}}, "id2label.*a name for each of 0 to 1"),
     "another processor": (
         "preprocessor_config.json",

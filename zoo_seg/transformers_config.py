@@ -24,6 +24,8 @@ WEIGHT_FILES = (
 )
 """Where the tensors may be, in order of preference: whole, or in several files that an index lists."""
 _MOST_FILES = 1000
+_MOST = 1 << 16
+"""Channels, or classes: no network has more, and a number is believed before there is a file."""
 _FILE = re.compile(r"\w[\w.-]*\.(safetensors|bin)", re.ASCII)
 _INTERPOLATIONS: Mapping[int, Interpolation] = {2: "bilinear", 3: "bicubic"}
 """By their numbers in Pillow, which the files hold."""
@@ -50,7 +52,7 @@ def info_from(raw: dict[str, Any], folder: Path) -> ModelInfo:
     architecture, default = _READERS[name](raw)
     classes = _classes(raw)
     palette, ignore_index = _colours(classes)
-    channels = _read(int, raw, "num_channels", 3)
+    channels = _count(raw, "num_channels", 3)
     path = folder / PREPROCESSOR
 
     def preprocess(said: object) -> Preprocess:
@@ -140,7 +142,7 @@ def _segformer(raw: dict[str, Any]) -> tuple[Architecture, dict[str, Any]]:
     architecture = Architecture(
         "segformer",
         backbone,
-        options={"channels": _read(int, raw, "decoder_hidden_size", 256), "projection": "linear"},
+        options={"channels": _count(raw, "decoder_hidden_size", 256), "projection": "linear"},
         backbone_options={"norm_eps": 1e-5},  # whatever `layer_norm_eps` says, which transformers does not read
     )
     return architecture, {**_IMAGENET, "resample": 2, "size": {"height": 512, "width": 512}}
@@ -155,7 +157,7 @@ _READERS: Mapping[str, Callable[[dict[str, Any]], tuple[Architecture, dict[str, 
 def _classes(raw: dict[str, Any]) -> tuple[str, ...]:
     given = raw.get("id2label")
     if given is None:  # transformers leaves out its own default
-        return tuple(f"LABEL_{index}" for index in range(_read(int, raw, "num_labels", 2)))
+        return tuple(f"LABEL_{index}" for index in range(_count(raw, "num_labels", 2)))
     if not isinstance(given, dict):
         raise Mistake(f"found {show(given)}, expected an object", "id2label")
     numbers = sorted(int(each) for each in given if re.fullmatch("[0-9]{1,6}", each))
@@ -219,6 +221,13 @@ def _resize(size: object) -> Resize:
     height, width = (_read(int, sides, name, None, "size") for name in ("height", "width"))
     short, long = sorted((height, width))
     return Resize(short, long, keep_ratio=False, orientation="portrait" if height > width else "landscape")
+
+
+def _count(raw: Mapping[str, Any], name: str, default: int) -> int:
+    count: int = _read(int, raw, name, default)
+    if not 0 < count <= _MOST:
+        raise Mistake(f"found {count}, expected 1 to {_MOST}", name)
+    return count
 
 
 def _read(kind: Any, raw: Mapping[str, Any], name: str, default: Any, *path: str) -> Any:
