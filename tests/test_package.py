@@ -152,6 +152,7 @@ LAYERS = [
     {"decode"},
     {"manifest"},
     {"info"},
+    {"transformers_config"},
     {"config"},
     {"keymap"},
     {"layers"},

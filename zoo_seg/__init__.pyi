@@ -494,3 +494,41 @@ def mask2former_resnet50(
     """Mask2Former on ResNet-50."""
 
 mask2former_r50 = mask2former_resnet50
+
+def fcn_resnet50(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """FCN on ResNet-50, torchvision's head, output stride 8."""
+
+fcn_r50 = fcn_resnet50
+
+def fcn_resnet101(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """FCN on ResNet-101, torchvision's head, output stride 8."""
+
+fcn_r101 = fcn_resnet101
+
+def deeplabv3_resnet50(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """DeepLabV3 on ResNet-50, torchvision's head, output stride 8."""
+
+deeplabv3_r50 = deeplabv3_resnet50
+
+def deeplabv3_resnet101(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """DeepLabV3 on ResNet-101, torchvision's head, output stride 8."""
+
+deeplabv3_r101 = deeplabv3_resnet101
+
+def deeplabv3_mobilenet_v3_large(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """DeepLabV3 on MobileNetV3-Large."""
+
+def lraspp_mobilenet_v3_large(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """LR-ASPP on MobileNetV3-Large."""

@@ -9,6 +9,7 @@ from zoo_seg.decode import Mistake, decode, read_json, show
 from zoo_seg.errors import CheckpointError
 from zoo_seg.info import ModelInfo
 from zoo_seg.manifest import architecture_of_schema_1, metric_of_schema_1
+from zoo_seg.transformers_config import info_from, is_transformers
 from zoo_seg.version import __version__
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
@@ -22,10 +23,10 @@ def is_network(name: str) -> bool:
 
 
 def read_config(folder: Path) -> ModelInfo:
-    """The `config.json` of a folder.
+    """The `config.json` of a folder that this library wrote, or transformers.
 
     Raises:
-        CheckpointError: the folder is not one that this library wrote.
+        CheckpointError: there is none.
         ManifestError: the file is broken; the message names line and key.
     """
     path = folder / CONFIG
@@ -33,7 +34,10 @@ def read_config(folder: Path) -> ModelInfo:
         found = ", ".join(sorted(each.name for each in folder.iterdir())[:5]) or "nothing"
         raise CheckpointError(f"{folder} holds {found}; expected {CONFIG} and {WEIGHTS}, as finetune writes them")
 
-    return read_json(path, _decode)
+    def info(raw: object) -> ModelInfo:
+        return info_from(raw, folder) if is_transformers(raw) else _decode(raw)
+
+    return read_json(path, info)
 
 
 def _decode(raw: object) -> ModelInfo:

@@ -6,9 +6,8 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from zoo_seg.data.labels import voc_palette
 from zoo_seg.errors import OptionError
-from zoo_seg.info import IMAGENET, ModelInfo, as_palette, for_channels
+from zoo_seg.info import IMAGENET, ModelInfo, as_palette, for_channels, voc_palette
 from zoo_seg.manifest import Architecture, Weights, get_architecture
 from zoo_seg.model import SegmentationModel, check_positive, class_names
 from zoo_seg.network import build_network, with_all_options

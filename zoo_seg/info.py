@@ -106,6 +106,15 @@ def _as_colour(colour: Any) -> tuple[int, int, int]:
     return int(parts[0]), int(parts[1]), int(parts[2])
 
 
+def voc_palette(count: int) -> tuple[tuple[int, int, int], ...]:
+    """VOC's colours: the bits of an index, spread over red, green and blue; all different."""
+
+    def channel(index: int, shift: int) -> int:
+        return sum(((index >> (3 * bit + shift)) & 1) << (7 - bit) for bit in range(8))
+
+    return tuple((channel(index, 0), channel(index, 1), channel(index, 2)) for index in range(count))
+
+
 def info_of(record: Weights) -> ModelInfo:
     """What a published record says of its network."""
     dataset = load_manifest().datasets.get(record.dataset)

@@ -23,6 +23,7 @@ SCHEMA_VERSION = 2
 """Of the published manifest; a user's own may still be of version 1."""
 
 T = TypeVar("T")
+Interpolation = Literal["opencv", "bilinear", "bicubic"]
 SortKey = Literal["dataset", "model", "source", "miou", "parameters", "multiply_adds", "seconds"]
 
 # What a manifest can ask of a machine: beyond these it is a mistake, or worse.
@@ -66,18 +67,24 @@ class File:
 
     @property
     def name(self) -> str:
-        """The file's published name: the last part of its link."""
-        return self.url.rsplit("/", 1)[-1]
+        """The file's published name: the last part of its link, with its repository where that says nothing."""
+        return _file_name(self.url)
 
     @property
     def names(self) -> tuple[str, ...]:
         """The published name, then the other names under which mirrors carry the same file."""
-        return tuple(dict.fromkeys(url.rsplit("/", 1)[-1] for url in (self.url, *self.mirrors)))
+        return tuple(dict.fromkeys(map(_file_name, (self.url, *self.mirrors))))
 
     @property
     def packaged(self) -> Path | None:
         """Where the file lies inside this package; None where it must be fetched."""
         return Path(__file__).parent / "packaged" / self.name if self.url.startswith("package://") else None
+
+
+def _file_name(url: str) -> str:
+    """On the Hub weights of all repositories have one name, and in one folder must not be taken for each other."""
+    same = re.fullmatch(r"hf://([^/]+)/([^/@]+)[^/]*/(?:.*/)?(model\.safetensors|pytorch_model\.bin)", url)
+    return "--".join(same.groups()) if same else url.rsplit("/", 1)[-1]
 
 
 _PLAIN_LINK = re.compile(r"(https|file|package)://(?!.*\.\.)(?:[A-Za-z0-9./_:+-]*/)?[A-Za-z0-9_][A-Za-z0-9_.+-]*")
@@ -152,6 +159,8 @@ class Protocol:
 PROTOCOLS: Mapping[str, Protocol] = {
     "ssseg": Protocol(average="logits", via_input_size=False, rescale="tensor"),
     "mmseg": Protocol(average="probabilities", via_input_size=True, rescale="image"),
+    "transformers": Protocol(average="logits", via_input_size=False, rescale="image"),
+    "torchvision": Protocol(average="logits", via_input_size=True, rescale="image"),
 }
 """The presets by name, as the published manifest has them."""
 
@@ -206,20 +215,29 @@ class Resize:
     long: int
     keep_ratio: bool = True
     """False: to these very sides, the longer one of the image (the width of a square one) to `long`."""
+    rounding: Literal["nearest", "floor"] = "nearest"
+    """Of the side that follows from the other: to the nearest pixel, or, as in torchvision and transformers, down."""
+    divisor: int = 1
+    """Both sides are then enlarged to a multiple of it; the image is stretched, not padded."""
+    orientation: Literal["image", "landscape", "portrait"] = "image"
+    """Without `keep_ratio`: whether `long` is the longer side of the image, or always the width or the height."""
 
     def __post_init__(self) -> None:
+        _check(0 < self.divisor <= LARGEST_SIDE, f"divisor is {self.divisor}, expected 1 to {LARGEST_SIDE}")
         _check(
             0 < self.short <= self.long <= LARGEST_SIDE,
             f"short is {self.short} and long {self.long}, expected 0 < short <= long <= {LARGEST_SIDE}",
         )
 
     def __str__(self) -> str:
+        if self.keep_ratio and self.long == LARGEST_SIDE:
+            return f"shorter side {self.short}"
         return f"shorter side {self.short}, " + (f"at most {self.long}" if self.keep_ratio else f"longer {self.long}")
 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """From an image (0..255) to the network's input: resize (uint8, bilinear), then (x - mean) / std by channel."""
+    """From an image (0..255) to the network's input: resize (to uint8 again), then (x - mean) / std by channel."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -228,6 +246,8 @@ class Preprocess:
     """The numbers of a file's bands that are the channels, from 1 on; None: all, and colours as RGB."""
     range: tuple[tuple[float, float], ...] | None = None
     """The values that are black and white in images of more than 8 bits: a pair for all channels, or one for each."""
+    interpolation: Interpolation = "opencv"
+    """Of the resize: OpenCV's bilinear, which samples, or torch's with antialiasing, which averages what it shrinks."""
 
     def __post_init__(self) -> None:
         channels = len(self.mean)
@@ -607,9 +627,10 @@ class Manifest:
         if "architecture" in value:
             changes: _Changes = decode(_Changes, value["architecture"], (*path, "architecture"))
             architecture = changes.applied(architecture)
-        pretraining = value.get("licence_pretraining")
-        if pretraining is not None:
-            decode(str, pretraining, (*path, "licence_pretraining"))
+        for name in ("licence_weights", "licence_pretraining"):
+            if value.get(name) is not None:
+                decode(str, value[name], (*path, name))
+        licence = value.get("licence_weights", source.licence_weights)
         origin = {"project": source.url, "revision": source.revision}
         known = {
             "id": id_,
@@ -625,14 +646,14 @@ class Manifest:
             "seconds": network.seconds,
             "protocol": source.protocol,
             "rules": self.protocols[source.protocol],
-            "licence": Licence(source.licence_code, source.licence_weights, dataset.licence, pretraining),
+            "licence": Licence(source.licence_code, licence, dataset.licence, value.get("licence_pretraining")),
             "provenance": decode(Provenance, value.get("provenance", {}), (*path, "provenance"), origin),
         }
         record: Weights = decode(Weights, own, path, known, self._shared)
         return record
 
 
-_FILLED = ("dataset", "source", "architecture", "provenance", "licence_pretraining")
+_FILLED = ("dataset", "source", "architecture", "provenance", "licence_weights", "licence_pretraining")
 """Keys of a record in the file that are not simply decoded."""
 
 

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from zoo_seg.checkpoints.digest import tensors_sha256
 from zoo_seg.config import LIBRARY
-from zoo_seg.data.labels import voc_palette
 from zoo_seg.errors import CheckpointError, DownloadError, OptionError, UnknownNameError
 from zoo_seg.families.registry import find_family
 from zoo_seg.hub import huggingface
@@ -23,9 +22,19 @@ from zoo_seg.images.reading import ImageLike, drawn_street, read_image
 from zoo_seg.inference.backends import Backend
 from zoo_seg.inference.predicting import Predicting
 from zoo_seg.inference.predictor import Predictor, Predictors, choose_dtype
-from zoo_seg.info import ModelInfo, as_palette, for_channels
+from zoo_seg.info import IMAGENET, ModelInfo, as_palette, for_channels, voc_palette
 from zoo_seg.layers.readout import HeadOutput
-from zoo_seg.manifest import Architecture, Licence, Metric, Preprocess, Recipe, TestOptions, Weights, get_weights
+from zoo_seg.manifest import (
+    PROTOCOLS,
+    Architecture,
+    Licence,
+    Metric,
+    Preprocess,
+    Recipe,
+    TestOptions,
+    Weights,
+    get_weights,
+)
 from zoo_seg.network import SegmentationNetwork, with_all_options
 from zoo_seg.pretrained import Checkpoint, open_folder, open_repository
 from zoo_seg.saving.card import OVERLAY, model_card
@@ -39,6 +48,8 @@ _STREET = {"road", "car", "building"}
 _NOTHING_MEASURED: dict[str, Any] = {"metrics": (), "weights": None, "provenance": None}
 """What is true of a network that is used otherwise than its publisher did."""
 _PARTS = ("backbone", "head", "aux_heads")
+_TORCH_S = replace(IMAGENET, interpolation="bilinear")
+"""How the projects that resize with torch prepare an image for a file that says nothing of it."""
 
 
 class SegmentationModel(nn.Module, Predicting):
@@ -155,7 +166,7 @@ class SegmentationModel(nn.Module, Predicting):
 
     @property
     def protocol(self) -> str:
-        """Whose order of operations `predict` follows: `"ssseg"` or `"mmseg"`."""
+        """Whose order of operations `predict` follows: a name in the manifest's `protocols`, such as `"mmseg"`."""
         return self.info.protocol
 
     @protocol.setter
@@ -267,7 +278,8 @@ class SegmentationModel(nn.Module, Predicting):
         info = checkpoint.info or ModelInfo(
             classes=class_names(classes),
             palette=voc_palette(classes),
-            protocol="mmseg" if checkpoint.naming == "mmseg" else "ssseg",
+            preprocess=_TORCH_S if checkpoint.naming in ("torchvision", "transformers") else IMAGENET,
+            protocol=checkpoint.naming if checkpoint.naming in PROTOCOLS else "ssseg",
         )
         if len(info.classes) != classes:
             info = replace(info, classes=class_names(classes), palette=voc_palette(classes), metrics=())
@@ -287,7 +299,10 @@ class SegmentationModel(nn.Module, Predicting):
         in_chans: int | None = None,
         progress: bool = True,
     ) -> SegmentationModel:
-        """The network that `save_pretrained`, `push_to_hub` or `finetune` wrote, in `eval()`.
+        """The network that `save_pretrained`, `push_to_hub` or `finetune` wrote, or transformers, in `eval()`.
+
+        Of transformers' networks that is SegformerForSemanticSegmentation, with the classes of its `config.json` and
+        images prepared as its `preprocessor_config.json` says; the package transformers is not needed.
 
         Args:
             name: a folder, or a repository on the Hugging Face Hub: `"org/repo"`, `"org/repo@revision"`, `"hf://..."`.

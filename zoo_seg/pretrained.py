@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from zoo_seg.backbones.registry import find_backbone
 from zoo_seg.checkpoints.convert import Converted, Naming, convert, described, looks_like
 from zoo_seg.checkpoints.digest import tensors_sha256
 from zoo_seg.checkpoints.opening import check_finite, open_checkpoint
@@ -30,6 +31,7 @@ from zoo_seg.hub.files import exclusive, replacing, sweep
 from zoo_seg.info import ModelInfo, info_of
 from zoo_seg.manifest import Architecture, Weights, get_architecture, get_weights, list_weights, load_manifest
 from zoo_seg.network import SegmentationNetwork
+from zoo_seg.transformers_config import weight_paths
 
 _log = logging.getLogger("zoo_seg")
 
@@ -149,14 +151,14 @@ def open_repository(repository: huggingface.Repository, *, progress: bool = True
 
 
 def open_folder(folder: Path) -> Checkpoint:
-    """The network in a folder that `finetune` or `save_pretrained` wrote, with its config.
+    """The network in a folder that `finetune` or `save_pretrained` wrote, or transformers, with its config.
 
     Raises:
         CheckpointError: it is not such a folder, or its two files do not belong together.
     """
     info = read_config(folder)
     assert info.architecture is not None  # `read_config` sees to it
-    checkpoint = _open(folder / WEIGHTS, info.architecture, stated=True)
+    checkpoint = _open(weight_paths(folder) or [folder / WEIGHTS], info.architecture, stated=True)
     if checkpoint.num_classes != len(info.classes):
         raise CheckpointError(
             f"{checkpoint.path} has {checkpoint.num_classes} classes, the config beside it {len(info.classes)}; "
@@ -208,17 +210,25 @@ def _from_cache(
     return _read_copy(copy, architecture, stated) or checkpoint  # mapped, it is shared by all who use it
 
 
-def _open(path: Path, architecture: Architecture, expected: str | None = None, *, stated: bool = False) -> Checkpoint:
-    """Open and convert a file.
+def _open(
+    path: Path | Sequence[Path], architecture: Architecture, expected: str | None = None, *, stated: bool = False
+) -> Checkpoint:
+    """Open and convert a file, or several that hold a network together.
 
     Args:
         expected: the digest that its tensors must have.
         stated: a record or a config states the architecture, and shapes tell only the options that it leaves out; else
             shapes tell what they can, such as widths.
     """
-    tensors, _ = open_checkpoint(path)
-    check_finite(path, tensors)
-    return from_tensors(path, tensors, architecture, expected, stated=stated)
+    paths = [path] if isinstance(path, Path) else path
+    tensors: dict[str, Tensor] = {}
+    for each in paths:
+        found, _ = open_checkpoint(each)
+        check_finite(each, found)
+        if twice := tensors.keys() & found.keys():
+            raise CheckpointError(f"{each} holds {min(twice)!r} once more than the files before it; expected it in one")
+        tensors.update(found)
+    return from_tensors(paths[0], tensors, architecture, expected, stated=stated)
 
 
 def from_tensors(
@@ -241,7 +251,7 @@ def from_tensors(
             "delete it and fetch it from another source"
         )
     full = {name: _full(tensor) for name, tensor in converted.tensors.items()}
-    architecture = _with_options(architecture, full, stated)
+    architecture = _with_options(architecture, converted.naming, full, stated)
     return Checkpoint(path, full, converted.naming, architecture, converted.original)
 
 
@@ -255,7 +265,12 @@ def _converted(path: Path, tensors: Mapping[str, Tensor], architecture: Architec
         raise CheckpointError(f"{path} does not fit {described(architecture)}: {error}{looks}") from None
 
 
-def _with_options(architecture: Architecture, tensors: Mapping[str, Tensor], stated: bool) -> Architecture:
+def _with_options(
+    architecture: Architecture, naming: Naming, tensors: Mapping[str, Tensor], stated: bool
+) -> Architecture:
+    """With what the shapes, and the project that named the tensors, say of the network."""
+    implied = find_backbone(architecture.backbone).implied_options.get(naming, {})
+    architecture = replace(architecture, backbone_options={**implied, **architecture.backbone_options})
     read = find_family(architecture.family).read_options
     if read is None:
         return architecture
@@ -298,9 +313,10 @@ def _read_copy(copy: Path, architecture: Architecture, stated: bool) -> Checkpoi
     tensors, metadata = open_checkpoint(copy)
     if metadata.get("naming") != _NAMING or metadata.get("network") != _identity(architecture):
         return None
-    architecture = _with_options(architecture, tensors, stated)
+    naming = cast(Naming, metadata["layout"])
+    architecture = _with_options(architecture, naming, tensors, stated)
     digest = metadata["tensors_sha256"]
-    return Checkpoint(copy, tensors, cast(Naming, metadata["layout"]), architecture, tensors_sha256=digest)
+    return Checkpoint(copy, tensors, naming, architecture, tensors_sha256=digest)
 
 
 def _write_copy(checkpoint: Checkpoint, copy: Path, source_sha256: str) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from zoo_seg.data.labels import voc_palette
+from zoo_seg.info import voc_palette
 from zoo_seg.manifest import load_manifest
 
 Size = tuple[int, int]

@@ -10,14 +10,19 @@ import base64
 import hashlib
 import json
 import re
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-LARGE = (".safetensors", ".jpg", ".pth")
+import pytest
+from huggingface_hub import constants
+
+LARGE = (".safetensors", ".jpg", ".pth", ".bin")
 """Files kept by LFS."""
 Files = dict[str, bytes]
 
@@ -64,6 +69,18 @@ class Hub(ThreadingHTTPServer):
     def __exit__(self, *exception: Any) -> None:
         self.shutdown()
         super().__exit__(*exception)
+
+    def take_the_place_of_the_hub(self, monkeypatch: pytest.MonkeyPatch, *, no_token: Path) -> None:
+        """The client asks here, logged in as one who may write to `org`; `no_token` is where no file is."""
+        modules = ("constants", "file_download", "hf_api", "_commit_api", "lfs")
+        for module in (sys.modules.get(f"huggingface_hub.{name}") for name in modules):
+            if module is not None:  # it reads HF_ENDPOINT when it is imported, older versions into every module
+                monkeypatch.setattr(module, "ENDPOINT", self.url, raising=False)
+                template = self.url + "/{repo_id}/resolve/{revision}/{filename}"
+                monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(no_token))
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True, raising=False)
+        monkeypatch.setenv("HF_TOKEN", "writer")
 
     @property
     def url(self) -> str:

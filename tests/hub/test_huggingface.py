@@ -15,7 +15,7 @@ import pytest
 import torch
 from conftest import Zoo
 from helpers.hub_server import Hub, Repo
-from huggingface_hub import ModelCard, constants
+from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import save
 
@@ -65,15 +65,7 @@ def model() -> SegmentationModel:
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     """The Hub that the client asks, logged in as one who may write to `org`."""
     with Hub() as hub:
-        modules = ("constants", "file_download", "hf_api", "_commit_api", "lfs")
-        for module in (sys.modules.get(f"huggingface_hub.{name}") for name in modules):
-            if module is not None:  # it reads HF_ENDPOINT when it is imported, older versions into every module
-                monkeypatch.setattr(module, "ENDPOINT", hub.url, raising=False)
-                template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-                monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no token"))
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True, raising=False)
-        monkeypatch.setenv("HF_TOKEN", "writer")
+        hub.take_the_place_of_the_hub(monkeypatch, no_token=tmp_path / "no token")
         yield hub
 
 

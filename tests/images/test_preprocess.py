@@ -5,14 +5,16 @@ import math
 import zlib
 from fractions import Fraction
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
+from torchvision.transforms import v2
 
 from zoo_seg.errors import OptionError
 from zoo_seg.images.preprocess import normalise, resize_uint8, resized_size
-from zoo_seg.manifest import Resize
+from zoo_seg.manifest import LARGEST_SIDE, Resize
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
@@ -149,6 +151,15 @@ def test_the_same_size_costs_nothing() -> None:
         ((500, 300), Resize(200, 400, keep_ratio=False), (400, 200)),
         ((300, 300), Resize(200, 400, keep_ratio=False), (200, 400)),
         ((33, 47), None, (33, 47)),
+        ((375, 500), Resize(520, 2048, rounding="floor"), (520, 693)),  # 693.33
+        ((500, 334), Resize(520, 2048, rounding="floor"), (778, 520)),  # 778.44
+        ((300, 449), Resize(520, 2048, rounding="floor"), (520, 778)),  # 778.27
+        ((300, 500), Resize(521, 2048, rounding="floor"), (521, 868)),  # 868.33
+        ((480, 641), Resize(520, 2048, rounding="floor"), (520, 694)),  # 694.42
+        ((100, 1000), Resize(640, 2560, rounding="floor"), (256, 2560)),
+        ((375, 500), Resize(512, 2048, divisor=32), (512, 704)),  # 683, stretched
+        ((300, 500), Resize(400, 400, keep_ratio=False, divisor=32), (416, 416)),
+        ((427, 640), Resize(640, 2560, rounding="floor", divisor=32), (640, 960)),  # 959
     ],
 )
 def test_resized_size(size: tuple[int, int], resize: Resize | int | None, expected: tuple[int, int]) -> None:
@@ -179,3 +190,34 @@ def test_normalise_leaves_the_picture_alone() -> None:
     picture = random_picture(4, 5)
     normalise(picture, MEAN, STD)
     np.testing.assert_array_equal(picture, random_picture(4, 5))
+
+
+# --- as torchvision and transformers have it ----------------------------------------------------
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize(("size", "short"), [((375, 500), 520), ((333, 251), 97), ((61, 40), 40), ((33, 800), 520)])
+def test_antialiased_resizing_is_torchvisions(
+    size: tuple[int, int], short: int, interpolation: Literal["bilinear", "bicubic"]
+) -> None:
+    """The size and every value."""
+    picture = random_picture(*size, seed=1)
+    x = torch.from_numpy(picture.copy()).permute(2, 0, 1)
+    expected = v2.functional.resize(x, [short], v2.InterpolationMode(interpolation), antialias=True)
+    new_size = resized_size(*size, Resize(short, LARGEST_SIDE, rounding="floor"))
+    result = resize_uint8(picture, *new_size, interpolation)
+    np.testing.assert_array_equal(result, expected.permute(1, 2, 0).numpy())
+    assert result.flags.c_contiguous
+
+
+def test_antialiasing_takes_any_number_of_channels() -> None:
+    bands = np.concatenate([random_picture(40, 50, seed) for seed in (1, 2)], axis=2)
+    expected = [resize_uint8(np.ascontiguousarray(bands[..., i : i + 1]), 23, 31, "bilinear") for i in range(6)]
+    np.testing.assert_array_equal(resize_uint8(bands, 23, 31, "bilinear"), np.concatenate(expected, axis=2))
+
+
+def test_antialiasing_leaves_a_read_only_image_alone() -> None:
+    picture = random_picture(40, 50, 1)
+    picture.flags.writeable = False
+    assert resize_uint8(picture, 40, 50, "bicubic") is picture
+    assert resize_uint8(picture, 20, 25, "bicubic").shape == (20, 25, 3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
 
@@ -16,9 +17,11 @@ class Backbone:
 
     `create(output_stride=None, in_chans=3, levels=None, pretrained=False, **options)` returns a module that takes
     (N, in_chans, H, W) and returns its last `levels` feature maps, finest first, with `channels` and `strides`: those
-    of the maps. `key_maps` name what stands behind the project's own prefix.
+    of the maps. `key_maps` name what stands behind the project's own prefix; `implied_options` are those by which a
+    project computes without a word of it in its files.
     """
 
     name: str
     create: Callable[..., nn.Module]
     key_maps: Mapping[str, KeyMap] = field(default_factory=dict)
+    implied_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

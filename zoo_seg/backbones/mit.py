@@ -17,7 +17,7 @@ from zoo_seg.backbones.registry import register_backbone
 from zoo_seg.backbones.staged import StagedBackbone, check_stride_of_32, create_with_timm_names
 from zoo_seg.keymap import KeyMap
 
-_norm = partial(nn.LayerNorm, eps=1e-6)
+_norm = nn.LayerNorm  # with the `norm_eps` that `MixTransformer` gives to all of them
 
 
 class Attention(nn.Module):
@@ -138,6 +138,7 @@ class MixTransformer(StagedBackbone):
         output_stride: 32, which None is too.
         in_chans: channels of the image.
         levels: how many of the last maps to return; None is all four.
+        norm_eps: of all LayerNorms; transformers computes with 1e-5.
 
     Raises:
         OptionError: an option has a value that is not allowed.
@@ -151,6 +152,7 @@ class MixTransformer(StagedBackbone):
         output_stride: int | None = None,
         in_chans: int = 3,
         levels: int | None = None,
+        norm_eps: float = 1e-6,
     ) -> None:
         channels = [width * heads for heads in _HEADS]
         super().__init__(channels, (4, 8, 16, 32), levels)
@@ -172,6 +174,8 @@ class MixTransformer(StagedBackbone):
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.LayerNorm):
+                module.eps = norm_eps
             elif isinstance(module, nn.Conv2d):
                 fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
                 nn.init.normal_(module.weight, 0, math.sqrt(2 / fan_out))
@@ -210,6 +214,48 @@ _KEYS = KeyMap(
     _split_attention,
 )
 
+
+def _join_attention(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """transformers keeps key and value apart, and has linear layers where the MLP here has 1x1 convolutions."""
+    result = {}
+    for name, tensor in tensors.items():
+        if ".attn.value." in name and name.replace(".value.", ".key.") in tensors:
+            continue
+        value = tensors.get(name.replace(".attn.key.", ".attn.value."))
+        if ".attn.key." in name and value is not None and tensor.shape == value.shape and tensor.ndim:
+            result[name.replace(".key.", ".kv.")] = torch.cat([tensor, value])
+        elif ".mlp.fc" in name and tensor.ndim == 2:
+            result[name] = tensor[:, :, None, None]
+        else:
+            result[name] = tensor
+    return result
+
+
+_TRANSFORMERS_KEYS = KeyMap(
+    (
+        ("patch_embeddings.{}.proj.", "layers.{}.patch_embed.proj."),
+        ("patch_embeddings.{}.layer_norm.", "layers.{}.patch_embed.norm."),
+        ("block.{}.{}.layer_norm_1.", "layers.{}.blocks.{}.norm1."),
+        ("block.{}.{}.layer_norm_2.", "layers.{}.blocks.{}.norm2."),
+        ("block.{}.{}.attention.self.query.", "layers.{}.blocks.{}.attn.q."),
+        ("block.{}.{}.attention.self.key.", "layers.{}.blocks.{}.attn.key."),
+        ("block.{}.{}.attention.self.value.", "layers.{}.blocks.{}.attn.value."),
+        ("block.{}.{}.attention.self.sr.", "layers.{}.blocks.{}.attn.sr."),
+        ("block.{}.{}.attention.self.layer_norm.", "layers.{}.blocks.{}.attn.norm."),
+        ("block.{}.{}.attention.output.dense.", "layers.{}.blocks.{}.attn.proj."),
+        ("block.{}.{}.mlp.dense1.", "layers.{}.blocks.{}.mlp.fc1."),
+        ("block.{}.{}.mlp.dwconv.dwconv.", "layers.{}.blocks.{}.mlp.dwconv."),
+        ("block.{}.{}.mlp.dense2.", "layers.{}.blocks.{}.mlp.fc2."),
+        ("layer_norm.{}.", "layers.{}.norm."),
+    ),
+    _join_attention,
+)
+
 for _name, _depths in _DEPTHS.items():
     _build = partial(MixTransformer, _depths, 32 if _name == "mit_b0" else 64)
-    register_backbone(_name, partial(create_with_timm_names, _name, _build), key_maps={"mmseg": _KEYS, "ssseg": _KEYS})
+    register_backbone(
+        _name,
+        partial(create_with_timm_names, _name, _build),
+        key_maps={"mmseg": _KEYS, "ssseg": _KEYS, "transformers": _TRANSFORMERS_KEYS},
+        implied_options={"transformers": {"norm_eps": 1e-5}},
+    )

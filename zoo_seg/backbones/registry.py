@@ -6,6 +6,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
 from functools import cache
+from typing import Any
 
 from torch import nn
 
@@ -17,10 +18,13 @@ _REGISTERED: dict[str, Backbone] = {}
 
 
 def register_backbone(
-    name: str, create: Callable[..., nn.Module], key_maps: Mapping[str, KeyMap] | None = None
+    name: str,
+    create: Callable[..., nn.Module],
+    key_maps: Mapping[str, KeyMap] | None = None,
+    implied_options: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Backbone:
     """Make a backbone known; a later one of the same name takes its place."""
-    _REGISTERED[name] = Backbone(name, create, key_maps or {})
+    _REGISTERED[name] = Backbone(name, create, key_maps or {}, implied_options or {})
     return _REGISTERED[name]
 
 

@@ -217,6 +217,5 @@ for _depth in _BLOCKS:
     for _letter in ("", "c", "d"):
         _name, _map = f"resnet{_depth}{_letter}", _DEEP_STEM if _letter else _PLAIN_STEM
         _build = partial(ResNet, _depth, deep_stem=bool(_letter), avg_down=_letter == "d")
-        register_backbone(
-            _name, partial(create_with_timm_names, _name, _build), key_maps={"mmseg": _map, "ssseg": _map}
-        )
+        _maps = {"mmseg": _map, "ssseg": _map} | ({} if _letter else {"torchvision": _map})
+        register_backbone(_name, partial(create_with_timm_names, _name, _build), key_maps=_maps)

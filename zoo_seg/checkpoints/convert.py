@@ -18,13 +18,15 @@ from zoo_seg.families.registry import find_family
 from zoo_seg.keymap import KeyMap, Transform
 from zoo_seg.manifest import Architecture
 
-Naming = Literal["ssseg", "mmseg", "zoo_seg"]
+Naming = Literal["ssseg", "mmseg", "torchvision", "transformers", "zoo_seg"]
 
 _PROJECTS: dict[Naming, tuple[str, str]] = {
     "ssseg": ("SSSegmentation", "backbone_net."),
     "mmseg": ("MMSegmentation", "backbone."),
+    "torchvision": ("torchvision", "backbone."),
+    "transformers": ("transformers", "backbone."),
 }
-"""Their titles, and what stands before the names of a backbone's tensors."""
+"""Their titles, and what stands before the names of a backbone's tensors, unless the family says otherwise."""
 _OURS = KeyMap(
     (
         ("network.", ""),
@@ -59,7 +61,7 @@ def convert(tensors: Mapping[str, Tensor], architecture: Architecture) -> Conver
     chosen = maps[naming]
     unknown = [name for name in tensors if not chosen.has(name)]
     if unknown:
-        projects = " or ".join(f"{title} ({prefix}*)" for title, prefix in _PROJECTS.values())
+        projects = " or ".join(f"{_title(each)} ({_prefix(each, architecture)}*)" for each in maps if each in _PROJECTS)
         raise CheckpointError(
             f"{len(unknown)} of its {len(tensors)} tensors belong to no {described(architecture)}, such as "
             f"{', '.join(unknown[:3])}; expected the names of {projects}, or zoo_seg (backbone.*, head.*)"
@@ -73,11 +75,11 @@ def key_maps(architecture: Architecture) -> dict[Naming, KeyMap]:
     """Everybody's names of an architecture's tensors."""
     family, backbone = find_family(architecture.family), find_backbone(architecture.backbone)
     maps: dict[Naming, KeyMap] = {"zoo_seg": _OURS}
-    for project, (_, prefix) in _PROJECTS.items():
+    for project in _PROJECTS:
         heads = family.key_map(project, architecture)
         body = backbone.key_maps.get(project)
         if heads is not None and body is not None:
-            rules = body.after(prefix, "backbone.").rules + heads.rules
+            rules = body.after(_prefix(project, architecture), "backbone.").rules + heads.rules
             maps[project] = KeyMap(rules, _both(body.transform, heads.transform))
     return maps
 
@@ -98,6 +100,11 @@ def looks_like(names: Iterable[str], architectures: Iterable[Architecture]) -> s
         if all(each.has(name) for name in names)
     )
     return " or ".join(list(found)[:3]) or None
+
+
+def _prefix(project: Naming, architecture: Architecture) -> str:
+    """What a project writes before the names of a backbone's tensors."""
+    return find_family(architecture.family).backbone_prefixes.get(project, _PROJECTS[project][1])
 
 
 def _title(naming: Naming) -> str:

@@ -204,7 +204,7 @@ def _add_list(verbs: Any) -> None:
     )
     parser.add_argument("--model", metavar="NAME", help="a model name, alias or pattern such as 'pspnet*'")
     parser.add_argument("--dataset", metavar="NAME", help="such as voc, ade20k or cityscapes")
-    parser.add_argument("--source", metavar="NAME", help="ssseg or mmseg")
+    parser.add_argument("--source", metavar="NAME", help="ssseg, mmseg, transformers or torchvision")
     parser.add_argument("--min-miou", type=float, metavar="PERCENT", help="at least this published single-scale mIoU")
     parser.add_argument("--max-parameters", type=float, metavar="MILLIONS", help="at most so many million parameters")
     parser.add_argument("--max-gmacs", type=float, metavar="BILLIONS", help="at most so many billion multiply-adds")

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from zoo_seg.data.labels import IGNORED, Colour, Labels, mistake_in, voc_palette
+from zoo_seg.data.labels import IGNORED, Colour, Labels, mistake_in
 from zoo_seg.data.shapes import BACKGROUNDS, IGNORED_LABELS, Legend, Overlaps
 from zoo_seg.data.wording import name_some
 from zoo_seg.decode import Mistake, decode, read_json, show
 from zoo_seg.errors import DataError, ManifestError, OptionError
 from zoo_seg.images.bands import Range, check_bands, check_range
+from zoo_seg.info import voc_palette
 
 DESCRIPTION = "dataset.json"
 """The classes of a data set of one's own."""

@@ -19,6 +19,7 @@ from zoo_seg.data.matlab import read_matrix
 from zoo_seg.data.wording import many, name_some
 from zoo_seg.errors import DataError
 from zoo_seg.images.reading import loses_bits, stored_mode, upright
+from zoo_seg.info import voc_palette
 
 Colour = tuple[int, int, int]
 """RGB, 0..255."""
@@ -44,15 +45,6 @@ MOST_UNKNOWN = 1000
 _SHOWN = 8
 _MANY = 40
 """Unknown labels beyond which no table of classes explains them."""
-
-
-def voc_palette(count: int) -> tuple[Colour, ...]:
-    """VOC's colours: the bits of an index, spread over red, green and blue; all different."""
-
-    def channel(index: int, shift: int) -> int:
-        return sum(((index >> (3 * bit + shift)) & 1) << (7 - bit) for bit in range(8))
-
-    return tuple((channel(index, 0), channel(index, 1), channel(index, 2)) for index in range(count))
 
 
 def mistake_in(

@@ -13,13 +13,14 @@ from zoo_seg.data.description import DESCRIPTION, MISSING, Description, describe
 from zoo_seg.data.files import OWN, Divided, Files, find_own
 from zoo_seg.data.labelmap import LabelMap
 from zoo_seg.data.labelme import Labelme
-from zoo_seg.data.labels import IGNORED, Colour, Ids, Labels, StoredValues, voc_palette
+from zoo_seg.data.labels import IGNORED, Colour, Ids, Labels, StoredValues
 from zoo_seg.data.samples import Layout, Listing, Sample
 from zoo_seg.data.shapes import BACKGROUNDS, IGNORED_LABELS, Legend
 from zoo_seg.data.wording import name_some
 from zoo_seg.errors import DataError, OptionError
 from zoo_seg.images.bands import Range
 from zoo_seg.images.reading import ImageLike, Pixels, read_image
+from zoo_seg.info import voc_palette
 from zoo_seg.manifest import load_manifest
 
 __all__ = ["LAYOUTS", "Listing", "Sample", "SegmentationData", "open_data", "published_labels"]

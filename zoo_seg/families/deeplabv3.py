@@ -1,17 +1,23 @@
-"""DeepLabV3: atrous spatial pyramid pooling on the last feature map. Chen et al., https://arxiv.org/abs/1706.05587"""
+"""DeepLabV3: atrous spatial pyramid pooling on the last feature map. Chen et al., https://arxiv.org/abs/1706.05587
+
+SSSegmentation and MMSegmentation merge its branches by a 3x3 convolution; torchvision by a 1x1 one, and a 3x3
+convolution follows (`refine`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from zoo_seg.families.fcn import MMSEG_AUX, SSSEG_AUX, aux_head, read_widths
-from zoo_seg.families.registry import Family, Heads, register_family
+from zoo_seg.families.fcn import MMSEG_AUX, SSSEG_AUX, TORCHVISION_AUX, aux_head, read_widths
+from zoo_seg.families.registry import Family, Heads, Shapes, register_family
 from zoo_seg.keymap import KeyMap, Transform
 from zoo_seg.layers.aspp import ASPP
+from zoo_seg.layers.blocks import ConvNormAct
 
 
 class DeepLabV3Head(nn.Module):
@@ -22,21 +28,29 @@ class DeepLabV3Head(nn.Module):
         num_classes: classes of the logits.
         channels: width of the branches.
         dilations: of the branches.
+        refine: merge the branches by a 1x1 convolution, which a 3x3 one follows; else by a 3x3 one.
     """
 
     level = -1
     """Which map is read, counted as in a list."""
 
     def __init__(
-        self, in_channels: Sequence[int], num_classes: int, *, channels: int = 512, dilations: Sequence[int]
+        self,
+        in_channels: Sequence[int],
+        num_classes: int,
+        *,
+        channels: int = 512,
+        dilations: Sequence[int],
+        refine: bool = False,
     ) -> None:
         super().__init__()
-        self.aspp = ASPP(in_channels[self.level], channels, dilations)
+        self.aspp = ASPP(in_channels[self.level], channels, dilations, kernel_size=1 if refine else 3)
+        self.refine = ConvNormAct(channels, channels, 3) if refine else nn.Identity()
         self.dropout = nn.Dropout2d(0.1)
         self.classifier = nn.Conv2d(channels, num_classes, 1)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        logits: Tensor = self.classifier(self.dropout(self.aspp(features[self.level])))
+        logits: Tensor = self.classifier(self.dropout(self.refine(self.aspp(features[self.level]))))
         return logits
 
 
@@ -50,10 +64,13 @@ class DeepLabV3Options:
     channels: int = 512
     aux_channels: int | None = None
     dilations: tuple[int, ...] = (1, 12, 24, 36)
+    refine: bool = False
 
 
 def _build(channels: Sequence[int], num_classes: int, options: DeepLabV3Options, *, align_corners: bool) -> Heads:
-    head = DeepLabV3Head(channels, num_classes, channels=options.channels, dilations=options.dilations)
+    head = DeepLabV3Head(
+        channels, num_classes, channels=options.channels, dilations=options.dilations, refine=options.refine
+    )
     return Heads(head, [aux_head(channels, num_classes, options.aux_channels or options.channels)])
 
 
@@ -127,6 +144,27 @@ def _mmseg(options: DeepLabV3Options) -> KeyMap:
     return KeyMap(rules, part_bottleneck(pool_first=True))
 
 
+def _torchvision(options: DeepLabV3Options) -> KeyMap:
+    pool = len(options.dilations)
+    rules = (
+        (f"0.convs.{pool}.1.", "aspp.pool.conv."),
+        (f"0.convs.{pool}.2.", "aspp.pool.norm."),
+        ("0.convs.{}.0.", "aspp.branches.{}.conv."),
+        ("0.convs.{}.1.", "aspp.branches.{}.norm."),
+        ("0.project.0.", "aspp.bottleneck."),
+        ("0.project.1.", "aspp.norm."),
+        ("1.", "refine.conv."),
+        ("2.", "refine.norm."),
+        ("4.", "classifier."),
+    )
+    heads = KeyMap(rules).after("classifier.", "head.").rules
+    return KeyMap((*heads, *TORCHVISION_AUX), part_bottleneck(pool_first=False))
+
+
+def _read_options(shapes: Shapes) -> dict[str, Any]:
+    return {**read_widths(shapes), "refine": "head.refine.conv.weight" in shapes}
+
+
 FAMILY = register_family(
     Family(
         name="deeplabv3",
@@ -135,7 +173,7 @@ FAMILY = register_family(
         options=DeepLabV3Options,
         build=_build,
         levels=2,
-        key_maps={"ssseg": _ssseg, "mmseg": _mmseg},
-        read_options=read_widths,
+        key_maps={"ssseg": _ssseg, "mmseg": _mmseg, "torchvision": _torchvision},
+        read_options=_read_options,
     )
 )

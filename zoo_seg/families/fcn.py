@@ -1,8 +1,9 @@
 """FCN: 3x3 convolutions on the last feature map. Long et al., https://arxiv.org/abs/1411.4038
 
 As SSSegmentation and MMSegmentation train it on a dilated ResNet; MMSegmentation's concatenates the head's input to its
-features once more (`concat_input`). On HRNet one 1x1 convolution reads all maps (`fuse`), as in its paper. With one
-convolution on the map before the last it is also the auxiliary head of many families.
+features once more (`concat_input`), torchvision's has one convolution. On HRNet one 1x1 convolution reads all maps
+(`fuse`), as in its paper. With one convolution on the map before the last it is also the auxiliary head of many
+families.
 """
 
 from __future__ import annotations
@@ -128,6 +129,11 @@ MMSEG_AUX = (
     ("auxiliary_head.convs.0.bn.", "aux_heads.0.convs.0.norm."),
     ("auxiliary_head.conv_seg.", "aux_heads.0.classifier."),
 )
+TORCHVISION_AUX = (
+    ("aux_classifier.0.", "aux_heads.0.convs.0.conv."),
+    ("aux_classifier.1.", "aux_heads.0.convs.0.norm."),
+    ("aux_classifier.4.", "aux_heads.0.classifier."),
+)
 """What the projects call the tensors of `aux_head`."""
 
 
@@ -157,6 +163,17 @@ def _mmseg(options: FCNOptions) -> KeyMap:
     )
 
 
+def _torchvision(options: FCNOptions) -> KeyMap:
+    return KeyMap(
+        (
+            ("classifier.0.", "head.convs.0.conv."),
+            ("classifier.1.", "head.convs.0.norm."),
+            ("classifier.4.", "head.classifier."),
+            *TORCHVISION_AUX,
+        )
+    )
+
+
 def read_widths(shapes: Shapes) -> dict[str, Any]:
     """The widths of a head and its auxiliary head."""
     aux = shapes.get("aux_heads.0.classifier.weight", ())
@@ -166,7 +183,9 @@ def read_widths(shapes: Shapes) -> dict[str, Any]:
 def _read_options(shapes: Shapes) -> dict[str, Any]:
     conv = shapes.get("head.convs.0.conv.weight", ())
     kernel = {"kernel_size": conv[2]} if len(conv) == 4 else {}
-    return {**read_widths(shapes), "concat_input": "head.concat.conv.weight" in shapes, **kernel}
+    numbers = {name.split(".")[2] for name in shapes if name.startswith("head.convs.")}
+    count = {"num_convs": len(numbers)} if numbers else {}
+    return {**read_widths(shapes), "concat_input": "head.concat.conv.weight" in shapes, **kernel, **count}
 
 
 FAMILY = register_family(
@@ -177,7 +196,7 @@ FAMILY = register_family(
         options=FCNOptions,
         build=_build,
         levels=lambda options: 4 if options.fuse else 2,
-        key_maps={"ssseg": _ssseg, "mmseg": _mmseg},
+        key_maps={"ssseg": _ssseg, "mmseg": _mmseg, "torchvision": _torchvision},
         read_options=_read_options,
     )
 )

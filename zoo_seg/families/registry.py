@@ -55,6 +55,8 @@ class Family:
     """How many of the backbone's last feature maps the heads read; may depend on the options."""
     key_maps: Mapping[str, Callable[[Any], KeyMap]] = field(default_factory=dict)
     """For each project whole names, but for the backbone's; they may depend on the options."""
+    backbone_prefixes: Mapping[str, str] = field(default_factory=dict)
+    """What stands before the names of a backbone's tensors, where it is not what the project usually writes."""
     classifiers: tuple[str, ...] = ("head.classifier.", "aux_heads.{}.classifier.")
     """Beginnings of the tensors that depend on the classes; re-initialised for other classes."""
     class_tensor: str = "head.classifier.weight"

@@ -1,6 +1,6 @@
 """Networks on the Hugging Face Hub: fetched at one commit, and pushed.
 
-    <ZOO_SEG_HOME>/links/<org>--<repo>@<commit>/{config.json, model.safetensors}
+    <ZOO_SEG_HOME>/links/<org>--<repo>@<commit>/{config.json, model.safetensors}, and what else transformers writes
     <ZOO_SEG_HOME>/links/<org>--<repo>@<branch>.commit      what a branch stood for when it was last asked
 
 Credentials are huggingface_hub's own affair (`HF_TOKEN`, or what `hf auth login` left), and so is the Hub's address
@@ -10,6 +10,7 @@ Credentials are huggingface_hub's own affair (`HF_TOKEN`, or what `hf auth login
 from __future__ import annotations
 
 import logging
+import os
 import re
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ from zoo_seg.hub.files import check_weight_file, replacing
 from zoo_seg.hub.privacy import no_telemetry
 from zoo_seg.hub.refusals import explain, symptom
 from zoo_seg.manifest import File
+from zoo_seg.transformers_config import PREPROCESSOR, WEIGHT_FILES, files_of, weight_paths
 from zoo_seg.version import __version__
 
 if TYPE_CHECKING:
@@ -74,10 +76,11 @@ def repository(name: str) -> Repository | None:
 
 
 def fetch_network(repository: Repository, *, progress: bool = True) -> Path | None:
-    """A folder in the cache with a repository's `config.json` and `model.safetensors`, both of one commit.
+    """A folder in the cache with a repository's `config.json` and weights, all of one commit.
 
     A branch is asked each time for its commit; while nobody answers, the one of the last time is taken. None where the
-    repository has no `config.json`.
+    repository has no `config.json`. The weights are `model.safetensors`; of one that transformers wrote, any of
+    `WEIGHT_FILES`, and its `preprocessor_config.json` comes with them.
 
     Raises:
         DownloadError: the repository or the revision does not exist, may not be read, or cannot be reached.
@@ -88,21 +91,35 @@ def fetch_network(repository: Repository, *, progress: bool = True) -> Path | No
         return None
     pinned = replace(repository, revision=commit)
     folder = _place(pinned)
-    if cache.check(folder / CONFIG) and cache.check(folder / WEIGHTS):
+    weights = weight_paths(folder)  # come last
+    if weights and all(map(cache.check, (folder / CONFIG, *weights))):
         return folder
     if not _fetch(pinned, CONFIG, progress):
         return None
     try:
-        read_config(folder)  # before what is large
+        if read_config(folder).protocol == "transformers":  # before what is large
+            _fetch(pinned, PREPROCESSOR, progress)
+            read_config(folder)
     except ManifestError as error:
         raise CheckpointError(
             f"{repository.name} is not a network that zoo_seg {__version__} reads: "
-            f"{str(error).replace(str(folder / CONFIG), CONFIG)}. A weight file in it is loaded into a model of a "
+            f"{str(error).replace(f'{folder}{os.sep}', '')}. A weight file in it is loaded into a model of a "
             f"known name, as 'hf://{repository.name}/FILE'"
         ) from None
-    if not _fetch(pinned, WEIGHTS, progress):
+    if not any(_fetch_weights(pinned, name, progress) for name in WEIGHT_FILES):
         raise CheckpointError(f"{repository.name} has a {CONFIG}, but no {WEIGHTS} beside it")
     return folder
+
+
+def _fetch_weights(repository: Repository, name: str, progress: bool) -> bool:
+    """Fetch a weight file, or all that an index lists; False where there is none of this name."""
+    if not _fetch(repository, name, progress):
+        return False
+    if name.endswith(".json"):
+        for each in files_of(_place(repository) / name):
+            if not _fetch(repository, each, progress):
+                raise CheckpointError(f"{repository.name} has no {each}, which its {name} lists")
+    return True
 
 
 def _place(repository: Repository) -> Path:
@@ -184,10 +201,11 @@ def _fetch(repository: Repository, name: str, progress: bool) -> bool:
     if found is None:
         return False
     url = f"hf://{repository.id}@{quote(repository.revision, safe='')}/{name}"
-    if name == CONFIG and (found.size or 0) > MAX_CONFIG:
+    is_text = name.endswith(".json")
+    if is_text and (found.size or 0) > MAX_CONFIG:
         raise CheckpointError(f"{url} has {found.size} bytes; expected at most {MAX_CONFIG} of a description")
     published = File(url, size=found.size or None, sha256=found.sha256)
-    cache.fetch_file(url, path, published, check=_anything if name == CONFIG else check_weight_file, progress=progress)
+    cache.fetch_file(url, path, published, check=_anything if is_text else check_weight_file, progress=progress)
     return True
 
 

@@ -1,7 +1,7 @@
 """From an image to the network's input, with the published test pipelines' very numbers.
 
-They were measured on images that OpenCV had resized as uint8, so its integer rule is part of the
-contract; it is written out here and OpenCV is not needed.
+Most were measured on images that OpenCV had resized as uint8, so its integer rule is part of the
+contract; it is written out here and OpenCV is not needed. torchvision and transformers resize with torch.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 
 from zoo_seg.errors import OptionError
 from zoo_seg.images.reading import Pixels
-from zoo_seg.manifest import Resize
+from zoo_seg.manifest import Interpolation, Resize
 
 _BLOCK = 32
 """Rows worked on at a time: the intermediate results stay in the processor's cache."""
@@ -34,27 +35,58 @@ def resized_size(height: int, width: int, resize: Resize | int | None) -> tuple[
         return height, width
     if isinstance(resize, Resize):
         if not resize.keep_ratio:
-            return (resize.long, resize.short) if height > width else (resize.short, resize.long)
+            upright = height > width if resize.orientation == "image" else resize.orientation == "portrait"
+            sides = (resize.long, resize.short) if upright else (resize.short, resize.long)
+            return _multiples(sides, resize.divisor)
+        if resize.rounding == "floor":
+            return _multiples(_floored(height, width, resize), resize.divisor)
         scale = min(resize.long / max(height, width), resize.short / min(height, width))
     elif resize >= 1:
         scale = resize / min(height, width)
     else:
         raise OptionError(f"resize is {resize}, expected at least 1 pixel for the shorter side (such as 512), or None")
-    return max(int(height * scale + 0.5), 1), max(int(width * scale + 0.5), 1)
+    divisor = resize.divisor if isinstance(resize, Resize) else 1
+    return _multiples((max(int(height * scale + 0.5), 1), max(int(width * scale + 0.5), 1)), divisor)
 
 
-def resize_uint8(image: Pixels, height: int, width: int) -> Pixels:
-    """Bilinear resizing that equals `cv2.resize(image, (width, height))` bit for bit.
+def _floored(height: int, width: int, resize: Resize) -> tuple[int, int]:
+    """The shorter side to `short` and the longer one cut to whole pixels; both less where it is above `long`."""
+    shorter, longer = sorted((height, width))
+    raw, short = 0.0, resize.short
+    if longer / shorter * short > resize.long:  # the frame's limit as transformers has it
+        raw = resize.long * shorter / longer
+        short = max(round(raw), 1)
+    long = max(int((raw or short) * longer / shorter), 1)
+    return (long, short) if height > width else (short, long)
+
+
+def _multiples(size: tuple[int, int], divisor: int) -> tuple[int, int]:
+    height, width = (-(-side // divisor) * divisor for side in size)
+    return height, width
+
+
+def resize_uint8(image: Pixels, height: int, width: int, interpolation: Interpolation = "opencv") -> Pixels:
+    """Resizing that equals what published weights were measured with bit for bit.
 
     Args:
         image: (H, W, C), contiguous; at least 1x1.
         height, width: the new size in pixels, at least 1.
+        interpolation: `"opencv"` is `cv2.resize(image, (width, height))`; the others are torch's with `antialias`
+            on uint8, as `torchvision.transforms.v2.functional.resize` computes on the CPU.
 
     Returns:
         An image (height, width, C), 0..255; `image` itself where it has this size.
     """
     if image.shape[:2] == (height, width):
         return image
+    if interpolation == "opencv":
+        return _like_opencv(image, height, width)
+    x = torch.tensor(image).permute(2, 0, 1)[None]  # a copy: an image may be read-only
+    resized = F.interpolate(x, (height, width), mode=interpolation, antialias=True)[0]
+    return np.ascontiguousarray(resized.permute(1, 2, 0).numpy())
+
+
+def _like_opencv(image: Pixels, height: int, width: int) -> Pixels:
     left, right, left_share, right_share = _neighbours(image.shape[1], width)
     upper, lower, upper_share, lower_share = _neighbours(image.shape[0], height)
     # At the border both neighbours are the same pixel. OpenCV takes it whole for columns (their rounded

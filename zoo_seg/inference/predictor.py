@@ -6,7 +6,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -354,7 +354,8 @@ class Predictor:
                     f"more than {limit} pixels; lower resize or scales, or raise ZOO_SEG_MAX_PIXELS"
                 )
         mean, std = self.preprocess.mean, self.preprocess.std
-        return [normalise(resize_uint8(image, *each), mean, std) for each in sizes]
+        how = self.preprocess.interpolation
+        return [normalise(resize_uint8(image, *each, how), mean, std) for each in sizes]
 
     def _predict(self, batch: list[_Prepared], test: TestOptions, extras: Extras) -> list[Segmentation]:
         """Images of one size, in one pass of the network or, where memory does not suffice, in several."""
@@ -523,7 +524,7 @@ def _scaled(target: Resize | int | None, size: Size, scale: float) -> Resize:
     elif target is None:
         target = Resize(min(size), max(size))
     short, long = (min(max(int(side * scale), 1), LARGEST_SIDE) for side in (target.short, target.long))
-    return Resize(short, long, target.keep_ratio)
+    return replace(target, short=short, long=long)
 
 
 def in_order(items: Iterable[A], work: Callable[[A], B], *, ahead: int) -> Iterator[B]:

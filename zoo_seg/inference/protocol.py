@@ -1,4 +1,4 @@
-"""The test protocols of the two original projects, to the order of operations.
+"""The test protocols of the original projects, to the order of operations.
 
 Sources: SSSegmentation (`BaseSegmentor.auginference` and `test.py`) and MMSegmentation
 (`EncoderDecoder.inference` of 1.x; multi-scale as 0.x measured its published column).

@@ -74,7 +74,7 @@ def bilinear(size: int, new_size: int, align_corners: bool = False) -> Taps:
 def importance(size: int, blend: Blend) -> Tensor:
     """How much each place of a window counts where windows overlap: (size,), float32."""
     if blend == "mean":
-        return torch.ones(size, device="cpu")
+        return torch.ones(size, dtype=torch.float32, device="cpu")
     place = torch.arange(size, device="cpu")
     return torch.minimum(place + 1, size - place).float()
 
@@ -89,7 +89,7 @@ def overlapping(windows: Sequence[tuple[int, int]], within: Taps, cells: int, bl
     covers = window < (first + count)[:, None]
     window = torch.where(covers, window, first[:, None])
     inside = place[:, None] - start[window]
-    shares = importance(len(within), blend)[inside] * covers
+    shares = importance(len(within), blend).double()[inside] * covers
     weights = within.weights[inside] * (shares / shares.sum(1, keepdim=True))[:, :, None]
     return _merged((within.cells[inside] + window[:, :, None] * cells).flatten(1), weights.flatten(1))
 

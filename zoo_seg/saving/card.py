@@ -11,7 +11,7 @@ from zoo_seg.checkpoints.convert import described
 from zoo_seg.config import LIBRARY
 from zoo_seg.families.registry import find_family
 from zoo_seg.info import ModelInfo
-from zoo_seg.manifest import Architecture, Metric, Preprocess, Recipe, TestOptions
+from zoo_seg.manifest import LARGEST_SIDE, Architecture, Metric, Preprocess, Recipe, TestOptions
 
 OVERLAY = "overlay.jpg"
 """Beside the card, where an image is shown."""
@@ -110,7 +110,9 @@ def _introduction(info: ModelInfo) -> Iterator[str]:
     size, resize = "in their own size", info.preprocess.resize
     if resize:
         at_most = "at most " if resize.keep_ratio else ""
-        size = f"with a shorter side of {resize.short} pixels, the longer one {at_most}{resize.long}"
+        size = f"with a shorter side of {resize.short} pixels"
+        if not resize.keep_ratio or resize.long < LARGEST_SIDE:
+            size += f", the longer one {at_most}{resize.long}"
     link = find_family(_architecture(info).family).paper
     yield (
         f"Semantic segmentation: a class for every pixel of an image. `{_text(described(_architecture(info)))}`"

@@ -17,6 +17,16 @@ from zoo_seg.config import CARD, CONFIG, LIBRARY, SCHEMA_VERSION, WEIGHTS
 from zoo_seg.hub.files import replacing
 from zoo_seg.info import ModelInfo
 
+_LATER = {
+    "bands": None,
+    "range": None,
+    "interpolation": "opencv",
+    "rounding": "nearest",
+    "divisor": 1,
+    "orientation": "image",
+}
+"""What earlier versions do not know of images; left out where it says nothing, so that they read the folder."""
+
 
 def write_folder(folder: Path, info: ModelInfo, tensors: Mapping[str, Tensor], card: str) -> None:
     """Write a network; its files are replaced when all are there, so that a full disk leaves those before.
@@ -26,9 +36,10 @@ def write_folder(folder: Path, info: ModelInfo, tensors: Mapping[str, Tensor], c
     """
     folder.mkdir(parents=True, exist_ok=True)
     config: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "library": LIBRARY, **asdict(info)}
-    for name in ("bands", "range"):  # of plain RGB nothing is said, as earlier versions know no such names
-        if config["preprocess"][name] is None:
-            del config["preprocess"][name]
+    for part in (config["preprocess"], config["preprocess"]["resize"] or {}):
+        for name in _LATER.keys() & part:
+            if part[name] == _LATER[name]:
+                del part[name]
     text = json.dumps(config, indent=1, ensure_ascii=False) + "\n"
     with ExitStack() as stack:
         weights, *texts = (stack.enter_context(replacing(folder / name)) for name in (WEIGHTS, CONFIG, CARD))

@@ -17,12 +17,13 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from zoo_seg.data.files import OWN
-from zoo_seg.data.labels import Colour, Ids, Labels, voc_palette
+from zoo_seg.data.labels import Colour, Ids, Labels
 from zoo_seg.data.layouts import SegmentationData
 from zoo_seg.data.samples import Sample
 from zoo_seg.data.wording import SHOWN
 from zoo_seg.errors import DataError, ImageError, OptionError
 from zoo_seg.images.reading import ImageLike
+from zoo_seg.info import voc_palette
 
 _ALONE = Lock()
 """A Dataset need not stand several threads."""

@@ -8,6 +8,7 @@ the same in whichever worker it is made.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from torchvision.transforms import v2
 
 from zoo_seg.errors import OptionError
 from zoo_seg.images.preprocess import resized_size
-from zoo_seg.manifest import Resize
+from zoo_seg.manifest import LARGEST_SIDE, Resize
 from zoo_seg.training.callables import blaming
 
 _TRIES = 10
@@ -187,8 +188,8 @@ class RandomScaleCrop(v2.Transform):  # type: ignore[misc]
             return max(int(height * factor + 0.5), 1), max(int(width * factor + 0.5), 1)
         if isinstance(self.base, int):
             return resized_size(height, width, max(int(self.base * factor), 1))
-        short, long = (max(int(side * factor), 1) for side in (self.base.short, self.base.long))
-        return resized_size(height, width, Resize(short, long, self.base.keep_ratio))
+        short, long = (min(max(int(side * factor), 1), LARGEST_SIDE) for side in (self.base.short, self.base.long))
+        return resized_size(height, width, replace(self.base, short=short, long=long))
 
     def _mixed(self, mask: Tensor) -> bool:
         """More than one class, and none with `cat_max_ratio` of the labelled pixels or more."""
