@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import subprocess
 import sys
+import threading
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -28,6 +30,7 @@ from zoo_seg.errors import CheckpointError, ExportError, ImageError, MissingExtr
 from zoo_seg.export import onnx_file, openvino_file, torch_file, write
 from zoo_seg.export.facts import NAMES
 from zoo_seg.export.formats import Format, handler
+from zoo_seg.export.graph import quiet
 from zoo_seg.export.loaded import ExportedModel
 from zoo_seg.export.windows import count_in_windows
 from zoo_seg.export.write import Exported
@@ -850,3 +853,21 @@ def test_normalising_in_the_graph_is_the_librarys(opened: Open) -> None:
         expected = model.forward_logits(normalise(image, model.preprocess.mean, model.preprocess.std))
     logits = opened("pspnet", "onnx").forward_logits(torch.from_numpy(image).permute(2, 0, 1)[None].float())
     torch.testing.assert_close(logits, expected, atol=1e-4 * float(expected.std()), rtol=0)
+
+
+def test_quiet_in_several_threads_leaves_logging_as_it_was() -> None:
+    inside = threading.Barrier(2, timeout=10)
+
+    def first() -> None:
+        with quiet():
+            inside.wait()  # both are quiet
+            inside.wait()  # the other one is no more
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    with quiet():
+        inside.wait()
+    assert logging.root.manager.disable == logging.WARNING
+    inside.wait()
+    thread.join()
+    assert logging.root.manager.disable == logging.NOTSET

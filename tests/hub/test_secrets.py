@@ -201,11 +201,16 @@ def test_the_command_line_repeats_no_secret(
     assert SECRET not in printed.out + printed.err
 
 
-def test_a_network_tells_where_its_training_started_without_secrets(zoo: Zoo, server: Server) -> None:
+def test_a_network_tells_where_its_training_started_without_secrets(zoo: Zoo, server: Server, tmp_path: Path) -> None:
+    from zoo_seg.data.files import OWN
+    from zoo_seg.data.labels import Labels
+    from zoo_seg.data.layouts import SegmentationData
+    from zoo_seg.info import voc_palette
     from zoo_seg.training.start import _from_weights
 
     server.files["w.pth"] = (zoo.mirror / "toys.pth").read_bytes()
-    _, origin = _from_weights(3, "toy_r50", LINKS[0])
+    data = SegmentationData(tmp_path, "folder", Labels(tuple("abc"), voc_palette(3), 255), OWN)
+    _, origin = _from_weights(data, "toy_r50", LINKS[0])
     assert origin == "https://zoo.test/w.pth"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -96,17 +97,31 @@ def trace(graph: Graph | Logits, in_chans: int) -> ExportedProgram:
     return program
 
 
+class _Quiet:
+    """Who is quiet at the moment: logging has one switch for all threads, and the last one puts it back."""
+
+    lock = threading.Lock()
+    count = 0
+    before = 0
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Exporters tell their developers about themselves."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    with _Quiet.lock:
+        if not _Quiet.count:
+            _Quiet.before = logging.root.manager.disable
+            logging.disable(logging.WARNING)
+        _Quiet.count += 1
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logging.disable(before)
+        with _Quiet.lock:
+            _Quiet.count -= 1
+            if not _Quiet.count:
+                logging.disable(_Quiet.before)
 
 
 def brief(error: Exception) -> str:
