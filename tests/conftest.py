@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -39,6 +40,16 @@ def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPat
     home = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("ZOO_SEG_HOME", str(home))
     return home
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_begins() -> None:
+    """Other libraries turn switches of the whole process, and what a test logs must not depend on those before it."""
+    logging.disable(logging.NOTSET)
+    logging.getLogger().setLevel(logging.WARNING)
+    ours = logging.getLogger("zoo_seg")
+    ours.setLevel(logging.NOTSET)
+    ours.disabled, ours.propagate = False, True
 
 
 def toy_manifest() -> dict[str, Any]:

@@ -170,8 +170,8 @@ def test_a_network_is_trained_and_measured_on_them(tmp_path: Path, capsys: pytes
     data = beside(draw_folder(tmp_path / "data", train=8, val=4), "_mine", splits=False)
     options = {"mask_suffix": "_mine", "val_fraction": 0.3}
     finetune(
-        data, "semanticfpn", backbone="mobilenetv4_conv_small", out=tmp_path / "run", epochs=1, batch_size=2,
-        crop_size=(32, 32), device="cpu", **options,
+        data, "fcn", backbone="test_resnet", channels=8, out=tmp_path / "run", epochs=1, batch_size=2, lr=0.001,
+        crop_size=(64, 64), device="cpu", **options,
     )  # fmt: skip
     val = len(open_data(data, **options).samples("val"))
     assert f"{12 - val} images of train, {val} of val" in capsys.readouterr().err
