@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.drawn import draw_folder
 from helpers.reference import image_tensor
 from helpers.torchvision_original import filled
 from PIL import Image
@@ -109,3 +110,33 @@ def test_class_maps_equal_torchvision_s_recipe(
             expected = logits.argmax(1)[0].numpy()
             assert len(np.unique(expected)) > 2
             assert (model.predict(image).mask == expected).mean() >= 0.999
+
+
+# --- as any other network -----------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["lraspp_mobilenet_v3_large", "deeplabv3_mobilenet_v3_large"])
+def test_weights_are_fine_tuned_saved_and_exported(
+    model: str, tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = get_weights(model, "coco_voc")
+    torch.save(filled(model)[1], tmp_path / record.files[0].name)
+    monkeypatch.setenv("ZOO_SEG_MIRROR", str(tmp_path))
+    published = zoo_seg.create_model(model, record.tag)
+    zoo_seg.export(published, tmp_path / "network.onnx")
+    exported = zoo_seg.from_exported(tmp_path / "network.onnx")
+    assert exported.preprocess == record.preprocess
+    mask = published.predict(EXAMPLES / "street.jpg").mask
+    assert (exported.predict(EXAMPLES / "street.jpg").mask == mask).mean() > 0.999
+    folder = draw_folder(tmp_path / "data", train=2, val=1)
+    run = tmp_path / "run"
+    zoo_seg.finetune(
+        folder, model, record.tag, out=run, epochs=1, batch_size=2, crop_size=(64, 64), workers=0, device="cpu"
+    )
+    tuned = zoo_seg.from_pretrained(run)
+    assert tuned.protocol == "torchvision"
+    assert tuned.preprocess.interpolation == "bilinear"
+    tuned_mask = tuned.predict(EXAMPLES / "street.jpg").mask
+    tuned.save_pretrained(tmp_path / "saved")
+    assert (zoo_seg.from_pretrained(tmp_path / "saved").predict(EXAMPLES / "street.jpg").mask == tuned_mask).all()

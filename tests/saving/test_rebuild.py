@@ -23,6 +23,7 @@ MORE = [
     "swinv2_tiny_window8_256",
     "swinv2_cr_tiny_224",
     "mobilenetv3_small_050",
+    "mobilenetv3_large",
     "mobilenetv4_conv_small",
     "efficientnet_lite0",
     "convnextv2_atto",
@@ -48,6 +49,7 @@ MORE = [
 OPTIONS: dict[str, list[dict[str, Any]]] = {
     "fcn": [{"num_convs": 1, "level": -2}, {"concat_input": True, "aux_channels": 4}, {"dilation": 2}],
     "pspnet": [{"aux_channels": 4}],
+    "deeplabv3": [{"refine": True}],
     "semanticfpn": [{"neck": "conv"}],
 }
 ANY = [family for family in list_families() if find_family(family).backbones is None]
