@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from helpers.reliability import Reliability
 
+from zoo_seg.hub import cache
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers that each start a thread per core wait for one another
@@ -50,6 +52,21 @@ def logging_as_it_begins() -> None:
     ours = logging.getLogger("zoo_seg")
     ours.setLevel(logging.NOTSET)
     ours.disabled, ours.propagate = False, True
+
+
+@pytest.fixture
+def caplog(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    """What this library logs, whatever others have made of the root logger."""
+    loggers = {id(each): each for each in (logging.getLogger("zoo_seg"), cache._log)}.values()
+    caplog.set_level(logging.WARNING, "zoo_seg")
+    apart = [
+        each for each in loggers if each.root is not logging.getLogger() or caplog.handler not in each.root.handlers
+    ]
+    for each in apart:
+        each.addHandler(caplog.handler)
+    yield caplog
+    for each in apart:
+        each.removeHandler(caplog.handler)
 
 
 def toy_manifest() -> dict[str, Any]:
