@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,8 +11,6 @@ from typing import Any
 
 import pytest
 from helpers.reliability import Reliability
-
-from zoo_seg.hub import cache
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -42,31 +39,6 @@ def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPat
     home = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("ZOO_SEG_HOME", str(home))
     return home
-
-
-@pytest.fixture(autouse=True)
-def logging_as_it_begins() -> None:
-    """Other libraries turn switches of the whole process, and what a test logs must not depend on those before it."""
-    logging.disable(logging.NOTSET)
-    logging.getLogger().setLevel(logging.WARNING)
-    ours = logging.getLogger("zoo_seg")
-    ours.setLevel(logging.NOTSET)
-    ours.disabled, ours.propagate = False, True
-
-
-@pytest.fixture
-def caplog(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
-    """What this library logs, whatever others have made of the root logger."""
-    loggers = {id(each): each for each in (logging.getLogger("zoo_seg"), cache._log)}.values()
-    caplog.set_level(logging.WARNING, "zoo_seg")
-    apart = [
-        each for each in loggers if each.root is not logging.getLogger() or caplog.handler not in each.root.handlers
-    ]
-    for each in apart:
-        each.addHandler(caplog.handler)
-    yield caplog
-    for each in apart:
-        each.removeHandler(caplog.handler)
 
 
 def toy_manifest() -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -25,7 +26,7 @@ from zoo_seg.manifest import TestOptions
 from zoo_seg.model import SegmentationModel
 
 onnx = pytest.importorskip("onnx")
-pytest.importorskip("nncf")
+pytest.importorskip("zoo_seg.export.openvino_int8", exc_type=ImportError)
 pytest.importorskip("onnxruntime")
 
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml"}
@@ -129,6 +130,16 @@ def test_folders_that_cannot_be_used(data: Path, tmp_path: Path) -> None:
 
 
 # --- the files ----------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@every_format
+def test_what_others_log_is_left_alone(kind: str, exported: Callable[[str], Exported], caplog: Any) -> None:
+    exported(kind)
+    assert logging.getLoggerClass() is logging.Logger
+    assert (logging.root.manager.disable, caplog.handler.level) == (logging.NOTSET, logging.NOTSET)
+    logging.getLogger("someone").warning("heard")
+    assert "heard" in caplog.text
 
 
 @pytest.mark.slow

@@ -9,15 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from zoo_seg.errors import ExportError, MissingExtraError
-from zoo_seg.export.graph import brief
+from zoo_seg.export.graph import brief, quiet
 from zoo_seg.export.int8 import Inputs
 from zoo_seg.export.openvino_file import core
 from zoo_seg.export.openvino_file import save as save  # what is quantised is written alike
 
+_logger_class = logging.getLoggerClass()
 try:
     import nncf
 except ImportError as error:
     raise MissingExtraError(f"int8 needs more ({error.name} is missing): pip install 'zoo_seg[quantize]'") from None
+finally:
+    logging.setLoggerClass(_logger_class)  # NNCF makes its own the one of the process
 
 
 def quantise(source: Path, inputs: Inputs) -> Any:
@@ -26,11 +29,10 @@ def quantise(source: Path, inputs: Inputs) -> Any:
     Raises:
         ExportError: NNCF cannot quantise it.
     """
-    nncf.set_log_level(logging.ERROR)
     model = core().read_model(source)
     has_attention = any(each.get_type_name() in _ATTENTION for each in model.get_ops())
     try:
-        with redirect_stdout(io.StringIO()):  # progress bars
+        with quiet(), redirect_stdout(io.StringIO()):  # progress bars
             return nncf.quantize(
                 model,
                 nncf.Dataset(inputs),
