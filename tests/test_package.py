@@ -152,7 +152,7 @@ LAYERS = [
     {"decode"},
     {"manifest"},
     {"info"},
-    {"transformers_config"},
+    {"transformers"},
     {"config"},
     {"keymap"},
     {"layers"},

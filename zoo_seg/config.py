@@ -9,7 +9,7 @@ from zoo_seg.decode import Mistake, decode, read_json, show
 from zoo_seg.errors import CheckpointError
 from zoo_seg.info import ModelInfo
 from zoo_seg.manifest import architecture_of_schema_1, metric_of_schema_1
-from zoo_seg.transformers_config import info_from, is_transformers
+from zoo_seg.transformers.repository import info_from, is_transformers
 from zoo_seg.version import __version__
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"

@@ -31,7 +31,7 @@ from zoo_seg.hub.files import exclusive, replacing, sweep
 from zoo_seg.info import ModelInfo, info_of
 from zoo_seg.manifest import Architecture, Weights, get_architecture, get_weights, list_weights, load_manifest
 from zoo_seg.network import SegmentationNetwork
-from zoo_seg.transformers_config import weight_paths
+from zoo_seg.transformers.repository import weight_paths
 
 _log = logging.getLogger("zoo_seg")
 

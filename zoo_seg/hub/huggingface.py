@@ -26,7 +26,7 @@ from zoo_seg.hub.files import check_weight_file, replacing
 from zoo_seg.hub.privacy import no_telemetry
 from zoo_seg.hub.refusals import explain, symptom
 from zoo_seg.manifest import File
-from zoo_seg.transformers_config import PREPROCESSOR, WEIGHT_FILES, files_of, weight_paths
+from zoo_seg.transformers.repository import PREPROCESSOR, WEIGHT_FILES, files_of, weight_paths
 from zoo_seg.version import __version__
 
 if TYPE_CHECKING:

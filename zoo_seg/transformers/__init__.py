@@ -1,0 +1,1 @@
+"""Networks that were saved by transformers, described in this library's words."""

@@ -1,0 +1,64 @@
+"""How images are prepared, read from a `preprocessor_config.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from zoo_seg.decode import Mistake, decode, show
+from zoo_seg.manifest import Interpolation, Preprocess, Resize
+from zoo_seg.transformers.reading import Reading, read
+
+_INTERPOLATIONS: Mapping[int, Interpolation] = {2: "bilinear", 3: "bicubic"}
+"""By their numbers in Pillow, which the files hold."""
+
+
+def read_preprocess(said: object, reading: Reading, channels: int) -> Preprocess:
+    """What a file says, or the class's default where it is silent.
+
+    Raises:
+        Mistake: it is no description, or asks for what is not done here.
+    """
+    if not isinstance(said, dict):
+        raise Mistake(f"found {show(said)}, expected an object")
+    kind = said.get("image_processor_type") or said.get("feature_extractor_type") or reading.processor
+    extractor = reading.processor.replace("ImageProcessor", "FeatureExtractor")
+    if kind not in (reading.processor, f"{reading.processor}Fast", extractor):
+        raise Mistake(f"found {show(kind)}; supported is {reading.processor}", "image_processor_type")
+    raw = {**reading.defaults, **{name: value for name, value in said.items() if value is not None}}
+    scale = read(float, raw, "rescale_factor", 1 / 255) if read(bool, raw, "do_rescale", True) else 1.0
+    if not 0 < scale < float("inf"):
+        raise Mistake(f"found {scale}, expected a positive number", "rescale_factor")
+    mean, std = (0.0,) * channels, (1.0,) * channels
+    if read(bool, raw, "do_normalize", True):
+        mean, std = (_numbers(raw, name, channels) for name in ("image_mean", "image_std"))
+    resample = read(int, raw, "resample", 2)
+    if resample not in _INTERPOLATIONS:
+        raise Mistake(f"found {resample}, expected 2 (bilinear) or 3 (bicubic)", "resample")
+    try:
+        return Preprocess(
+            mean=tuple(round(each / scale, 9) for each in mean),
+            std=tuple(round(each / scale, 9) for each in std),
+            resize=_resize(raw["size"]) if read(bool, raw, "do_resize", True) else None,
+            interpolation=_INTERPOLATIONS[resample],
+        )
+    except ValueError as error:
+        raise Mistake(str(error)) from None
+
+
+def _numbers(raw: dict[str, Any], name: str, channels: int) -> tuple[float, ...]:
+    each = raw[name] if isinstance(raw[name], list) else [raw[name]] * channels
+    numbers: tuple[float, ...] = decode(tuple[float, ...], each, (name,))
+    if len(numbers) != channels:
+        raise Mistake(f"found {len(numbers)} numbers, expected one for each of the {channels} channels", name)
+    return numbers
+
+
+def _resize(size: object) -> Resize:
+    """One number stands for a square."""
+    sides = {"height": size, "width": size} if isinstance(size, int) else size
+    if not isinstance(sides, dict) or set(sides) != {"height", "width"}:
+        raise Mistake(f"found {show(size)}, expected height and width", "size")
+    height, width = (read(int, sides, name, None, "size") for name in ("height", "width"))
+    short, long = sorted((height, width))
+    return Resize(short, long, keep_ratio=False, orientation="portrait" if height > width else "landscape")
