@@ -165,8 +165,14 @@ def _over(cells: int, size: int, geometry: Geometry) -> Taps:
 # --- windows ------------------------------------------------------------------------------------
 
 
-def windows(size: int, crop: int, stride: int) -> list[tuple[int, int]]:
-    """(start, end) of the windows along one axis; the last one is shifted inward, never padded."""
+def windows(size: int, crop: int, stride: int | None) -> list[tuple[int, int]]:
+    """(start, end) of the windows along one axis; the last one is shifted inward, never padded.
+
+    Without a stride as few as cover the axis, evenly spread.
+    """
+    if stride is None:
+        gaps = (size - 1) // crop
+        return [(start, min(start + crop, size)) for start in (i * (size - crop) // max(gaps, 1) for i in range(gaps + 1))]
     count = max(size - crop + stride - 1, 0) // stride + 1
     ends = [min(i * stride + crop, size) for i in range(count)]
     return [(max(end - crop, 0), end) for end in ends]
@@ -186,10 +192,10 @@ class Input(Protocol):
 class Windows:
     """The windows of an input, which the network sees row by row."""
 
-    def __init__(self, infer: Infer, x: Input, crop: Size, stride: Size) -> None:
+    def __init__(self, infer: Infer, x: Input, crop: Size, stride: Size | None) -> None:
         self.infer, self.x = infer, x
         self.rows, self.columns = (
-            windows(size, *steps) for size, *steps in zip(x.shape[-2:], crop, stride, strict=True)
+            windows(size, *steps) for size, *steps in zip(x.shape[-2:], crop, stride or (None, None), strict=True)
         )
         self.size = self.rows[0][1] - self.rows[0][0], self.columns[0][1] - self.columns[0][0]
         self.waiting = deque(self.rows)
@@ -216,7 +222,7 @@ def windowed_logits(
     infer: Infer,
     x: Input,
     crop: Size,
-    stride: Size,
+    stride: Size | None,
     output: Size,
     geometry: Geometry,
     *,
