@@ -269,9 +269,13 @@ def _with_options(
     architecture: Architecture, naming: Naming, tensors: Mapping[str, Tensor], stated: bool
 ) -> Architecture:
     """With what the shapes, and the project that named the tensors, say of the network."""
-    implied = find_backbone(architecture.backbone).implied_options.get(naming, {})
-    architecture = replace(architecture, backbone_options={**implied, **architecture.backbone_options})
-    read = find_family(architecture.family).read_options
+    family, backbone = find_family(architecture.family), find_backbone(architecture.backbone)
+    architecture = replace(
+        architecture,
+        options={**family.implied_options.get(naming, {}), **architecture.options},
+        backbone_options={**backbone.implied_options.get(naming, {}), **architecture.backbone_options},
+    )
+    read = family.read_options
     if read is None:
         return architecture
     known, found = architecture.options, read({name: tuple(tensor.shape) for name, tensor in tensors.items()})
