@@ -6,7 +6,8 @@ first, and do not shift what is a single window, which gives other maps.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from zoo_seg.backbones.registry import register_backbone
 from zoo_seg.backbones.staged import NormedBackbone, check_stride_of_32, create_with_timm_names
-from zoo_seg.keymap import KeyMap
+from zoo_seg.keymap import KeyMap, join
 from zoo_seg.layers.depth import StochasticDepth, rising_rates
 
 _EPS = 1e-5
@@ -232,6 +233,46 @@ _KEYS = KeyMap(
     )
 )
 
+
+def _from_transformers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """transformers keeps query, key and value apart, and merges channels by column, row and channel, not the reverse."""
+    result = join(tensors, (".attn.query.", ".attn.key.", ".attn.value."), ".attn.qkv.")
+    for name, tensor in tensors.items():
+        if _MERGING.match(name) and tensor.ndim and tensor.shape[-1] % 4 == 0:
+            result[name] = tensor.unflatten(-1, (2, 2, -1)).transpose(-3, -1).flatten(-3)
+    return result
+
+
+_MERGING = re.compile(r"merges\.[123]\.(norm|reduction)\.")
+
+
+def _transformers_keys(inside: str, norm: Callable[[int], str]) -> tuple[tuple[str, str | None], ...]:
+    """Names of one of its two Swins: what stands before all but the maps' norms, and the name of a map's norm."""
+    block = f"{inside}encoder.layers.{{}}.blocks.{{}}."
+    return (
+        (f"{inside}embeddings.patch_embeddings.projection.", "merges.0.proj."),
+        (f"{inside}embeddings.norm.", "merges.0.norm."),
+        *((f"{inside}encoder.layers.{stage}.downsample.", f"merges.{stage + 1}.") for stage in range(3)),
+        (f"{block}attention.self.relative_position_bias_table", "layers.{}.blocks.{}.attn.bias_table"),
+        (f"{block}attention.self.relative_position_index", None),
+        (f"{block}attention.self.", "layers.{}.blocks.{}.attn."),
+        (f"{block}attention.output.dense.", "layers.{}.blocks.{}.attn.proj."),
+        (f"{block}layernorm_before.", "layers.{}.blocks.{}.norm1."),
+        (f"{block}layernorm_after.", "layers.{}.blocks.{}.norm2."),
+        (f"{block}intermediate.dense.", "layers.{}.blocks.{}.mlp.0."),
+        (f"{block}output.dense.", "layers.{}.blocks.{}.mlp.2."),
+        (f"{inside}layernorm.", None),  # of the whole network's features, which segmentation does not read
+        *((f"hidden_states_norms.{norm(level)}.", f"norm{level}.") for level in range(4)),
+    )
+
+
+_TRANSFORMERS_KEYS = KeyMap(
+    _transformers_keys("", lambda level: f"stage{level + 1}")  # SwinBackbone
+    + _transformers_keys("model.", str),  # MaskFormerSwinBackbone
+    _from_transformers,
+)
+
+_MAPS = {"mmseg": _KEYS, "ssseg": _KEYS, "transformers": _TRANSFORMERS_KEYS}
 for _name, _size in _SIZES.items():
     _build = partial(SwinTransformer, *_size)
-    register_backbone(_name, partial(create_with_timm_names, _name, _build), key_maps={"mmseg": _KEYS, "ssseg": _KEYS})
+    register_backbone(_name, partial(create_with_timm_names, _name, _build), key_maps=_MAPS)
