@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from zoo_seg.backbones.registry import register_backbone
 from zoo_seg.errors import OptionError
-from zoo_seg.keymap import KeyMap
+from zoo_seg.keymap import KeyMap, join
 from zoo_seg.layers.resample import resize
 
 PATCH = 16
@@ -190,14 +190,7 @@ def _create(
 
 def _joined(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """transformers keeps queries, keys and values apart, and each kind of token without a place."""
-    result = dict(tensors)
-    for name in tensors:
-        parts = [name.replace(".attn.q.", f".attn.{part}.") for part in "qkv"]
-        found = [tensors[part] for part in parts if part in tensors]
-        if ".attn.q." in name and len({each.shape for each in found}) == 1 and len(found) == 3 and found[0].ndim:
-            result[name.replace(".attn.q.", ".attn.qkv.")] = torch.cat(found)
-            for part in parts:
-                del result[part]
+    result = join(tensors, (".attn.q.", ".attn.k.", ".attn.v."), ".attn.qkv.")
     single, registers, places = (tensors.get(name) for name in ("class_token", "registers", "positions"))
     if single is None or single.ndim != 3 or (registers is not None and registers.ndim != 3):
         return result  # which will be said when it is put into the network

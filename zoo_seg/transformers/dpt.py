@@ -18,7 +18,7 @@ _SHAPE: Mapping[str, Any] = {
     "reassemble_factors": [4, 2, 1, 0.5],
     "head_in_index": -1,
 }
-_BACKBONES = dict.fromkeys(("vit_tiny", "vit_small", "vit_base", "vit_large"))
+_BACKBONES = ("vit_tiny", "vit_small", "vit_base", "vit_large")
 _READOUTS = ("ignore", "add", "project")
 
 
@@ -47,7 +47,7 @@ def read_dpt(raw: dict[str, Any]) -> Reading:
         backbone,
         options={
             "channels": count_of(raw, "fusion_hidden_size", 256),
-            "reassembled": widths,
+            "reassembled": list(widths),
             "readout": readout,
             "batch_norm": batch_norm,
             "bias": not batch_norm if bias is None else bias,

@@ -11,7 +11,7 @@ from zoo_seg.transformers.reading import IMAGENET, Reading, count_of, expect, re
 from zoo_seg.transformers.vit import image_size, read_vit
 
 _SHAPE: Mapping[str, Any] = {"layer_norm_eps": 1e-6, "mlp_ratio": 4, "use_swiglu_ffn": False}
-_BACKBONES = dict.fromkeys(("dinov2_small", "dinov2_base", "dinov2_large"))
+_BACKBONES = ("dinov2_small", "dinov2_base", "dinov2_large")
 
 
 def read_eomt(raw: dict[str, Any]) -> Reading:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from zoo_seg.decode import Mistake, show
@@ -14,7 +14,7 @@ _NAMES = {(192, 12, 3): "tiny", (384, 12, 6): "small", (768, 12, 12): "base", (1
 """By channels, blocks and heads."""
 
 
-def read_vit(raw: Mapping[str, Any], names: Mapping[str, object], default: tuple[int, int, int]) -> str:
+def read_vit(raw: Mapping[str, Any], names: Sequence[str], default: tuple[int, int, int]) -> str:
     """The backbone's name, one of `names`.
 
     Args:
