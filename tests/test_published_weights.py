@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import torchvision_original, transformers_original
+from helpers import torchvision_original, transformers_original, transformers_vit
 from helpers.cli import runner
 from helpers.reference import REFERENCES, key_list, keys, published_reference, state_dict
 from PIL import Image
@@ -50,6 +50,9 @@ def original_keys(model: str, source: str) -> tuple[int, dict[str, tuple[int, ..
 
 def shapes_of(record: Weights) -> dict[str, tuple[int, ...]]:
     """What the record's file holds: the original network's names and shapes, for the record's classes."""
+    if record.model in transformers_vit.CONFIGS:
+        size = record.architecture.backbone_options["image_size"]
+        return transformers_vit.original_shapes(record.model, record.num_classes, size)
     classes, shapes = original_keys(record.model, record.source)
     more = record.num_classes - classes
     return {

@@ -166,7 +166,7 @@ def test_weights_are_fine_tuned_and_exported(saved: Path, tmp_path: Path) -> Non
     data = draw_folder(tmp_path / "data", train=2, val=1)
     run = tmp_path / "run"
     zoo_seg.finetune(
-        data, "dpt_vit_large", str(saved), out=run, epochs=1, batch_size=2, crop_size=(64, 64), workers=0, device="cpu"
+        data, weights=saved, out=run, epochs=1, batch_size=2, crop_size=(64, 64), workers=0, device="cpu"
     )
     tuned = zoo_seg.from_pretrained(run)
     assert tuned.preprocess.interpolation == "bicubic"

@@ -92,31 +92,26 @@ class EoMTHead(nn.Module):
     def _block_by_block(self, features: Sequence[Tensor], last: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Masks and class logits in front of the `last` blocks, and after all."""
         places, tokens = features
-        size = places.shape[-2], places.shape[-1]
-        queries = self.query.expand(len(places), -1, -1)
-        x = torch.cat([queries, tokens.flatten(2).mT, places.flatten(2).mT], dim=1)
+        size, tokens = (places.shape[-2], places.shape[-1]), tokens.flatten(2).mT
+        first = len(self.query) + tokens.shape[1]  # of the patches
+        x = torch.cat([self.query.expand(len(places), -1, -1), tokens, places.flatten(2).mT], dim=1)
         for left, block in zip(range(len(self.blocks), 0, -1), self.blocks, strict=True):
             allowed = None
             if left <= last:
-                masks, logits = self._read(x, size)
+                masks, logits = self._read(x, first, size)
                 yield masks, logits
                 if left <= self.masked:
-                    allowed = self._allowed(resize(masks.detach(), size).flatten(2) > 0, x.shape[1])
+                    inside = resize(masks.detach(), size).flatten(2) > 0
+                    allowed = inside.new_ones(len(x), 1, x.shape[1], x.shape[1])
+                    allowed[:, 0, : len(self.query), first:] = inside
             x = block(x, allowed)
-        yield self._read(x, size)
+        yield self._read(x, first, size)
 
-    def _read(self, x: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def _read(self, x: Tensor, first: int, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """What the queries among the tokens say: masks (N, Q, h, w) and class logits (N, Q, C + 1)."""
-        x, count = self.norm(x), len(self.query)
-        queries, places = x[:, :count], x[:, -size[0] * size[1] :]
-        pixels = self.upscale(torch.unflatten(places.mT, 2, size))
+        x = self.norm(x)
+        queries, pixels = x[:, : len(self.query)], self.upscale(torch.unflatten(x[:, first:].mT, 2, size))
         return torch.einsum("nqc,nchw->nqhw", self.mask_embed(queries), pixels), self.classifier(queries)
-
-    def _allowed(self, inside: Tensor, length: int) -> Tensor:
-        """(N, 1, L, L): of the patches a query sees those `inside` its mask, (N, Q, h * w); all else is seen by all."""
-        allowed = inside.new_ones(len(inside), 1, length, length)
-        allowed[:, 0, : inside.shape[1], -inside.shape[2] :] = inside
-        return allowed
 
 
 def _build(channels: Sequence[int], num_classes: int, options: EoMTOptions, *, align_corners: bool) -> Heads:
