@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import DPTConfig, DPTForSemanticSegmentation, EomtConfig, EomtForUniversalSegmentation
+from transformers import (
+    DPTConfig,
+    DPTForSemanticSegmentation,
+    DPTImageProcessor,
+    EomtConfig,
+    EomtForUniversalSegmentation,
+    EomtImageProcessor,
+)
 
 from helpers.reference import fill, image_tensor
 
@@ -78,6 +86,17 @@ def varied(family: str, **config: Any) -> Any:
     else:
         network.head.head[4].bias.sub_(network(x).logits.mean((0, 2, 3)))
     return network
+
+
+def save(model: str, folder: Path) -> None:
+    """A published model's size, and the processor of its first record, as transformers saves them."""
+    filled(model.split("_")[0], **CONFIGS[model], num_labels=150).save_pretrained(folder)
+    processor = (
+        EomtImageProcessor(size={"shortest_edge": 512}, do_split_image=True)
+        if model.startswith("eomt")
+        else DPTImageProcessor(size=480)
+    )
+    processor.save_pretrained(folder)
 
 
 @cache
