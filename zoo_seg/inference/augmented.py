@@ -168,11 +168,14 @@ def _over(cells: int, size: int, geometry: Geometry) -> Taps:
 def windows(size: int, crop: int, stride: int | None) -> list[tuple[int, int]]:
     """(start, end) of the windows along one axis; the last one is shifted inward, never padded.
 
-    Without a stride as few as cover the axis, evenly spread.
+    Without a stride as few as cover the axis, evenly spread; rounded as transformers does, whose last window may miss the
+    last pixel by that.
     """
     if stride is None:
         gaps = (size - 1) // crop
-        return [(start, min(start + crop, size)) for start in (i * (size - crop) // max(gaps, 1) for i in range(gaps + 1))]
+        step = crop - ((gaps + 1) * crop - size) / max(gaps, 1)
+        starts = [*(int(i * step) for i in range(gaps)), max(size - crop, 0)]
+        return [(start, min(start + crop, size)) for start in starts]
     count = max(size - crop + stride - 1, 0) // stride + 1
     ends = [min(i * stride + crop, size) for i in range(count)]
     return [(max(end - crop, 0), end) for end in ends]
