@@ -532,3 +532,13 @@ def lraspp_mobilenet_v3_large(
     pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
 ) -> SegmentationModel:
     """LR-ASPP on MobileNetV3-Large."""
+
+def eomt_dinov2_large(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """EoMT on DINOv2-L."""
+
+def dpt_vit_large(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """DPT on ViT-L."""

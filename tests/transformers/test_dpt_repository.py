@@ -53,7 +53,18 @@ def change(path: Path, **values: Any) -> None:
 
 
 def images() -> list[Image.Image]:
-    sizes = [(96, 128), (128, 96), (150, 150), (64, 64), (64, 201), (203, 77), (300, 225), (90, 91), (40, 40), (257, 129)]
+    sizes = [
+        (96, 128),
+        (128, 96),
+        (150, 150),
+        (64, 64),
+        (64, 201),
+        (203, 77),
+        (300, 225),
+        (90, 91),
+        (40, 40),
+        (257, 129),
+    ]
     return [image for seed, size in enumerate(sizes) for image, _ in scenes(1, size, 8, seed)]
 
 
@@ -130,7 +141,9 @@ RULES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("rules", RULES.values(), ids=RULES)
-def test_class_maps_equal_the_original_s(rules: dict[str, Any], original: DPTForSemanticSegmentation, saved: Path) -> None:
+def test_class_maps_equal_the_original_s(
+    rules: dict[str, Any], original: DPTForSemanticSegmentation, saved: Path
+) -> None:
     change(saved / "preprocessor_config.json", **rules)
     ours, processor = zoo_seg.from_pretrained(saved), DPTImageProcessor.from_pretrained(saved)
     seen: set[int] = set()
@@ -165,9 +178,7 @@ def test_weights_are_fine_tuned_and_exported(saved: Path, tmp_path: Path) -> Non
     assert (exported.predict(image).mask == published.predict(image).mask).mean() > 0.999
     data = draw_folder(tmp_path / "data", train=2, val=1)
     run = tmp_path / "run"
-    zoo_seg.finetune(
-        data, weights=saved, out=run, epochs=1, batch_size=2, crop_size=(64, 64), workers=0, device="cpu"
-    )
+    zoo_seg.finetune(data, weights=saved, out=run, epochs=1, batch_size=2, crop_size=(64, 64), workers=0, device="cpu")
     tuned = zoo_seg.from_pretrained(run)
     assert tuned.preprocess.interpolation == "bicubic"
     assert tuned.predict(image).mask.shape == image.size[::-1]

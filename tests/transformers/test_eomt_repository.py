@@ -62,7 +62,18 @@ def change(path: Path, **values: Any) -> None:
 
 def images() -> list[Image.Image]:
     """Of one to five windows, along either side."""
-    sizes = [(96, 128), (128, 96), (150, 150), (64, 64), (64, 201), (260, 77), (300, 225), (90, 91), (40, 190), (257, 129)]
+    sizes = [
+        (96, 128),
+        (128, 96),
+        (150, 150),
+        (64, 64),
+        (64, 201),
+        (260, 77),
+        (300, 225),
+        (90, 91),
+        (40, 190),
+        (257, 129),
+    ]
     return [image for seed, size in enumerate(sizes) for image, _ in scenes(1, size, 8, seed)]
 
 
@@ -73,7 +84,9 @@ def class_map(network: EomtForUniversalSegmentation, processor: Any, image: Imag
     return np.asarray(found)
 
 
-def assert_same_maps(ours: SegmentationModel, network: EomtForUniversalSegmentation, folder: Path, several: Any) -> None:
+def assert_same_maps(
+    ours: SegmentationModel, network: EomtForUniversalSegmentation, folder: Path, several: Any
+) -> None:
     processor = EomtImageProcessor.from_pretrained(folder)
     seen: set[int] = set()
     for image in several:
@@ -202,9 +215,7 @@ def test_weights_are_fine_tuned_and_exported(saved: Path, tmp_path: Path) -> Non
     assert (exported.predict(image).mask == published.predict(image).mask).mean() > 0.999
     data = draw_folder(tmp_path / "data", train=2, val=1)
     run = tmp_path / "run"
-    zoo_seg.finetune(
-        data, weights=saved, out=run, epochs=1, batch_size=2, crop_size=(64, 64), workers=0, device="cpu"
-    )
+    zoo_seg.finetune(data, weights=saved, out=run, epochs=1, batch_size=2, crop_size=(64, 64), workers=0, device="cpu")
     tuned = zoo_seg.from_pretrained(run)
     assert tuned.test == TestOptions()
     assert tuned.predict(image).mask.shape == image.size[::-1]

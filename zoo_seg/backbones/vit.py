@@ -128,8 +128,8 @@ class VisionTransformer(nn.Module):
             raise OptionError(f"{levels} feature maps are asked for; VisionTransformer has 1 to {_MAPS}")
         if image_size < PATCH or registers < 0 or not 0 <= left_out <= depth - _MAPS:
             raise OptionError(
-                f"image_size is {image_size}, registers {registers} and left_out {left_out}; expected at least {PATCH}, "
-                f"at least 0, and 0 to {depth - _MAPS} of the {depth} blocks"
+                f"image_size is {image_size}, registers {registers} and left_out {left_out}; expected at least "
+                f"{PATCH}, at least 0, and 0 to {depth - _MAPS} of the {depth} blocks"
             )
         levels, depth = levels or _MAPS, depth - left_out
         self.channels, self.strides = (width,) * levels, (PATCH,) * levels
@@ -148,7 +148,7 @@ class VisionTransformer(nn.Module):
         size, count = (x.shape[-2], x.shape[-1]), len(self.tokens)
         places = self.positions.mT.unflatten(1, (self._grid, self._grid))[None]
         x = (x + resize(places, size)).flatten(2).mT
-        x = torch.cat([self.tokens.expand(len(x), -1, -1), x], dim=1)
+        x = torch.cat([self.tokens.expand(x.shape[0], -1, -1), x], dim=1)
         maps, tokens = [], []
         for number, block in enumerate(self.blocks, 1):
             x = block(x)

@@ -28,7 +28,7 @@ def _twice(x: Tensor) -> Tensor:
 class _Readout(nn.Linear):
     """A map (N, C, h, w) and the class's token (N, C) -> the map with what the token knows.
 
-    The paper's linear layer reads both as one; here each through its half of the weight, so that the token is read once.
+    The paper's linear layer reads both as one; here each through its half of the weight, and the token once.
     """
 
     def __init__(self, channels: int) -> None:
@@ -186,7 +186,7 @@ def _transformers(options: DPTOptions) -> KeyMap:
                 there, here = f"residual_layer{layer}.{theirs}{part}.", f"residual{layer}.{ours}{part}."
                 rules.append((f"{fusion}{there}", f"head.fusions.{{}}.{here}"))
     for theirs, ours in (("head.head.", "head.pixel."), ("auxiliary_head.head.", "head.auxiliary.")):
-        rules += [(f"{theirs}0.", f"{ours}conv."), (f"{theirs}1.", f"{ours}norm."), (f"{theirs}4.", f"{ours}classifier.")]
+        rules += [(f"{theirs}{i}.", f"{ours}{part}.") for i, part in ((0, "conv"), (1, "norm"), (4, "classifier"))]
     return KeyMap(tuple(rules))
 
 

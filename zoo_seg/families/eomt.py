@@ -94,7 +94,7 @@ class EoMTHead(nn.Module):
         places, tokens = features
         size, tokens = (places.shape[-2], places.shape[-1]), tokens.flatten(2).mT
         first = len(self.query) + tokens.shape[1]  # of the patches
-        x = torch.cat([self.query.expand(len(places), -1, -1), tokens, places.flatten(2).mT], dim=1)
+        x = torch.cat([self.query.expand(places.shape[0], -1, -1), tokens, places.flatten(2).mT], dim=1)
         for left, block in zip(range(len(self.blocks), 0, -1), self.blocks, strict=True):
             allowed = None
             if left <= last:
@@ -102,7 +102,7 @@ class EoMTHead(nn.Module):
                 yield masks, logits
                 if left <= self.masked:
                     inside = resize(masks.detach(), size).flatten(2) > 0
-                    allowed = inside.new_ones(len(x), 1, x.shape[1], x.shape[1])
+                    allowed = inside.new_ones(x.shape[0], 1, x.shape[1], x.shape[1])
                     allowed[:, 0, : len(self.query), first:] = inside
             x = block(x, allowed)
         yield self._read(x, first, size)

@@ -168,8 +168,8 @@ def _over(cells: int, size: int, geometry: Geometry) -> Taps:
 def windows(size: int, crop: int, stride: int | None) -> list[tuple[int, int]]:
     """(start, end) of the windows along one axis; the last one is shifted inward, never padded.
 
-    Without a stride as few as cover the axis, evenly spread; rounded as transformers does, whose last window may miss the
-    last pixel by that.
+    Without a stride as few as cover the axis, evenly spread; rounded as transformers does, whose last window may miss
+    the last pixel by that.
     """
     if stride is None:
         gaps = (size - 1) // crop

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from typing import get_args
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
