@@ -138,8 +138,8 @@ class TestOptions:
         fits = self.scales and all(0 < scale <= _LARGEST_SCALE for scale in self.scales)
         _check(bool(fits), f"scales is {list(self.scales)}, expected factors of the image up to {_LARGEST_SCALE}")
         for name, sides, modes in (("crop", self.crop, ("slide", "split")), ("stride", self.stride, ("slide",))):
-            expected = " or ".join(map(repr, modes))
-            _check(sides is None or self.mode in modes, f"{name} is given, expected it with mode {expected} only")
+            expected = "'slide' only" + (", or 'split'" if "split" in modes else "")
+            _check(sides is None or self.mode in modes, f"{name} is given, expected it with mode {expected}")
             _check(
                 sides is None or all(0 < side <= LARGEST_SIDE for side in sides),
                 f"{name} is {list(sides or ())}, expected two sides of 1 to {LARGEST_SIDE} pixels",

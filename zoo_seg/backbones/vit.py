@@ -146,7 +146,7 @@ class VisionTransformer(nn.Module):
     def forward(self, x: Tensor) -> list[Tensor]:
         x = self.patch_embed(_at_least_a_patch(x))
         size, count = (x.shape[-2], x.shape[-1]), len(self.tokens)
-        places = self.positions.mT.unflatten(1, (self._grid, self._grid))[None]
+        places = torch.unflatten(self.positions.mT, 1, (self._grid, self._grid))[None]
         x = (x + resize(places, size)).flatten(2).mT
         x = torch.cat([self.tokens.expand(x.shape[0], -1, -1), x], dim=1)
         maps, tokens = [], []
