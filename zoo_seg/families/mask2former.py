@@ -19,7 +19,7 @@ from zoo_seg.families.registry import Family, Heads, Shapes, register_family
 from zoo_seg.keymap import KeyMap, join
 from zoo_seg.layers.losses import LossSum, SegmentationLoss
 from zoo_seg.layers.queries import ConvNorm, dice_costs, dice_losses, mask_embedding, matched_losses
-from zoo_seg.layers.readout import HeadOutput, MixedAt, Queries, mixed
+from zoo_seg.layers.readout import HeadOutput, MixedAt, Queries
 from zoo_seg.layers.resample import resize
 from zoo_seg.layers.transformer import Attention, DeformableAttention, FeedForward, sine_positions
 
@@ -109,9 +109,7 @@ class Mask2FormerOptions:
 
 
 class Mask2FormerHead(nn.Module):
-    """Four backbone maps, finest first -> `Queries`, the masks at the stride of the finest map; or what they mix to."""
-
-    gives_scores = True
+    """Four backbone maps, finest first -> `Queries`, the masks at the stride of the finest map."""
 
     def __init__(self, in_channels: Sequence[int], num_classes: int, options: Mask2FormerOptions) -> None:
         super().__init__()
@@ -136,9 +134,9 @@ class Mask2FormerHead(nn.Module):
                 if parameter.ndim > 1 and not name.startswith(("self_attn.sampling", "self_attn.attention")):
                     nn.init.xavier_normal_(parameter)
 
-    def forward(self, features: Sequence[Tensor]) -> HeadOutput:
+    def forward(self, features: Sequence[Tensor]) -> Queries:
         *_, (masks, logits) = self._layer_by_layer(features)
-        return mixed(Queries(masks, logits.softmax(-1)[..., :-1]), self.mixed_at)
+        return Queries.of(masks, logits.softmax(-1)[..., :-1], self.mixed_at)
 
     def forward_train(self, features: Sequence[Tensor]) -> list[Queries]:
         """The last layer's masks and class logits, then those of the layers before it."""
