@@ -104,7 +104,10 @@ def test_queries_equal_the_original_s(model: str, tmp_path: Path) -> None:
         x = torch.from_numpy(reference.image_tensor(*sides, batch=2))
         expected, found = network(x), ours.network.forward_train(x)[0]
         assert isinstance(found, Queries)
-        for theirs, own in ((expected.masks_queries_logits, found.masks), (expected.class_queries_logits, found.classes)):
+        for theirs, own in (
+            (expected.masks_queries_logits, found.masks),
+            (expected.class_queries_logits, found.classes),
+        ):
             assert own.shape == theirs.shape
             assert (own - theirs).abs().max() < 2e-5 * theirs.std()
 
@@ -167,7 +170,11 @@ def test_the_default_is_the_class_s(family: str, saved: Path) -> None:
 
 
 def test_a_file_alone_under_a_model_s_name(saved: Path) -> None:
-    ours = zoo_seg.create_model("mask2former_swin_tiny", saved / "model.safetensors") if has(saved, "mask2former") else None
+    ours = (
+        zoo_seg.create_model("mask2former_swin_tiny", saved / "model.safetensors")
+        if has(saved, "mask2former")
+        else None
+    )
     if ours is None:
         pytest.skip("no record has this size")
     assert ours.architecture is not None
@@ -245,7 +252,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "another processor": (
         "preprocessor_config.json",
         {"image_processor_type": "SegformerImageProcessor"},
-        "found \"SegformerImageProcessor\"; supported is Mask",
+        'found "SegformerImageProcessor"; supported is Mask',
     ),
 }
 
