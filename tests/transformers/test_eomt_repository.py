@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from zoo_seg.errors import CheckpointError, ManifestError, OptionError
 from zoo_seg.inference.augmented import windows
 from zoo_seg.layers.readout import Queries
 from zoo_seg.manifest import TestOptions
+from zoo_seg.network import SegmentationNetwork
+from zoo_seg.pretrained import from_tensors
 
 NAMES = {index: f"thing {index}" for index in range(12)}
 IMAGE = 64
@@ -102,11 +105,11 @@ def error(found: Tensor, expected: Tensor) -> float:
 
 
 @torch.inference_mode()
-def assert_same_queries(ours: SegmentationModel, network: Any, side: int = IMAGE) -> None:
+def assert_same_queries(ours: SegmentationNetwork, network: Any, side: int = IMAGE) -> None:
     x = torch.from_numpy(image_tensor(side, side, batch=2))
-    expected, found = network(x), ours.network.forward_logits(x)
-    trained = ours.network.forward_train(x)
+    expected, found, trained = network(x), ours.forward_logits(x), ours.forward_train(x)
     assert isinstance(found, Queries)
+    assert isinstance(trained[0], Queries)
     assert error(found.masks, expected.masks_queries_logits) < 2e-5
     assert error(found.classes, expected.class_queries_logits.softmax(-1)[..., :-1]) < 2e-5
     assert error(trained[0].classes, expected.class_queries_logits) < 2e-5
@@ -118,20 +121,26 @@ def assert_same_queries(ours: SegmentationModel, network: Any, side: int = IMAGE
 
 def test_masks_and_classes_equal_the_original_s(original: EomtForUniversalSegmentation, saved: Path) -> None:
     ours = zoo_seg.from_pretrained(saved)
-    assert_same_queries(ours, original)
+    assert_same_queries(ours.network, original)
     assert ours.architecture is not None
     assert (ours.architecture.backbone, ours.classes) == ("dinov2_small", tuple(NAMES.values()))
     assert ours.test == TestOptions("split", crop=(IMAGE, IMAGE))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", ["large", "without registers, other blocks"])
-def test_other_sizes(size: str, tmp_path: Path) -> None:
+def test_the_published_size() -> None:
     config = {**transformers_vit.CONFIGS["eomt_dinov2_large"], "image_size": 96}
-    if size != "large":
-        config = {**transformers_vit.SMALL["eomt"], "num_register_tokens": 1, "num_blocks": 2, "num_upscale_blocks": 1}
+    network = transformers_vit.filled("eomt", **config, num_labels=150)
+    record = zoo_seg.get_weights("eomt_dinov2_large.ade20k")
+    architecture = replace(record.architecture, backbone_options={"image_size": 96})
+    ours = from_tensors(Path("file"), network.state_dict(), architecture, stated=True).build()
+    assert_same_queries(ours, network, 96)
+
+
+def test_other_registers_and_blocks(tmp_path: Path) -> None:
+    config = {**transformers_vit.SMALL["eomt"], "num_register_tokens": 1, "num_blocks": 2, "num_upscale_blocks": 1}
     network = transformers_vit.filled("eomt", **config, id2label=NAMES)
-    assert_same_queries(zoo_seg.from_pretrained(save(network, tmp_path)), network, config["image_size"])
+    assert_same_queries(zoo_seg.from_pretrained(save(network, tmp_path)).network, network)
 
 
 def test_class_maps_equal_the_original_s(original: EomtForUniversalSegmentation, saved: Path) -> None:
@@ -146,7 +155,7 @@ def test_masks_that_have_not_faded_away(probabilities: tuple[int, ...], tmp_path
     ours = zoo_seg.from_pretrained(save(network, tmp_path / "masked"))
     assert ours.architecture is not None
     assert ours.architecture.options["masked"] == sum(probabilities)
-    assert_same_queries(ours, network)
+    assert_same_queries(ours.network, network)
     assert_same_maps(ours, network, tmp_path / "masked", images()[:3])
     x = torch.from_numpy(image_tensor(IMAGE, IMAGE))
     with torch.inference_mode():

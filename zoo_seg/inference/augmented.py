@@ -201,7 +201,8 @@ class Windows:
     def __init__(self, infer: Infer, x: Input, crop: Size, stride: Size | None) -> None:
         self.infer, self.x = infer, x
         self.rows, self.columns = (
-            windows(size, side, step) for size, side, step in zip(x.shape[-2:], crop, stride or (None, None), strict=True)
+            windows(size, side, step)
+            for size, side, step in zip(x.shape[-2:], crop, stride or (None, None), strict=True)
         )
         self.size = self.rows[0][1] - self.rows[0][0], self.columns[0][1] - self.columns[0][0]
         self.waiting = deque(self.rows)
