@@ -24,12 +24,13 @@ STREET = Path(__file__).parents[1] / "examples" / "street.jpg"
 
 
 def cases() -> Iterator[Any]:
-    """All, of which the first of a family and project is always run; `-m reference` runs the others."""
+    """All, of which the first of a family and project is always run; `-m reference` runs the others, and the largest."""
     seen = set()
     for record in zoo_seg.list_weights():
         if record.files[0].packaged is None:
             kind = record.architecture.family, record.source
-            marks = [pytest.mark.reference, pytest.mark.slow] if kind in seen else []
+            rarely = kind in seen or record.parameters > 200_000_000
+            marks = [pytest.mark.reference, pytest.mark.slow] if rarely else []
             yield pytest.param(record, marks=marks, id=record.id)
             seen.add(kind)
 
