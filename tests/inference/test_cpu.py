@@ -65,10 +65,9 @@ def test_a_network_is_the_same_with_relu_fused(dtype: torch.dtype) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("family", list_families())
 def test_every_family_is_rewritten(family: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Its smallest published network, which is not found to be another one afterwards."""
-    models = [each for each in load_manifest().models.values() if each.architecture.family == family]
-    smallest = min(models, key=lambda each: each.multiply_adds or 0)
+    """Its first published network, which is not found to be another one afterwards."""
+    first = next(each for each in load_manifest().models.values() if each.architecture.family == family)
     torch.manual_seed(0)
     with caplog.at_level(logging.INFO, "zoo_seg"):
-        prepare(build_network(smallest.architecture, 3).eval(), torch.device("cpu"), torch.float32)
+        prepare(build_network(first.architecture, 3).eval(), torch.device("cpu"), torch.float32)
     assert not caplog.messages
