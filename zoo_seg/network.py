@@ -119,6 +119,9 @@ class SegmentationNetwork(nn.Module):
         output = mixed_early(output)
         values, classes = output[:2] if isinstance(output, Queries) else (output, None)
         values = resize(values, padded_size(*size, self.size_divisor), self.align_corners)
+        if self.size_divisor > 1 and any(isinstance(side, torch.SymInt) for side in size):
+            # An exported graph copies: a view would bind it to sizes with padding, or to those without.
+            values = values.narrow_copy(2, 0, size[0]).narrow_copy(3, 0, size[1])
         return read_out(values[..., : size[0], : size[1]], classes)
 
     def pad(self, x: Tensor, value: float = 0.0) -> Tensor:

@@ -21,6 +21,7 @@ import zoo_seg
 from zoo_seg.config import read_config
 from zoo_seg.errors import ManifestError
 from zoo_seg.families.registry import find_family
+from zoo_seg.layers.losses import SegmentationLoss
 from zoo_seg.pretrained import from_tensors
 
 NAMES = {index: f"thing {index}" for index in range(12)}
@@ -170,6 +171,17 @@ def test_weights_that_change_and_a_network_that_is_saved(saved: Path, tmp_path: 
     with torch.no_grad():
         ours.head.pixel.classifier.bias[3] += 1e4
     assert (ours.predict(image).mask == 3).all()
+
+
+def test_every_parameter_is_trained(saved: Path) -> None:
+    network = zoo_seg.from_pretrained(saved).network.train()
+    labels = torch.zeros(2, 48, 80, dtype=torch.long)
+    labels[:, 16:, 20:44] = 5
+    outputs = network.forward_train(torch.from_numpy(image_tensor(48, 80, batch=2)))
+    terms = find_family("dpt").loss(outputs, labels, SegmentationLoss(ignore_index=255), 0.4)
+    sum((each.total / each.weight.clamp(min=1) for each in terms), torch.zeros(())).backward()
+    without = [name for name, each in network.named_parameters() if each.grad is None or not each.grad.any()]
+    assert not without
 
 
 @pytest.mark.slow

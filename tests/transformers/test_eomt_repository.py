@@ -24,7 +24,9 @@ import zoo_seg
 from zoo_seg import SegmentationModel
 from zoo_seg.config import read_config
 from zoo_seg.errors import CheckpointError, ManifestError, OptionError
+from zoo_seg.families.registry import find_family
 from zoo_seg.inference.augmented import windows
+from zoo_seg.layers.losses import SegmentationLoss
 from zoo_seg.layers.readout import Queries
 from zoo_seg.manifest import TestOptions
 from zoo_seg.network import SegmentationNetwork
@@ -213,6 +215,17 @@ def test_it_is_saved_and_opened_as_any_other(saved: Path, tmp_path: Path) -> Non
         ours.test,
     )
     assert np.array_equal(again.predict(image).mask, ours.predict(image).mask)
+
+
+def test_every_parameter_is_trained(saved: Path) -> None:
+    network = zoo_seg.from_pretrained(saved).network.train()
+    labels = torch.zeros(2, 48, 80, dtype=torch.long)
+    labels[:, 16:, 20:44] = 5
+    outputs = network.forward_train(torch.from_numpy(image_tensor(48, 80, batch=2)))
+    terms = find_family("eomt").loss(outputs, labels, SegmentationLoss(ignore_index=255), 0.4)
+    sum((each.total / each.weight.clamp(min=1) for each in terms), torch.zeros(())).backward()
+    without = [name for name, each in network.named_parameters() if each.grad is None or not each.grad.any()]
+    assert not without
 
 
 @pytest.mark.slow
