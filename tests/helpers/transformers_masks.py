@@ -67,6 +67,10 @@ def filled(model: str, **config: Any) -> PreTrainedModel:
 def original_shapes(model: str, num_classes: int) -> dict[str, tuple[int, ...]]:
     """The names and shapes of its file."""
     with torch.device("meta"):
-        network = original(model, num_labels=num_classes)
+        return file_shapes(original(model, num_labels=num_classes))
+
+
+def file_shapes(network: PreTrainedModel) -> dict[str, tuple[int, ...]]:
+    """The names, which transformers 5 kept from version 4, and shapes of a network's file."""
     tensors = revert_weight_conversion(network, network.state_dict())
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
