@@ -24,7 +24,7 @@ STREET = Path(__file__).parents[1] / "examples" / "street.jpg"
 
 
 def cases() -> Iterator[Any]:
-    """All, of which the first of a family and project is always run; `-m reference` runs the others, and the largest."""
+    """All, of which the first of a family and project is run unless it is large; `-m reference` runs the others."""
     seen = set()
     for record in zoo_seg.list_weights():
         if record.files[0].packaged is None:
