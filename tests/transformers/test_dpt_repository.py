@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +45,7 @@ def written(original: DPTForSemanticSegmentation, tmp_path_factory: pytest.TempP
 @pytest.fixture
 def saved(written: Path, tmp_path: Path) -> Path:
     """A folder of a test's own, as transformers writes it."""
-    return Path(shutil.copytree(written, tmp_path / "saved"))
+    return transformers_vit.linked(written, tmp_path / "saved")
 
 
 def change(path: Path, **values: Any) -> None:

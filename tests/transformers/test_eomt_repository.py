@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -57,7 +56,7 @@ def written(original: EomtForUniversalSegmentation, tmp_path_factory: pytest.Tem
 @pytest.fixture
 def saved(written: Path, tmp_path: Path) -> Path:
     """A folder of a test's own, as transformers writes it."""
-    return Path(shutil.copytree(written, tmp_path / "saved"))
+    return transformers_vit.linked(written, tmp_path / "saved")
 
 
 def change(path: Path, **values: Any) -> None:
@@ -150,9 +149,8 @@ def test_class_maps_equal_the_original_s(original: EomtForUniversalSegmentation,
 
 
 @pytest.mark.parametrize("probabilities", [(1, 1, 1, 1), (0, 0, 1, 1)])
-def test_masks_that_have_not_faded_away(probabilities: tuple[int, ...], tmp_path: Path) -> None:
-    network = transformers_vit.varied("eomt", id2label=NAMES)
-    plain = zoo_seg.from_pretrained(save(network, tmp_path / "plain"))
+def test_masks_that_have_not_faded_away(probabilities: tuple[int, ...], saved: Path, tmp_path: Path) -> None:
+    network, plain = transformers_vit.varied("eomt", id2label=NAMES), zoo_seg.from_pretrained(saved)
     network.attn_mask_probs.copy_(torch.tensor(probabilities))
     ours = zoo_seg.from_pretrained(save(network, tmp_path / "masked"))
     assert ours.architecture is not None
