@@ -14,9 +14,11 @@ from typing import Any, TypeGuard
 from zoo_seg.decode import Mistake, decode, read_json, show
 from zoo_seg.info import ModelInfo, voc_palette
 from zoo_seg.manifest import Preprocess, load_manifest
+from zoo_seg.transformers.beit import read_beit
 from zoo_seg.transformers.processor import read_preprocess
 from zoo_seg.transformers.reading import Reading, count_of
 from zoo_seg.transformers.segformer import read_segformer
+from zoo_seg.transformers.upernet import read_upernet
 
 PREPROCESSOR = "preprocessor_config.json"
 WEIGHT_FILES = (
@@ -30,6 +32,8 @@ _MOST_FILES = 1000
 _FILE = re.compile(r"\w[\w.-]*\.(safetensors|bin)", re.ASCII)
 _READERS: Mapping[str, Callable[[dict[str, Any]], Reading]] = {
     "SegformerForSemanticSegmentation": read_segformer,
+    "UperNetForSemanticSegmentation": read_upernet,
+    "BeitForSemanticSegmentation": read_beit,
 }
 """By transformers' class."""
 
