@@ -4,10 +4,10 @@
     python benchmarks/zoo.py write        the table and the plot of the docs, and `seconds` of the manifest
     python benchmarks/zoo.py count        `multiply_adds` of the manifest
 
-`measure` takes the networks of `tests/references` (all, or those that a pattern such as `upernet_*` fits) one after
-the other: original and ours in processes of their own, turn by turn, on the same values and the same image, to the
-class map. Each result is kept in `zoo.json` as soon as it is there, and what is there is not measured again, so that
-it can be stopped at any time. The machine should be idle.
+`measure` takes the networks of `tests/references` and of `pipelines.py` (all, or those that a pattern such as
+`upernet_*` fits) one after the other: original and ours in processes of their own, turn by turn, on the same values and
+the same image, to the class map. Each result is kept in `zoo.json` as soon as it is there, and what is there is not
+measured again, so that it can be stopped at any time. The machine should be idle.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pipelines
 from reference_checkpoint import filled_state_dict
 from run import THREADS, Worker, make_image, serve
 
@@ -41,11 +42,11 @@ BEGIN, END = "<!-- table: written by zoo.py -->", "<!-- end of zoo.py's table --
 
 
 def networks(patterns: list[str]) -> Iterator[str]:
-    """The names of the reference files that the manifest knows and a pattern fits."""
-    for path in sorted(REFERENCES.glob("*.npz")):
-        known = path.stem.split(".")[0] in load_manifest().models
-        if known and any(fnmatchcase(path.stem, each) for each in patterns or ["*"]):
-            yield path.stem
+    """The names of the reference files that the manifest knows, and those of `pipelines.py`, that a pattern fits."""
+    known = [path.stem for path in REFERENCES.glob("*.npz") if path.stem.split(".")[0] in load_manifest().models]
+    for name in sorted([*known, *pipelines.names()]):
+        if any(fnmatchcase(name, each) for each in patterns or ["*"]):
+            yield name
 
 
 def meta_of(name: str) -> dict[str, Any]:
@@ -108,19 +109,24 @@ def measure(arguments: argparse.Namespace) -> None:
 
 
 def _beside(name: str, image: Path, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    meta = meta_of(name)
-    work: dict[str, Any] = {"network": name, "image": str(image), "threads": THREADS, "side": "ours"}
-    work |= {"config": meta["config"], "changes": meta["changes"], "project": meta["project"], "seed": meta["seed"]}
-    work |= {"scales": meta["scales"], "ssseg": arguments.ssseg}
+    work: dict[str, Any] = {"network": name, "image": str(image), "threads": THREADS}
     masks = {side: folder / f"{side}.npy" for side in ("float32", "bfloat16", "original")}
+    theirs = {"mask": str(masks["original"])}
+    if name in pipelines.names():
+        work |= {"side": "our pipeline", "files": str(pipelines.write_files(name, folder))}
+        command = [sys.executable, __file__, "work", json.dumps({**work, **theirs, "side": "their pipeline"})]
+    else:
+        meta = meta_of(name)
+        work |= {each: meta[each] for each in ("config", "changes", "project", "seed", "scales")}
+        work |= {"side": "ours", "ssseg": arguments.ssseg}
+        command = [arguments.peers, str(HERE / "peers" / "worker.py"), "network", json.dumps({**work, **theirs})]
     mine = {
         dtype: Worker(
             [sys.executable, __file__, "work", json.dumps({**work, "dtype": dtype, "mask": str(masks[dtype])})]
         )
         for dtype in ("float32", "bfloat16")
     }
-    theirs = {**work, "mask": str(masks["original"])}
-    original = Worker([arguments.peers, str(HERE / "peers" / "worker.py"), "network", json.dumps(theirs)])
+    original = Worker(command)
     for _ in range(arguments.runs):
         for worker in (*mine.values(), original):
             worker.run()
@@ -238,7 +244,8 @@ def _put(field: str, values: dict[str, Any]) -> None:
 def main() -> None:
     """The three works, and the one that `measure` gives to its processes."""
     if sys.argv[1:2] == ["work"]:
-        serve({"ours": ours}, json.loads(sys.argv[2]))
+        sides = {"ours": ours, "our pipeline": pipelines.ours, "their pipeline": pipelines.theirs}
+        serve(sides, json.loads(sys.argv[2]))
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     works = parser.add_subparsers(required=True)

@@ -1,8 +1,8 @@
 """What the pages show of the repository itself, put in when MkDocs builds them, so that nothing is typed twice.
 
 Every family has a page of its own, made of its docstrings and the manifest. Any other page asks by a comment on a line
-of its own: `<!-- zoo -->` is the table of the manifest's weights, `<!-- help -->` the command line's help,
-`<!-- file: NAME -->` a file of the repository without its title.
+of its own: `<!-- zoo -->` is the table of the manifest's weights, `<!-- sources -->` that of who published them,
+`<!-- help -->` the command line's help, `<!-- file: NAME -->` a file of the repository without its title.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ def on_files(files: Any, *, config: Any) -> Any:
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """MkDocs' event: a page's text before it becomes HTML."""
     markdown = re.sub(r"^<!-- zoo -->$", lambda _: zoo_table(), markdown, flags=re.MULTILINE)
+    markdown = re.sub(r"^<!-- sources -->$", lambda _: sources_table(), markdown, flags=re.MULTILINE)
     markdown = re.sub(r"^<!-- help -->$", lambda _: "\n".join(help_pages()), markdown, flags=re.MULTILINE)
     return re.sub(r"^<!-- file: (\S+) -->$", lambda found: body(ROOT / found[1]), markdown, flags=re.MULTILINE)
 
@@ -76,6 +77,35 @@ def zoo_table(family: str | None = None) -> str:
     headings = "".join(f'<th data-sort="{kind}">{heading}</th>' for heading, kind in COLUMNS.items())
     rows = "\n".join(f"<tr>{''.join(_cells(record, manifest))}</tr>" for record in records)
     return f'<div id="zoo"><table><thead><tr>{headings}</tr></thead>\n<tbody>\n{rows}\n</tbody></table></div>'
+
+
+def sources_table() -> str:
+    """A row for everyone who published weights: how many, of what, from where, under which licence."""
+    manifest = read_manifest(published_manifest())
+    lines = [
+        "| source | weights | families | hosts | containers | licence of the weights |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, source in manifest.sources.items():
+        records = [each for each in manifest.weights.values() if each.source == name]
+        files = [file for each in records for file in each.files]
+        hosts = dict.fromkeys("in the package" if file.packaged else _host(file.url) for file in files)
+        hosts |= dict.fromkeys(_host(each.url) for each in source.hosts)
+        hosts |= dict.fromkeys(_host(mirror) for file in files for mirror in file.mirrors)
+        families = dict.fromkeys(find_family(each.architecture.family).title for each in records)
+        endings = dict.fromkeys(f"`{Path(file.name).suffix}`" for file in files)
+        licences = dict.fromkeys(html.escape(each.licence.weights or "not stated") for each in records)
+        cells = [
+            f"[{source.title}]({source.url})",
+            str(len(records)),
+            *map(", ".join, (families, hosts, endings, licences)),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _host(url: str) -> str:
+    return "huggingface.co" if url.startswith("hf://") else url.split("/")[2]
 
 
 def _cells(record: Weights, manifest: Manifest) -> Iterator[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.cli import Result, Run, runner
 from helpers.reliability import Reliability
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -145,3 +146,16 @@ def zoo(toy_files: Zoo, monkeypatch: pytest.MonkeyPatch) -> Zoo:
     monkeypatch.setenv("ZOO_SEG_MANIFEST", str(toy_files.manifest))
     monkeypatch.setenv("ZOO_SEG_MIRROR", str(toy_files.mirror))
     return toy_files
+
+
+@pytest.fixture
+def predict(zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    """`zoo-seg predict` with the toy weights unless others are named, in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    run = runner(capfd)
+
+    def predict(*arguments: str | Path) -> Result:
+        weights = [] if "--weights" in arguments else ["--weights", "toy_r50.toys"]
+        return run("predict", *arguments, *weights)
+
+    return predict

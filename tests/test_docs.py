@@ -211,3 +211,15 @@ def test_the_readme_s_families_are_the_manifest_s(monkeypatch: pytest.MonkeyPatc
     import hooks
 
     assert hooks.family_table() in (REPOSITORY / "README.md").read_text(encoding="utf-8")
+
+
+def test_every_source_has_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(REPOSITORY / "docs"))
+    import hooks
+
+    manifest = read_manifest(published_manifest())
+    rows = hooks.on_page_markdown("<!-- sources -->").splitlines()[2:]
+    assert sum(int(row.split(" | ")[1]) for row in rows) == len(manifest.weights)
+    for row, source in zip(rows, manifest.sources.values(), strict=True):
+        assert source.title in row
+        assert all(host.url.split("/")[2] in row for host in source.hosts)

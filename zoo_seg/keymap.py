@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeAlias
 
+import torch
 from torch import Tensor
 
 Transform: TypeAlias = Callable[[dict[str, Tensor]], dict[str, Tensor]]
@@ -61,6 +62,19 @@ class KeyMap:
     @cached_property
     def _backward(self) -> list[tuple[re.Pattern[str], str]]:
         return [(_pattern(ours), theirs) for theirs, ours in self.rules if ours is not None]
+
+
+def join(tensors: dict[str, Tensor], parts: Sequence[str], whole: str) -> dict[str, Tensor]:
+    """Tensors whose names differ in one of `parts`, one below the other under the name with `whole`.
+
+    What is not complete, or not of one shape, stays: that is said when it is put into the network.
+    """
+    result = dict(tensors)
+    for name, tensor in tensors.items():
+        names = [name.replace(parts[0], part) for part in parts] if parts[0] in name else []
+        if names and tensor.ndim and all(each in tensors and tensors[each].shape == tensor.shape for each in names):
+            result[name.replace(parts[0], whole)] = torch.cat([result.pop(each) for each in names])
+    return result
 
 
 def _pattern(beginning: str) -> re.Pattern[str]:

@@ -81,6 +81,11 @@ class SegmentationNetwork(nn.Module):
         """Channels of the image: those that the first convolution reads."""
         return next(parameter for parameter in self.backbone.parameters() if parameter.ndim == 4).shape[1]
 
+    @property
+    def gives_scores(self) -> bool:
+        """Whether the head's logits are what it read out of `Queries`."""
+        return bool(getattr(self.head, "gives_scores", False))
+
     def forward_features(self, x: Tensor) -> list[Tensor]:
         """(N, in_chans, H, W) -> the backbone's feature maps, finest first."""
         return list(self.backbone(self.pad(x)))

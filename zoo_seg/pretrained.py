@@ -29,7 +29,7 @@ from zoo_seg.families.registry import find_family
 from zoo_seg.hub import cache, huggingface
 from zoo_seg.hub.files import exclusive, replacing, sweep
 from zoo_seg.info import ModelInfo, info_of
-from zoo_seg.manifest import Architecture, Weights, get_architecture, get_weights, list_weights, load_manifest
+from zoo_seg.manifest import Architecture, Licence, Weights, get_architecture, get_weights, list_weights, load_manifest
 from zoo_seg.network import SegmentationNetwork
 from zoo_seg.transformers.repository import weight_paths
 
@@ -103,7 +103,7 @@ def load_checkpoint(
     if name.startswith("hf://") and (repository := huggingface.repository(name)):
         folder = huggingface.fetch_network(repository, progress=progress)
         if folder is not None:
-            return _fitting(open_folder(folder), architecture)
+            return _fitting(_with_licence(open_folder(folder), repository), architecture)
     elif is_network(name) or (os.sep in name and Path(name).is_dir()):
         return _fitting(open_folder(Path(name)), architecture)
     if model is None or architecture is None:
@@ -147,7 +147,20 @@ def open_repository(repository: huggingface.Repository, *, progress: bool = True
             f"{repository.name} has no config.json, so it is not a network that zoo_seg wrote; a weight file in it is "
             f"loaded into a model of a known name: pretrained='hf://{repository.name}/FILE'"
         )
-    return open_folder(folder)
+    return _with_licence(open_folder(folder), repository)
+
+
+def _with_licence(checkpoint: Checkpoint, repository: huggingface.Repository) -> Checkpoint:
+    """What is published from this repository keeps its licence: transformers' `config.json` states none."""
+    info, start = checkpoint.info, f"hf://{repository.id}@"
+    if info is None or info.licence != Licence(None, None, None):
+        return checkpoint
+    for record in list_weights():
+        if any(file.url.startswith(start) for file in record.files):
+            return replace(
+                checkpoint, info=replace(info, licence=record.licence, started_from=f"hf://{repository.name}")
+            )
+    return checkpoint
 
 
 def open_folder(folder: Path) -> Checkpoint:
@@ -268,10 +281,15 @@ def _converted(path: Path, tensors: Mapping[str, Tensor], architecture: Architec
 def _with_options(
     architecture: Architecture, naming: Naming, tensors: Mapping[str, Tensor], stated: bool
 ) -> Architecture:
-    """With what the shapes, and the project that named the tensors, say of the network."""
-    implied = {} if stated else find_backbone(architecture.backbone).implied_options.get(naming, {})
-    architecture = replace(architecture, backbone_options={**implied, **architecture.backbone_options})
-    read = find_family(architecture.family).read_options
+    """With what the shapes, and, of a file alone, the project that named the tensors, say of the network."""
+    family, backbone = find_family(architecture.family), find_backbone(architecture.backbone)
+    if not stated:
+        architecture = replace(
+            architecture,
+            options={**family.implied_options.get(naming, {}), **architecture.options},
+            backbone_options={**backbone.implied_options.get(naming, {}), **architecture.backbone_options},
+        )
+    read = family.read_options
     if read is None:
         return architecture
     known, found = architecture.options, read({name: tuple(tensor.shape) for name, tensor in tensors.items()})

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY, Zoo
 from helpers.cli import Result, Run, runner
+from helpers.drawn import picture
 from PIL import Image
 
 import zoo_seg
@@ -26,14 +27,6 @@ SETTINGS = "zoo_seg_predict.json"
 @pytest.fixture
 def run(capfd: pytest.CaptureFixture[str]) -> Run:
     return runner(capfd)
-
-
-def picture(path: Path, width: int = 40, height: int = 30, seed: int = 0) -> Path:
-    """An image file of coloured blocks."""
-    blocks = np.random.default_rng(seed).integers(0, 256, (-(-height // 10), -(-width // 10), 3), dtype=np.uint8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(blocks.repeat(10, 0).repeat(10, 1)[:height, :width]).save(path)
-    return path
 
 
 def tree(folder: Path) -> list[str]:
@@ -224,7 +217,7 @@ def predict(run: Run, zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_predict_writes_class_ids_and_an_overlay(predict: Run, tmp_path: Path) -> None:
-    path = picture(Path("street.jpg"), 75, 50)
+    path = picture(Path("street.jpg"), width=75, height=50)
     result = predict(path)
     assert (result.code, result.err, result.out) == (0, "", "1 done; results in out\n")
     assert tree(tmp_path / "out") == ["street_mask.png", "street_overlay.png"]
@@ -254,7 +247,7 @@ def test_predict_writes_class_ids_and_an_overlay(predict: Run, tmp_path: Path) -
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_options_are_those_of_predict(options: dict[str, object], arguments: list[str], predict: Run) -> None:
-    path = picture(Path("street.png"), 75, 50)
+    path = picture(Path("street.png"), width=75, height=50)
     assert predict(path, *arguments, "--no-overlay", "--batch-size", "3").code == 0
     assert not Path("out/street_overlay.png").exists()
     expected = zoo_seg.create_model("toy_r50", "toys").predict(path, **options)
@@ -262,7 +255,7 @@ def test_options_are_those_of_predict(options: dict[str, object], arguments: lis
 
 
 def test_legend_stands_beside_the_overlay(predict: Run) -> None:
-    picture(Path("street.png"), 75, 50)
+    picture(Path("street.png"), width=75, height=50)
     assert predict("street.png", "--legend", "--alpha", "0").code == 0
     with Image.open("out/street_overlay.png") as overlay, Image.open("street.png") as street:
         assert overlay.width > 75

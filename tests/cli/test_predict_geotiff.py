@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Zoo
-from helpers.cli import Result, Run, runner
+from helpers.cli import Run
 from PIL import Image
 
 import zoo_seg
@@ -23,18 +22,6 @@ pytest.importorskip("shapely")
 
 GRID = rasterio.transform.from_origin(500000, 5500000, 0.2, 0.2)
 EVERYTHING = ["scene.geojson", "scene_confidence.tif", "scene_mask.tif", "scene_overlay.png", "zoo_seg_predict.json"]
-
-
-@pytest.fixture
-def predict(zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
-    """`zoo-seg predict` with the toy weights, in a folder of its own."""
-    monkeypatch.chdir(tmp_path)
-    run = runner(capfd)
-
-    def predict(*arguments: str | Path) -> Result:
-        return run("predict", *arguments, "--weights", "toy_r50.toys")
-
-    return predict
 
 
 def scene(path: str, crs: str | None = "EPSG:25832", **options: Any) -> Path:

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Zoo
-from helpers.cli import Result, Run, runner
+from helpers.cli import Run
+from helpers.drawn import picture
 from PIL import Image
 
 import zoo_seg
@@ -18,28 +18,6 @@ from zoo_seg.manifest import Preprocess
 
 SETTINGS = Path("out/zoo_seg_predict.json")
 MASK = Path("out/a_mask.png")
-
-
-@pytest.fixture
-def predict(zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
-    """`zoo-seg predict` with the toy weights unless others are named, in a folder of its own."""
-    monkeypatch.chdir(tmp_path)
-
-    run = runner(capfd)
-
-    def predict(*arguments: str | Path) -> Result:
-        weights = [] if "--weights" in arguments else ["--weights", "toy_r50.toys"]
-        return run("predict", *arguments, *weights)
-
-    return predict
-
-
-def picture(path: str, seed: int = 0) -> Path:
-    """An image file of coloured blocks, 40x30; as BMP of the same size in bytes whatever it shows."""
-    blocks = np.random.default_rng(seed).integers(0, 256, (3, 4, 3), dtype=np.uint8)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(blocks.repeat(10, 0).repeat(10, 1)).save(path)
-    return Path(path)
 
 
 def trained(folder: str, seed: int, **changes: object) -> None:
@@ -126,9 +104,9 @@ def test_a_run_that_was_stopped_within_overwrite_does_the_rest(predict: Run, mon
 
 
 def test_an_older_picture_in_its_place(predict: Run) -> None:
-    image = picture("a.bmp", 0)
+    image = picture("a.bmp", seed=0)
     predict(image)
-    picture("a.bmp", 1)
+    picture("a.bmp", seed=1)
     os.utime(image, (1e9, 1e9))
     assert predict(image).out == "1 done; results in out\n"
     assert (read(MASK) == zoo_seg.create_model("toy_r50", "toys").predict(image).mask).all()

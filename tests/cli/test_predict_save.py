@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Zoo
-from helpers.cli import Result, Run, runner
+from helpers.cli import Run
+from helpers.drawn import picture
 from PIL import Image
 
 import zoo_seg
@@ -32,26 +32,6 @@ ENDINGS = {
     "labelme": ".json",
 }
 EVERYTHING = "mask,overlay,confidence,coco,geojson,labelme"
-
-
-@pytest.fixture
-def predict(zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
-    """`zoo-seg predict` with the toy weights, in a folder of its own."""
-    monkeypatch.chdir(tmp_path)
-    run = runner(capfd)
-
-    def predict(*arguments: str | Path) -> Result:
-        return run("predict", *arguments, "--weights", "toy_r50.toys")
-
-    return predict
-
-
-def picture(path: str, seed: int = 0) -> Path:
-    """An image file of coloured blocks, 40x30."""
-    blocks = np.random.default_rng(seed).integers(0, 256, (3, 4, 3), dtype=np.uint8)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(blocks.repeat(10, 0).repeat(10, 1)).save(path)
-    return Path(path)
 
 
 def expected(path: str | Path, **options: Any) -> Segmentation:
@@ -183,7 +163,7 @@ def contents() -> dict[str, tuple[bytes, int]]:
 
 def test_what_is_there_is_kept(predict: Run) -> None:
     picture("p/a.png")
-    picture("p/b.png", 1)
+    picture("p/b.png", seed=1)
     predict("p", "--save", EVERYTHING)
     before = contents()
     assert predict("p", "--save", EVERYTHING).out == "2 already there; results in out\n"
@@ -250,11 +230,11 @@ def test_coco_is_whole_after_an_interruption(predict: Run, monkeypatch: pytest.M
 
 
 def test_coco_follows_its_masks(predict: Run) -> None:
-    picture("p/a.png", 0)
-    picture("p/b.png", 1)
+    picture("p/a.png", seed=0)
+    picture("p/b.png", seed=1)
     predict("p", "--save", "coco")
     first = Path("out/coco.json").read_bytes()
-    picture("p/b.png", 2)
+    picture("p/b.png", seed=2)
     assert predict("p", "--save", "coco").out == "1 done, 1 already there; results in out\n"
     assert Path("out/coco.json").read_bytes() != first
     Path("out/coco.json").unlink()

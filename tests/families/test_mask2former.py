@@ -17,12 +17,12 @@ from helpers.reference import published_reference
 import zoo_seg
 from zoo_seg import SegmentationModel
 from zoo_seg.errors import OptionError
-from zoo_seg.families.mask2former import assign
 from zoo_seg.families.registry import find_family
 from zoo_seg.images.preprocess import normalise
 from zoo_seg.inference.protocol import predict_logits
 from zoo_seg.info import ModelInfo
 from zoo_seg.layers.losses import SegmentationLoss
+from zoo_seg.layers.queries import assign
 from zoo_seg.layers.readout import Queries
 from zoo_seg.manifest import Architecture, get_architecture
 from zoo_seg.network import build_network, with_all_options

@@ -23,6 +23,14 @@ IGNORED = 65535
 """In what `scenes` draws."""
 
 
+def picture(path: str | Path, seed: int = 0, *, width: int = 40, height: int = 30) -> Path:
+    """An image file of coloured blocks; as BMP of the same size in bytes whatever it shows."""
+    blocks = np.random.default_rng(seed).integers(0, 256, (-(-height // 10), -(-width // 10), 3), dtype=np.uint8)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(blocks.repeat(10, 0).repeat(10, 1)[:height, :width]).save(path)
+    return Path(path)
+
+
 def scenes(count: int, size: Size, classes: int, seed: int) -> Iterator[tuple[Image.Image, Ids]]:
     """Images and their class ids (H, W): boxes and discs of the higher classes on class 0, a corner IGNORED."""
     height, width = size

@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import REPOSITORY, Zoo
+from conftest import REPOSITORY
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.registry import known_implementations
-from helpers.cli import Result, Run, runner
-from helpers.drawn import draw_folder
+from helpers.cli import Result, Run
+from helpers.drawn import draw_folder, picture
 from PIL import Image
 
 from zoo_seg.errors import OptionError
@@ -45,20 +45,17 @@ SETTINGS = "zoo_seg_predict.json"
 
 
 @pytest.fixture
-def predict(zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
-    """`zoo-seg predict` with the toy weights, in a folder of its own."""
-    monkeypatch.chdir(tmp_path)
+def predict(predict: Run) -> Run:
+    """`zoo-seg predict`, without what it says of a slow minute's progress."""
 
-    run = runner(capfd)
-
-    def predict(*arguments: str | Path) -> Result:
-        result = run("predict", *arguments, "--model", "toy_r50", "--weights", "toys")
+    def quieter(*arguments: str | Path) -> Result:
+        result = predict(*arguments)
         said = [
             line for line in result.err.splitlines(keepends=True) if "image/s]" not in line and "s/image]" not in line
         ]
-        return replace(result, err="".join(said).replace("\r", ""))  # without the progress of a slow minute
+        return replace(result, err="".join(said).replace("\r", ""))
 
-    return predict
+    return quieter
 
 
 @pytest.fixture(scope="module")
@@ -67,13 +64,6 @@ def two_cores() -> Iterator[list[str]]:
     os.environ.setdefault("RAY_worker_niceness", "0")  # else the tests beside this one leave it no time
     with cluster.cluster(None, cores=2):
         yield ["--engine", "ray", "--workers", "2"]
-
-
-def picture(path: Path, seed: int = 0) -> Path:
-    blocks = np.random.default_rng(seed).integers(0, 256, (5, 7, 3), dtype=np.uint8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(blocks.repeat(10, 0).repeat(10, 1)).save(path)
-    return path
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -303,6 +303,19 @@ def test_a_gated_repository_says_what_to_do(hub: Hub, saved: Path, monkeypatch: 
         zoo_seg.from_pretrained("you/gated")
 
 
+def test_a_repository_of_a_record_keeps_its_licence(hub: Hub, saved: Path, tmp_path: Path) -> None:
+    name = "nvidia/segformer-b0-finetuned-ade-512-512"
+    for each in (name, "org/theirs"):
+        hub.repos[each] = Repo()
+        hub.repos[each].commit(files(saved))
+    model = zoo_seg.from_pretrained(name)
+    model.save_pretrained(tmp_path / "mine")
+    card = (tmp_path / "mine" / "README.md").read_text(encoding="utf-8")
+    assert "non-commercial (NVIDIA's SegFormer licence)" in card
+    assert zoo_seg.create_model("segformer_mit_b0", f"hf://{name}").info.licence == model.info.licence
+    assert zoo_seg.from_pretrained("org/theirs").info.licence.weights is None
+
+
 def test_predict_takes_it(hub: Hub, saved: Path, tmp_path: Path) -> None:
     hub.repos["org/theirs"] = Repo()
     hub.repos["org/theirs"].commit(files(saved))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from zoo_seg.backbones.registry import register_backbone
 from zoo_seg.backbones.staged import NormedBackbone, check_stride_of_32, create_with_timm_names
-from zoo_seg.keymap import KeyMap
+from zoo_seg.keymap import KeyMap, join
 from zoo_seg.layers.depth import StochasticDepth, rising_rates
 
 _EPS = 1e-5
@@ -236,13 +236,9 @@ _KEYS = KeyMap(
 
 def _from_transformers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """transformers keeps query, key and value apart, and merges channels by column, row and channel, not the reverse."""
-    result = dict(tensors)
+    result = join(tensors, (".attn.query.", ".attn.key.", ".attn.value."), ".attn.qkv.")
     for name, tensor in tensors.items():
-        if ".attn.query." in name:
-            names = [name.replace(".query.", f".{part}.") for part in ("query", "key", "value")]
-            if tensor.ndim and all(each in tensors and tensors[each].shape == tensor.shape for each in names):
-                result[name.replace(".query.", ".qkv.")] = torch.cat([result.pop(each) for each in names])
-        elif _MERGING.match(name) and tensor.ndim and tensor.shape[-1] % 4 == 0:
+        if _MERGING.match(name) and tensor.ndim and tensor.shape[-1] % 4 == 0:
             result[name] = tensor.unflatten(-1, (2, 2, -1)).transpose(-3, -1).flatten(-3)
     return result
 

@@ -1,41 +1,31 @@
 """Mask2Former: queries that each find a mask and its class. Cheng et al., https://arxiv.org/abs/2112.01527
 
-As MMSegmentation has it: a pixel decoder of deformable attention, and a decoder whose queries look only at what the
-mask of the layer before holds. Each query's mask counts for a class by its probability.
+As MMSegmentation and transformers have it: a pixel decoder of deformable attention, and a decoder whose queries look
+only at what the mask of the layer before holds. Each query's mask counts for a class by its probability.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo_seg.errors import OptionError
 from zoo_seg.families.registry import Family, Heads, Shapes, register_family
-from zoo_seg.keymap import KeyMap
+from zoo_seg.keymap import KeyMap, join
 from zoo_seg.layers.losses import LossSum, SegmentationLoss
-from zoo_seg.layers.readout import HeadOutput, Queries
+from zoo_seg.layers.queries import ConvNorm, dice_costs, dice_losses, mask_embedding, matched_losses
+from zoo_seg.layers.readout import HeadOutput, MixedAt, Queries, mixed
 from zoo_seg.layers.resample import resize
 from zoo_seg.layers.transformer import Attention, DeformableAttention, FeedForward, sine_positions
 
 _HEADS = 8
 _LEVELS = 3
 """How many maps, the coarsest, attention reads."""
-
-
-class _ConvNorm(nn.Sequential):
-    """A convolution and GroupNorm."""
-
-    def __init__(self, in_channels: int, channels: int, kernel: int = 1, *, bias: bool = False) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(in_channels, channels, kernel, padding=kernel // 2, bias=bias)
-        self.gn = nn.GroupNorm(math.gcd(32, channels // 8), channels)  # 32 groups of 256 channels, never of one channel
 
 
 class _EncoderLayer(nn.Module):
@@ -60,10 +50,10 @@ class PixelDecoder(nn.Module):
     def __init__(self, in_channels: Sequence[int], channels: int, layers: int, hidden: int) -> None:
         super().__init__()
         finest, *coarse = in_channels
-        self.input_convs = nn.ModuleList(_ConvNorm(width, channels, bias=True) for width in reversed(coarse))
+        self.input_convs = nn.ModuleList(ConvNorm(width, channels, bias=True) for width in reversed(coarse))
         self.layers = nn.ModuleList(_EncoderLayer(channels, hidden) for _ in range(layers))
         self.level_encoding = nn.Embedding(_LEVELS, channels)
-        self.lateral, self.output = _ConvNorm(finest, channels), _ConvNorm(channels, channels, 3)
+        self.lateral, self.output = ConvNorm(finest, channels), ConvNorm(channels, channels, 3)
         self.mask_feature = nn.Conv2d(channels, channels, 1)
 
     def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
@@ -106,7 +96,7 @@ class Mask2FormerOptions:
     """`channels` is the width of everything, a multiple of 8.
 
     Layers and the width of their feed-forward parts are those of the pixel decoder (`encoder_*`) and of the queries'
-    decoder.
+    decoder. Where queries are mixed, see `MixedAt`: MMSegmentation does it at the input's size, transformers at 384x384.
     """
 
     channels: int = 256
@@ -115,14 +105,17 @@ class Mask2FormerOptions:
     encoder_hidden: int = 1024
     decoder_layers: int = 9
     decoder_hidden: int = 2048
+    mixed_at: MixedAt = "input"
 
 
 class Mask2FormerHead(nn.Module):
-    """Four backbone maps, finest first -> `Queries`, the masks at the stride of the finest map."""
+    """Four backbone maps, finest first -> `Queries`, the masks at the stride of the finest map; or what they mix to."""
+
+    gives_scores = True
 
     def __init__(self, in_channels: Sequence[int], num_classes: int, options: Mask2FormerOptions) -> None:
         super().__init__()
-        channels = options.channels
+        channels, self.mixed_at = options.channels, options.mixed_at
         if channels < 1 or channels % _HEADS or min(options.queries, options.decoder_layers) < 1:
             raise OptionError(
                 f"channels is {channels}, queries {options.queries} and decoder_layers {options.decoder_layers}; "
@@ -136,22 +129,16 @@ class Mask2FormerHead(nn.Module):
         self.query_feat = nn.Embedding(options.queries, channels)
         self.query_embed = nn.Embedding(options.queries, channels)
         self.level_embed = nn.Embedding(_LEVELS, channels)
-        self.mask_embed = nn.Sequential(
-            nn.Linear(channels, channels),
-            nn.ReLU(inplace=True),
-            nn.Linear(channels, channels),
-            nn.ReLU(inplace=True),
-            nn.Linear(channels, channels),
-        )
+        self.mask_embed = mask_embedding(channels)
         self.classifier = nn.Linear(channels, num_classes + 1)  # the last is "no object"
         for layer in (*self.layers, *self.pixel_decoder.layers):
             for name, parameter in layer.named_parameters():
                 if parameter.ndim > 1 and not name.startswith(("self_attn.sampling", "self_attn.attention")):
                     nn.init.xavier_normal_(parameter)
 
-    def forward(self, features: Sequence[Tensor]) -> Queries:
+    def forward(self, features: Sequence[Tensor]) -> HeadOutput:
         *_, (masks, logits) = self._layer_by_layer(features)
-        return Queries(masks, logits.softmax(-1)[..., :-1])
+        return mixed(Queries(masks, logits.softmax(-1)[..., :-1]), self.mixed_at)
 
     def forward_train(self, features: Sequence[Tensor]) -> list[Queries]:
         """The last layer's masks and class logits, then those of the layers before it."""
@@ -188,58 +175,27 @@ def _build(channels: Sequence[int], num_classes: int, options: Mask2FormerOption
 # --- training ---------------------------------------------------------------------------------------
 
 _POINTS = 12544
-_NO_OBJECT = 0.1
 _CLASS, _MASK, _DICE = 2.0, 5.0, 5.0
 """Weights of the losses, and of the costs by which queries are matched."""
 
 
 def _loss(outputs: Sequence[HeadOutput], labels: Tensor, pixel: SegmentationLoss, aux_weight: float) -> list[LossSum]:
-    """The published loss: each class of an image is one mask, matched to one query by the least cost, in every layer.
+    """The published loss, see `matched_losses`: masks are compared at random points, most of them where they are unsure.
 
-    Masks are compared at random points, most of them where the network is unsure; ignored pixels are outside of all
-    masks. It has no use for an auxiliary weight.
+    It has no use for an auxiliary weight.
 
     Raises:
         OptionError: the run asks for another loss.
     """
-    if pixel.kind != "cross_entropy" or pixel.class_weights is not None:
-        raise OptionError("Mask2Former trains its queries by its own loss; leave loss and class_weights out")
-    ids = [each.unique() for each in labels.long()]
-    ids = [each[each != pixel.ignore_index] for each in ids]
-    wanted = [(image == own[:, None, None]).float() for image, own in zip(labels.long(), ids, strict=True)]
-    zero = labels.new_zeros((), dtype=torch.float32)
-    class_total, class_weight, mask_total, mask_weight = zero, zero, zero, zero
-    for output in outputs:
-        assert isinstance(output, Queries)
-        masks, logits = output.masks.float(), output.classes.float()
-        targets = logits.new_full(logits.shape[:2], logits.shape[2] - 1, dtype=torch.long)
-        mask_total = mask_total + 0 * masks.sum()  # for a batch without labels
-        for image, (own, truth) in enumerate(zip(ids, wanted, strict=True)):
-            queries, objects = _match(masks[image].detach(), logits[image].detach(), own, truth)
-            targets[image, queries] = own[objects]
-            if len(queries):
-                mask_total = mask_total + _mask_losses(masks[image, queries], truth[objects])
-                mask_weight = mask_weight + len(queries)
-        weights = torch.where(targets == logits.shape[2] - 1, _NO_OBJECT, 1.0)
-        losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
-        class_total = class_total + _CLASS * (losses * weights.flatten()).sum()
-        class_weight = class_weight + weights.sum()
-    # A sum over layers of means: all layers have the same weight.
-    layers = len(outputs)
-    return [LossSum(class_total, class_weight / layers), LossSum(mask_total, mask_weight / layers)]
+    return matched_losses("Mask2Former", outputs, labels, pixel, _CLASS, _mask_costs, _mask_losses)
 
 
-@torch.no_grad()
-def _match(masks: Tensor, logits: Tensor, ids: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
-    """Which query (of masks (Q, h, w) and logits (Q, C + 1)) stands for which of the classes (G,), (G, H, W)."""
+def _mask_costs(masks: Tensor, truth: Tensor) -> Tensor:
+    """(Q, G): what masks (Q, h, w) cost as masks (G, H, W), by cross entropy and Dice at points that are drawn."""
     points = torch.rand(1, _POINTS, 2, device=masks.device)
     found, wanted = _sample(masks, points), _sample(truth, points)
-    cost = -_CLASS * logits.softmax(-1)[:, ids]
-    cost = cost + _MASK * (F.softplus(-found) @ wanted.T + F.softplus(found) @ (1 - wanted).T) / _POINTS
-    share = found.sigmoid()
-    cost = cost + _DICE * (1 - (2 * share @ wanted.T + 1) / (share.sum(1)[:, None] + wanted.sum(1) + 1))
-    queries, objects = assign(cost.cpu().numpy())
-    return torch.as_tensor(queries, device=masks.device), torch.as_tensor(objects, device=masks.device)
+    cost = _MASK * (F.softplus(-found) @ wanted.T + F.softplus(found) @ (1 - wanted).T) / _POINTS
+    return cost + _DICE * dice_costs(found.sigmoid(), wanted)
 
 
 def _mask_losses(masks: Tensor, truth: Tensor) -> Tensor:
@@ -251,48 +207,13 @@ def _mask_losses(masks: Tensor, truth: Tensor) -> Tensor:
         wanted = _sample(truth, points)
     found = _sample(masks, points)
     entropy = F.binary_cross_entropy_with_logits(found, wanted, reduction="none").mean(1)
-    share = found.sigmoid()
-    dice = 1 - (2 * (share * wanted).sum(1) + 1) / (share.sum(1) + wanted.sum(1) + 1)
-    return (_MASK * entropy + _DICE * dice).sum()
+    return (_MASK * entropy + _DICE * dice_losses(found.sigmoid(), wanted)).sum()
 
 
 def _sample(masks: Tensor, points: Tensor) -> Tensor:
     """Masks (G, h, w) at points (G or 1, P, 2) of x and y from 0 to 1, (G, P)."""
     grid = (2 * points - 1).expand(len(masks), -1, -1)[:, None]
     return F.grid_sample(masks[:, None], grid, align_corners=False)[:, 0, 0]
-
-
-def assign(cost: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The rows and columns, each once, whose costs have the least sum; as many as the shorter side of (rows, columns).
-
-    The Hungarian method with shortest augmenting paths (Jonker and Volgenant 1987).
-    """
-    if cost.shape[0] > cost.shape[1]:
-        columns, rows = assign(cost.T)
-        return rows, columns
-    height, width = cost.shape
-    cost = np.hstack([np.zeros((height, 1)), cost.astype(np.float64)])  # column 0 is where each row starts
-    row_price, column_price = np.zeros(height), np.zeros(width + 1)
-    owner = np.full(width + 1, -1)
-    for row in range(height):
-        owner[0], column = row, 0
-        distance, before, seen = np.full(width + 1, np.inf), np.zeros(width + 1, int), np.zeros(width + 1, bool)
-        while owner[column] >= 0:
-            seen[column] = True
-            reduced = cost[owner[column]] - row_price[owner[column]] - column_price
-            nearer = ~seen & (reduced < distance)
-            distance[nearer], before[nearer] = reduced[nearer], column
-            nearest = int(np.argmin(np.where(seen, np.inf, distance)))
-            step = distance[nearest]
-            row_price[owner[seen]] += step
-            column_price[seen] -= step
-            distance[~seen] -= step
-            column = nearest
-        while column:
-            owner[column] = owner[before[column]]
-            column = before[column]
-    columns = np.flatnonzero(owner[1:] >= 0)
-    return owner[1:][columns], columns
 
 
 # --- names --------------------------------------------------------------------------------------------
@@ -326,6 +247,81 @@ def _mmseg(options: Mask2FormerOptions) -> KeyMap:
     return KeyMap(tuple(rules))
 
 
+def _ssseg(options: Mask2FormerOptions) -> KeyMap:
+    pixels, ours, queries, layer = "pixel_decoder.", "head.pixel_decoder.", "predictor.", "head.layers.{}."
+    encoder = f"{pixels}transformer.encoder.layers.{{}}."
+    convolutions = (
+        (f"{pixels}lateral_convs.0.", f"{ours}lateral."),
+        (f"{pixels}output_convs.0.", f"{ours}output."),
+        (f"{pixels}input_proj.{{}}.", f"{ours}input_convs.{{}}."),
+    )
+    parts = (("self_attention_layers", "self_attn", "self_attn", 1), ("cross_attention_layers", "multihead_attn", "cross_attn", 0))
+    rules: list[tuple[str, str | None]] = [
+        *((f"{theirs}{i}.", f"{own}{part}.") for theirs, own in convolutions for i, part in ((0, "conv"), (1, "gn"))),
+        (f"{pixels}transformer.level_embed", f"{ours}level_encoding.weight"),
+        (f"{pixels}mask_features.", f"{ours}mask_feature."),
+        (f"{encoder}self_attn.", f"{ours}layers.{{}}.self_attn."),
+        *((f"{encoder}linear{i}.", f"{ours}layers.{{}}.ffn.linear{i}.") for i in (1, 2)),
+        *((f"{encoder}norm{i}.", f"{ours}layers.{{}}.norms.{i - 1}.") for i in (1, 2)),
+        *((f"{queries}transformer_ffn_layers.{{}}.linear{i}.", f"{layer}ffn.linear{i}.") for i in (1, 2)),
+        (f"{queries}transformer_ffn_layers.{{}}.norm.", f"{layer}norms.2."),
+    ]
+    for group, theirs, own, norm in parts:
+        rules += [
+            (f"{queries}transformer_{group}.{{}}.{theirs}.in_proj_", f"{layer}{own}.in_proj."),
+            (f"{queries}transformer_{group}.{{}}.{theirs}.out_proj.", f"{layer}{own}.out_proj."),
+            (f"{queries}transformer_{group}.{{}}.norm.", f"{layer}norms.{norm}."),
+        ]
+    rules += [
+        *((f"{queries}{part}.", f"head.{part}.") for part in ("query_feat", "query_embed", "level_embed")),
+        *((f"{queries}mask_embed.layers.{i}.", f"head.mask_embed.{2 * i}.") for i in range(3)),
+        (f"{queries}decoder_norm.", "head.post_norm."),
+        (f"{queries}class_embed.", "head.classifier."),
+        ("criterion.", None),
+    ]
+    return KeyMap(tuple(rules))
+
+
+_PARTS = (".q_proj.", ".k_proj.", ".v_proj.")
+
+
+def _transformers(options: Mask2FormerOptions) -> KeyMap:
+    pixels, ours = "model.pixel_level_module.decoder.", "head.pixel_decoder."
+    queries = "model.transformer_module."
+    encoder, decoder = f"{pixels}encoder.layers.{{}}.", f"{queries}decoder.layers.{{}}."
+    rules: list[tuple[str, str | None]] = [
+        (f"{theirs}{number}.", f"{own}.{part}.")
+        for theirs, own in (
+            (f"{pixels}adapter_1.", f"{ours}lateral"),
+            (f"{pixels}layer_1.", f"{ours}output"),
+            (f"{pixels}input_projections.{{}}.", f"{ours}input_convs.{{}}"),
+        )
+        for number, part in ((0, "conv"), (1, "gn"))
+    ]
+    rules += [
+        (f"{pixels}level_embed", f"{ours}level_encoding.weight"),
+        (f"{pixels}mask_projection.", f"{ours}mask_feature."),
+        (f"{encoder}self_attn_layer_norm.", f"{ours}layers.{{}}.norms.0."),
+        (f"{encoder}final_layer_norm.", f"{ours}layers.{{}}.norms.1."),
+        (f"{encoder}self_attn.", f"{ours}layers.{{}}.self_attn."),
+        (f"{decoder}cross_attn_layer_norm.", "head.layers.{}.norms.0."),
+        (f"{decoder}self_attn_layer_norm.", "head.layers.{}.norms.1."),
+        (f"{decoder}final_layer_norm.", "head.layers.{}.norms.2."),
+        (f"{decoder}cross_attn.in_proj_", "head.layers.{}.cross_attn.in_proj."),
+        (f"{decoder}cross_attn.out_proj.", "head.layers.{}.cross_attn.out_proj."),
+        (f"{decoder}self_attn.", "head.layers.{}.self_attn."),
+        *((f"{theirs}fc{i}.", f"{own}ffn.linear{i}.") for theirs, own in ((encoder, f"{ours}layers.{{}}."), (decoder, "head.layers.{}.")) for i in (1, 2)),
+        (f"{queries}decoder.layernorm.", "head.post_norm."),
+        (f"{queries}queries_features.", "head.query_feat."),
+        (f"{queries}queries_embedder.", "head.query_embed."),
+        (f"{queries}level_embed.", "head.level_embed."),
+        *((f"{queries}decoder.mask_predictor.mask_embedder.{i}.0.", f"head.mask_embed.{2 * i}.") for i in range(3)),
+        ("class_predictor.", "head.classifier."),
+        ("criterion.", None),
+    ]
+    return KeyMap(tuple(rules), lambda tensors: join(tensors, _PARTS, ".in_proj."))
+
+
 def _read_options(shapes: Shapes) -> dict[str, Any]:
     layers = {
         f"{name}_layers": len({key[len(prefix) :].split(".")[0] for key in shapes if key.startswith(prefix)})
@@ -349,7 +345,9 @@ FAMILY = register_family(
         options=Mask2FormerOptions,
         build=_build,
         levels=4,
-        key_maps={"mmseg": _mmseg},
+        key_maps={"mmseg": _mmseg, "ssseg": _ssseg, "transformers": _transformers},
+        backbone_prefixes={"transformers": "model.pixel_level_module.encoder."},
+        implied_options={"transformers": {"mixed_at": "384x384"}},
         classifiers=("head.classifier.",),
         no_object=1,
         read_options=_read_options,

@@ -57,6 +57,8 @@ class Family:
     """For each project whole names, but for the backbone's; they may depend on the options."""
     backbone_prefixes: Mapping[str, str] = field(default_factory=dict)
     """What stands before the names of a backbone's tensors, where it is not what the project usually writes."""
+    implied_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """For each project the options by which it computes without a word of it in its files."""
     classifiers: tuple[str, ...] = ("head.classifier.", "aux_heads.{}.classifier.")
     """Beginnings of the tensors that depend on the classes; re-initialised for other classes."""
     class_tensor: str = "head.classifier.weight"

@@ -56,6 +56,8 @@ def _floored(height: int, width: int, resize: Resize) -> tuple[int, int]:
     if longer / shorter * short > resize.long:  # the frame's limit as transformers has it
         raw = resize.long * shorter / longer
         short = max(round(raw), 1)
+        if short == shorter:
+            return height, width
     long = max(int((raw or short) * longer / shorter), 1)
     return (long, short) if height > width else (short, long)
 

@@ -146,6 +146,7 @@ class Predictor:
         self.network: InferenceBackend
         make = find_backend(backend)
         if isinstance(network, SegmentationNetwork):
+            scores = scores or network.gives_scores
             self.device = choose_device(next(network.parameters()).device if device is None else device)
             with _undisturbed(self.device), torch.inference_mode(False), torch.no_grad(), self.device:
                 self.network = make(network, self.device, self.dtype, owner=owner, compiled=compile)

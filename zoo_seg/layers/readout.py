@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+
+from zoo_seg.layers.resample import resize
 
 
 class Queries(NamedTuple):
     """Masks that each stand for a share of every class (MaskFormer, https://arxiv.org/abs/2107.06278).
 
-    They are resized before the sigmoid and the mixing, which is not linear: the result differs from resized logits.
+    They are resized before the sigmoid and the mixing, which is not linear: the result differs from resized logits. A
+    head that mixes them itself, see `mixed`, returns logits and has `gives_scores = True`.
     """
 
     masks: Tensor
@@ -32,3 +35,14 @@ def read_out(values: Tensor, classes: Tensor | None) -> Tensor:
         classes: of the queries; None for logits, which stay as they are.
     """
     return values if classes is None else torch.einsum("nqc,nqhw->nchw", classes, values.sigmoid())
+
+
+MixedAt = Literal["input", "masks", "384x384"]
+"""The size of masks at which queries are mixed: the network's input's, the masks' own, or the same for all images."""
+
+
+def mixed(queries: Queries, at: MixedAt) -> HeadOutput:
+    """Logits (N, C, h, w) of queries that are mixed before anything is resized to the input; or the queries."""
+    if at == "input":
+        return queries
+    return read_out(resize(queries.masks, (384, 384)) if at == "384x384" else queries.masks, queries.classes)

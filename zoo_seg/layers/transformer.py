@@ -28,12 +28,13 @@ def sine_positions(height: int, width: int, channels: int, like: Tensor) -> Tens
 class FeedForward(nn.Module):
     """Two linear layers and the shortcut; (N, L, channels) -> the same."""
 
-    def __init__(self, channels: int, hidden: int) -> None:
+    def __init__(self, channels: int, hidden: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.linear1, self.act, self.linear2 = nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, channels)
+        self.drop = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = x + self.linear2(self.act(self.linear1(x)))
+        out: Tensor = x + self.drop(self.linear2(self.act(self.linear1(x))))
         return out
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from zoo_seg.decode import Mistake, decode, show
 from zoo_seg.manifest import Interpolation, Preprocess, Resize
@@ -34,6 +34,8 @@ def read_preprocess(said: object, reading: Reading, channels: int) -> Preprocess
     mean, std = (0.0,) * channels, (1.0,) * channels
     if read(bool, raw, "do_normalize", True):
         mean, std = (_numbers(raw, name, channels) for name in ("image_mean", "image_std"))
+    if raw.get("pad_size") is not None:
+        raise Mistake("images are not padded here; expected null", "pad_size")
     resample = read(int, raw, "resample", 2)
     if resample not in _INTERPOLATIONS:
         raise Mistake(f"found {resample}, expected 2 (bilinear) or 3 (bicubic)", "resample")
@@ -41,7 +43,7 @@ def read_preprocess(said: object, reading: Reading, channels: int) -> Preprocess
         return Preprocess(
             mean=tuple(round(each / scale, 9) for each in mean),
             std=tuple(round(each / scale, 9) for each in std),
-            resize=_resize(raw["size"]) if read(bool, raw, "do_resize", True) else None,
+            resize=_resize(raw, reading) if read(bool, raw, "do_resize", True) else None,
             interpolation=_INTERPOLATIONS[resample],
         )
     except ValueError as error:
@@ -56,11 +58,24 @@ def _numbers(raw: dict[str, Any], name: str, channels: int) -> tuple[float, ...]
     return numbers
 
 
-def _resize(size: object) -> Resize:
-    """One number stands for a square."""
-    sides = {"height": size, "width": size} if isinstance(size, int) else size
+def _resize(raw: dict[str, Any], reading: Reading) -> Resize:
+    """One number stands for a square, or for the shorter side where the class keeps the aspect ratio."""
+    size, by_edge = raw["size"], "shortest_edge" in reading.defaults["size"]
+    if isinstance(size, int):
+        sides = {"height": size, "width": size}
+        if by_edge and raw.get("max_size") is not None:
+            sides = {"shortest_edge": size, "longest_edge": read(int, raw, "max_size", None)}
+    else:
+        sides = size
+    divisor = read(int, raw, "size_divisor", 0) if "size_divisor" in reading.defaults else 0
+    edges = ("shortest_edge", "longest_edge")
+    if by_edge and isinstance(sides, dict) and set(sides) == set(edges):
+        short, long = (read(int, sides, name, None, "size") for name in edges)
+        return Resize(short, long, rounding="floor", divisor=max(divisor, 1))
     if not isinstance(sides, dict) or set(sides) != {"height", "width"}:
-        raise Mistake(f"found {show(size)}, expected height and width", "size")
+        expected = "height and width" + (", or shortest_edge and longest_edge" if by_edge else "")
+        raise Mistake(f"found {show(size)}, expected {expected}", "size")
     height, width = (read(int, sides, name, None, "size") for name in ("height", "width"))
     short, long = sorted((height, width))
-    return Resize(short, long, keep_ratio=False, orientation="portrait" if height > width else "landscape")
+    orientation: Literal["landscape", "portrait"] = "portrait" if height > width else "landscape"
+    return Resize(short, long, keep_ratio=False, divisor=max(divisor, 1), orientation=orientation)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from zoo_seg.decode import Mistake, decode
+from zoo_seg.decode import Mistake, decode, show
 from zoo_seg.manifest import Architecture
 
 _MOST = 1 << 16
@@ -26,12 +26,19 @@ class Reading:
     protocol: str = "transformers"
 
 
-def count_of(raw: Mapping[str, Any], name: str, default: int) -> int:
+def count_of(raw: Mapping[str, Any], name: str, default: int, *path: str) -> int:
     """A number of channels, classes or layers."""
-    count: int = read(int, raw, name, default)
+    count: int = read(int, raw, name, default, *path)
     if not 0 < count <= _MOST:
-        raise Mistake(f"found {count}, expected 1 to {_MOST}", name)
+        raise Mistake(f"found {count}, expected 1 to {_MOST}", *path, name)
     return count
+
+
+def expect(raw: Mapping[str, Any], shape: Mapping[str, Any], *path: str) -> None:
+    """Refuse what is not `shape`, the values of a network that is built here, which are transformers' defaults too."""
+    for name, expected in shape.items():
+        if raw.get(name, expected) != expected:
+            raise Mistake(f"found {show(raw[name])}, expected {show(expected)}", *path, name)
 
 
 def read(kind: Any, raw: Mapping[str, Any], name: str, default: Any, *path: str) -> Any:

@@ -15,6 +15,8 @@ from zoo_seg.decode import Mistake, decode, read_json, show
 from zoo_seg.info import ModelInfo, voc_palette
 from zoo_seg.manifest import Preprocess, load_manifest
 from zoo_seg.transformers.beit import read_beit
+from zoo_seg.transformers.mask2former import read_mask2former
+from zoo_seg.transformers.maskformer import read_maskformer
 from zoo_seg.transformers.processor import read_preprocess
 from zoo_seg.transformers.reading import Reading, count_of
 from zoo_seg.transformers.segformer import read_segformer
@@ -34,6 +36,8 @@ _READERS: Mapping[str, Callable[[dict[str, Any]], Reading]] = {
     "SegformerForSemanticSegmentation": read_segformer,
     "UperNetForSemanticSegmentation": read_upernet,
     "BeitForSemanticSegmentation": read_beit,
+    "Mask2FormerForUniversalSegmentation": read_mask2former,
+    "MaskFormerForInstanceSegmentation": read_maskformer,
 }
 """By transformers' class."""
 

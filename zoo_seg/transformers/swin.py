@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from zoo_seg.decode import Mistake, decode, show
-from zoo_seg.transformers.reading import read
+from zoo_seg.transformers.reading import expect, read
 
 _SHAPE: Mapping[str, Any] = {
     "num_channels": 3,
@@ -17,7 +17,6 @@ _SHAPE: Mapping[str, Any] = {
     "use_absolute_embeddings": False,
     "layer_norm_eps": 1e-5,
 }
-"""What all have, which are transformers' defaults too."""
 _SIZES = {
     ((2, 2, 6, 2), 96, 7): "swin_tiny",
     ((2, 2, 18, 2), 96, 7): "swin_small",
@@ -44,9 +43,7 @@ def read_swin(given: object, path: str = "backbone_config", default: Mapping[str
     if not isinstance(raw, Mapping) or raw.get("model_type") not in ("swin", "maskformer-swin"):
         kind = show(raw.get("model_type")) if isinstance(raw, Mapping) else show(raw)
         raise Mistake(f"found {kind}; the only supported backbone is a Swin Transformer (swin)", path, "model_type")
-    for name, expected in _SHAPE.items():
-        if raw.get(name, expected) != expected:
-            raise Mistake(f"found {show(raw[name])}, expected {show(expected)}", path, name)
+    expect(raw, _SHAPE, path)
     depths = read(tuple[int, ...], raw, "depths", (2, 2, 6, 2), path)
     width = read(int, raw, "embed_dim", 96, path)
     window = read(int, raw, "window_size", 7, path)
