@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 from helpers.drawn import draw_folder
+from helpers.registries import open_registry
 
 import zoo_seg
-from zoo_seg.backbones import registry
 from zoo_seg.backbones.beit import BEiT, register_beit, ways_between
 from zoo_seg.backbones.registry import find_backbone
 from zoo_seg.cli import main
@@ -23,8 +23,7 @@ from zoo_seg.manifest import Architecture
 
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    registry.list_backbones()
-    monkeypatch.setattr(registry, "_REGISTERED", dict(registry._REGISTERED))
+    open_registry(monkeypatch)
     register_beit("beit_tiny", 32, 2, 6, (1, 2, 3, 4))
 
 

@@ -87,9 +87,21 @@ def filled(network: PreTrainedModel) -> PreTrainedModel:
     return network
 
 
+def names_in_file(network: PreTrainedModel) -> dict[str, str]:
+    """What `save_pretrained` calls the tensors of `state_dict`.
+
+    Version 5 has given SwinBackbone a norm of the whole network's features, which no older file has and nobody reads.
+    """
+    own = network.state_dict()
+    found = revert_weight_conversion(network, {name: torch.tensor(place) for place, name in enumerate(own)})
+    names = {list(own)[int(place)]: name for name, place in found.items()}
+    return {name: in_file for name, in_file in names.items() if ".swin.layernorm." not in in_file}
+
+
 def shapes_in_file(network: PreTrainedModel) -> dict[str, tuple[int, ...]]:
     """The names and shapes of what `save_pretrained` writes."""
-    return {name: tuple(tensor.shape) for name, tensor in revert_weight_conversion(network, network.state_dict()).items()}
+    own = network.state_dict()
+    return {in_file: tuple(own[name].shape) for name, in_file in names_in_file(network).items()}
 
 
 def as_converted(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -14,16 +14,20 @@ import transformers
 from helpers import reference
 from helpers.drawn import scenes
 from helpers.hub_server import Hub, Repo
+from helpers.registries import open_registry
 from helpers.upernet_original import BEITS, UPERNETS, beit, convnext, filled, swin, upernet
 from PIL import Image
+from safetensors.torch import load_file
 from transformers import BeitImageProcessor, PreTrainedModel, SegformerImageProcessor
 
 import zoo_seg
 from zoo_seg import Segmentation, SegmentationModel
-from zoo_seg.backbones import registry
 from zoo_seg.backbones.beit import register_beit
+from zoo_seg.backbones.registry import find_backbone
+from zoo_seg.config import read_config
 from zoo_seg.errors import ManifestError
 from zoo_seg.manifest import list_weights
+from zoo_seg.network import without_weights
 from zoo_seg.transformers import beit as beit_reader
 
 NAMES = {index: f"thing {index}" for index in range(12)}
@@ -35,8 +39,7 @@ SMALL = {"hidden_size": 32, "auxiliary_channels": 16, "id2label": NAMES}
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """A BEiT that is small enough for every test."""
     transformers.utils.logging.disable_progress_bar()
-    registry.list_backbones()
-    monkeypatch.setattr(registry, "_REGISTERED", dict(registry._REGISTERED))
+    open_registry(monkeypatch)
     register_beit("beit_tiny", 32, 2, 6, (1, 2, 3, 4))
     monkeypatch.setitem(beit_reader._SIZES, (32, 6, 2, 128), "beit_tiny")
 
@@ -189,8 +192,6 @@ def test_the_hub_and_a_folder_of_ours(backbone: str, hub: Hub, tmp_path: Path) -
 
 def test_a_pickle_of_the_names_of_2021(tmp_path: Path) -> None:
     """With index tables, which were buffers then."""
-    from safetensors.torch import load_file
-
     expected = saved(make("beit_tiny"), tmp_path).state_dict()
     tensors = load_file(tmp_path / "model.safetensors")
     assert "beit.encoder.layer.0.attention.attention.query.weight" in tensors
@@ -202,6 +203,41 @@ def test_a_pickle_of_the_names_of_2021(tmp_path: Path) -> None:
     torch.save(tensors, tmp_path / "pytorch_model.bin")
     found = zoo_seg.from_pretrained(tmp_path).state_dict()
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def test_a_file_alone_under_a_model_s_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its statistics are BEiT's, which are no other network's."""
+    network = all_classes_win(make("beit_tiny", image_size=96))
+    network.save_pretrained(tmp_path)
+    published, record = zoo_seg.get_weights("upernet_beit_base.ade20k_transformers"), tmp_path / "manifest.json"
+    architecture = {
+        "family": "upernet",
+        "backbone": "beit_tiny",
+        "options": {"channels": 32, "aux_channels": 16},
+        "backbone_options": {"image_size": 96},
+    }
+    weights = {
+        "dataset": "ade20k",
+        "source": "transformers",
+        "parameters": 1,
+        "files": [{"url": published.files[0].url}],
+        "metrics": [],
+        "recipe": "unilm_ade20k_640_base",
+        "preprocess": "torch_half_640_square",
+        "provenance": {"config_url": None, "log_url": None},
+    }
+    raw = {
+        "schema_version": 2,
+        "models": {"tiny": {"title": "Tiny", "architecture": architecture}},
+        "weights": {"tiny.ade20k_transformers": weights},
+    }
+    record.write_text(json.dumps(raw), encoding="utf-8")
+    monkeypatch.setenv("ZOO_SEG_MANIFEST", str(record))
+    ours = zoo_seg.create_model("tiny", tmp_path / "model.safetensors")
+    image, processor = images()[0], BeitImageProcessor(size={"height": 72, "width": 96})
+    found = ours.predict(image, resize=72)
+    assert isinstance(found, Segmentation)
+    assert (found.mask == class_maps(network, processor, image)).mean() >= 0.999
 
 
 # --- what is refused ----------------------------------------------------------------------------
@@ -263,10 +299,6 @@ def test_records_and_repositories_say_the_same(backbone: str, tmp_path: Path) ->
     raw = {"architectures": ["BeitForSemanticSegmentation"], "model_type": "beit", **config}
     (tmp_path / "config.json").write_text(json.dumps(raw), encoding="utf-8")
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"size": 640}), encoding="utf-8")
-    from zoo_seg.backbones.registry import find_backbone
-    from zoo_seg.config import read_config
-    from zoo_seg.network import without_weights
-
     read = read_config(tmp_path)
     record = zoo_seg.get_weights(f"upernet_{backbone}.ade20k_transformers")
     assert read.architecture is not None

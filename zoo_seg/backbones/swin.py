@@ -261,7 +261,7 @@ def _transformers_keys(inside: str, norm: Callable[[int], str]) -> tuple[tuple[s
         (f"{block}layernorm_after.", "layers.{}.blocks.{}.norm2."),
         (f"{block}intermediate.dense.", "layers.{}.blocks.{}.mlp.0."),
         (f"{block}output.dense.", "layers.{}.blocks.{}.mlp.2."),
-        (f"{inside}layernorm.", None),  # of the whole network's features, which segmentation does not read
+        (f"{inside or 'swin.'}layernorm.", None),  # of the whole network's features, which segmentation does not read
         *((f"hidden_states_norms.{norm(level)}.", f"norm{level}.") for level in range(4)),
     )
 

@@ -52,7 +52,7 @@ def read_beit(raw: dict[str, Any]) -> Reading:
 def _blocks(raw: dict[str, Any], depth: int) -> list[int]:
     """After how many blocks maps are read: one less than `out_indices` says, as transformers counts."""
     name = "segmentation_indices" if raw.get("out_indices") is None else "out_indices"
-    found: list[int] = read(list[int], raw, name, [])
+    found = read(tuple[int, ...], raw, name, ())
     if len(found) != 4 or not 1 <= found[0] < found[1] < found[2] < found[3] <= depth:
         raise Mistake(f"found {show(found)}, expected four rising numbers of 1 to {depth}", "out_indices")
     return [index - 1 for index in found]

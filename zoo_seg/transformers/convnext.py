@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from zoo_seg.decode import Mistake, show
-from zoo_seg.transformers.reading import STAGES, expect, read
+from zoo_seg.transformers.reading import expect, read
 
+_STAGES = ("stage1", "stage2", "stage3", "stage4")
 _SHAPE: Mapping[str, Any] = {"num_channels": 3, "patch_size": 4, "num_stages": 4, "hidden_act": "gelu"}
 _SIZES = {
     ((3, 3, 9, 3), 96): "convnext_tiny_seg",
@@ -32,7 +33,7 @@ def read_convnext(raw: Mapping[str, Any], path: str = "backbone_config") -> str:
     if name is None or widths != tuple(widths[0] << stage for stage in range(4)):
         known = ", ".join(f"{show(each)} from {width} on ({name})" for (each, width), name in _SIZES.items())
         raise Mistake(f"found {show(depths)} with hidden_sizes {show(widths)}; supported are {known}", path, "depths")
-    maps = read(tuple[str, ...], raw, "out_features", STAGES[-1:], path)
-    if maps != STAGES:
-        raise Mistake(f"found {show(maps)}, expected {', '.join(STAGES)}", path, "out_features")
+    maps = read(tuple[str, ...], raw, "out_features", _STAGES[-1:], path)
+    if maps != _STAGES:
+        raise Mistake(f"found {show(maps)}, expected {', '.join(_STAGES)}", path, "out_features")
     return name

@@ -27,7 +27,7 @@ def read_upernet(raw: dict[str, Any]) -> Reading:
     expect(raw, HEADS)
     given = raw.get("backbone_config")
     kind = given.get("model_type") if isinstance(given, dict) else raw.get("backbone") or "resnet"  # its default
-    if kind not in _BACKBONES:
+    if not isinstance(kind, str) or kind not in _BACKBONES:
         found = f"found {show(kind)}; supported backbones are {', '.join(_BACKBONES)}"
         raise Mistake(found, "backbone_config", "model_type")
     options = {"channels": count_of(raw, "hidden_size", 512), "aux_channels": count_of(raw, "auxiliary_channels", 256)}
