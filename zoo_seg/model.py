@@ -300,8 +300,8 @@ class SegmentationModel(nn.Module, Predicting):
     ) -> SegmentationModel:
         """The network that `save_pretrained`, `push_to_hub` or `finetune` wrote, or transformers, in `eval()`.
 
-        Of transformers' networks those are the classes that `zoo_seg.transformers.repository` reads, with the classes of its `config.json` and
-        images prepared as its `preprocessor_config.json` says; the package transformers is not needed.
+        Of transformers' networks those are the ones that `zoo_seg.transformers.repository` reads, with the classes of
+        its `config.json` and images prepared as its `preprocessor_config.json` says; the package is not needed.
 
         Args:
             name: a folder, or a repository on the Hugging Face Hub: `"org/repo"`, `"org/repo@revision"`, `"hf://..."`.

@@ -11,11 +11,11 @@ import pytest
 import torch
 from helpers.drawn import draw_folder
 from helpers.registries import open_registry
+from torch import nn
 
 import zoo_seg
-from zoo_seg.backbones.beit import BEiT, register_beit, ways_between
+from zoo_seg.backbones.beit import BEiT, PositionBias, register_beit, ways_between
 from zoo_seg.backbones.registry import find_backbone
-from zoo_seg.cli import main
 from zoo_seg.errors import OptionError
 from zoo_seg.factory import new_model
 from zoo_seg.manifest import Architecture
@@ -59,6 +59,24 @@ def test_ways_are_those_of_the_table(sides: tuple[int, int]) -> None:
                 down, right = here[0] - there[0] + height - 1, here[1] - there[1] + width - 1
                 expected = down * (2 * width - 1) + right
             assert ways[i, j] == expected
+
+
+@pytest.mark.parametrize("sides", [(1, 1), (2, 3), (6, 4)])
+def test_both_ways_to_read_a_table_are_the_same(sides: tuple[int, int]) -> None:
+    bias = PositionBias(3, 4)
+    nn.init.normal_(bias.table)
+    assert torch.equal(bias(*sides, None), bias(*sides, ways_between(*sides, bias.table)))
+
+
+def test_maps_are_the_same_with_gradients() -> None:
+    backbone = small().eval()
+    for block in backbone.blocks:
+        nn.init.normal_(block.bias.table)
+    x = torch.randn(1, 3, 96, 50)
+    with torch.no_grad():
+        expected = backbone(x)
+    for found, each in zip(backbone(x), expected, strict=True):
+        torch.testing.assert_close(found, each, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -118,12 +136,13 @@ def test_it_is_saved_and_loaded_with_its_options(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("tiny")
 def test_it_is_fine_tuned(tmp_path: Path) -> None:
     draw_folder(tmp_path / "data", train=4, val=2)
-    run = tmp_path / "run"
-    model = network(image_size=64)
-    model.save_pretrained(tmp_path / "start")
-    start = ["--weights", str(tmp_path / "start"), "--data", str(tmp_path / "data")]
-    assert main(["finetune", *start, "--iterations", "2", "--crop", "64", "--batch-size", "2", "--out", str(run)]) == 0
-    assert zoo_seg.from_pretrained(run).num_classes == model.num_classes
+    network(image_size=64).save_pretrained(tmp_path / "start")
+    options = {"epochs": 1, "batch_size": 2, "crop_size": (64, 64), "workers": 0, "device": "cpu"}
+    tuned = zoo_seg.finetune(tmp_path / "data", weights=tmp_path / "start", out=tmp_path / "run", **options)
+    again = zoo_seg.from_pretrained(tmp_path / "run")
+    assert again.architecture == tuned.architecture
+    image = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    assert np.array_equal(again.predict(image).mask, tuned.predict(image).mask)
 
 
 @pytest.mark.slow

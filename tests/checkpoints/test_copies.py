@@ -307,6 +307,9 @@ def test_all_nine_have_one() -> None:
 def test_a_stated_network_is_not_the_one_that_names_imply() -> None:
     """A copy brings tensors; by which rules they compute is its record's word."""
     stated = Architecture("segformer", "mit_b0", options={"projection": "linear"})
-    names = {"segformer.encoder.layer_norm.0.weight": torch.ones(32), "segformer.encoder.layer_norm.0.bias": torch.zeros(32)}
+    names = {
+        "segformer.encoder.layer_norm.0.weight": torch.ones(32),
+        "segformer.encoder.layer_norm.0.bias": torch.zeros(32),
+    }
     assert from_tensors(Path("x"), names, stated, stated=True).architecture.backbone_options == {}
     assert from_tensors(Path("x"), names, stated).architecture.backbone_options == {"norm_eps": 1e-5}

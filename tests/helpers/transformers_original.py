@@ -60,7 +60,8 @@ def original_shapes(model: str, num_classes: int) -> dict[str, tuple[int, ...]]:
     """The names and shapes of its file."""
     if model.startswith("upernet_beit"):
         with torch.device("meta"):
-            return shapes_in_file(beit(model.removeprefix("upernet_"), num_labels=num_classes))
+            network = beit(model.removeprefix("upernet_"), num_labels=num_classes)
+        return shapes_in_file(network)
     with torch.device("meta"):
         network = original(model, num_labels=num_classes)
     return {_in_file(name): tuple(tensor.shape) for name, tensor in network.state_dict().items()}

@@ -1,4 +1,4 @@
-"""transformers' UPerNet and BEiT, on the values of `reference.py`, and what openmmlab's conversion makes of mmseg's files."""
+"""transformers' UPerNet and BEiT, on the values of `reference.py`, and mmseg's files as openmmlab converted them."""
 
 from __future__ import annotations
 
@@ -116,7 +116,9 @@ def as_converted(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 new, count = re.subn(pattern, replacement, new)
                 if count:
                     break
-            new = re.sub(r"^backbone\.norm(\d)", lambda match: f"backbone.hidden_states_norms.stage{int(match[1]) + 1}", new)
+            new = re.sub(
+                r"^backbone\.norm(\d)", lambda match: f"backbone.hidden_states_norms.stage{int(match[1]) + 1}", new
+            )
         if "attention.self.qkv" in new:
             parts = zip(("query", "key", "value"), tensor.chunk(3), strict=True)
             result.update({new.replace("qkv", part): each.clone() for part, each in parts})

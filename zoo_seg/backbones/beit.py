@@ -1,4 +1,4 @@
-"""BEiT as segmentation networks use it: places of 16x16 pixels, brought to four strides. Bao et al. 2021, 2106.08254."""
+"""BEiT as segmentation networks use it: one grid of patches, brought to four strides. Bao et al. 2021, 2106.08254."""
 
 from __future__ import annotations
 
@@ -26,12 +26,28 @@ def ways_between(height: int, width: int, like: Tensor) -> Tensor:
     The tokens are the class token and the places of a grid. A table has (2 * height - 1) * (2 * width - 1) ways between
     places, then those from the class token to a place, back, and to itself.
     """
-    place = torch.arange(height * width, device=like.device)
-    down, right = (at[:, None] - at for at in (place // width, place % width))
+    row, column = (torch.arange(side, device=like.device) for side in (height, width))
+    at = (row[:, None] + 0 * column).flatten(), (0 * row[:, None] + column).flatten()
+    down, right = (each[:, None] - each for each in at)
     ways = F.pad((down + height - 1) * (2 * width - 1) + right + width - 1, (1, 0, 1, 0))
-    is_class = F.pad(torch.ones_like(place[:1], dtype=torch.bool), (0, place.shape[0]))
+    is_class = torch.arange(height * width + 1, device=like.device) == 0
     special = torch.where(is_class[:, None], torch.where(is_class, 2, 0), 1)
     return torch.where(is_class[:, None] | is_class, (2 * height - 1) * (2 * width - 1) + special, ways)
+
+
+def spread(between: Tensor, special: Tensor, height: int, width: int) -> Tensor:
+    """(heads, L, L): a table at `ways_between`, from (heads, 2 * height - 1, 2 * width - 1) and (heads, 3).
+
+    Rows of the grid see the table through windows that move, so whole pieces are copied: faster than place by place.
+    Gradients go the other way.
+    """
+    rows = between.flip(1, 2).unfold(2, width, 1).flip(2).transpose(1, 2).contiguous()
+    bias = between.new_empty(len(between), height * width + 1, height * width + 1)
+    bias[:, :1, 1:], bias[:, 1:, :1], bias[:, :1, :1] = special[:, :, None, None].unbind(1)
+    places = bias[:, 1:, 1:].unflatten(1, (height, width)).unflatten(3, (height, width))
+    for y in range(height):
+        places[:, y] = rows[:, :, height - 1 - y : 2 * height - 1 - y]
+    return bias
 
 
 class PositionBias(nn.Module):
@@ -49,12 +65,14 @@ class PositionBias(nn.Module):
         self.side = side
         self.table = nn.Parameter(torch.zeros((2 * side - 1) ** 2 + 3, heads))
 
-    def forward(self, height: int, width: int, ways: Tensor) -> Tensor:
-        """(1, heads, L, L), for a grid and what `ways_between` gives for it."""
+    def forward(self, height: int, width: int, ways: Tensor | None) -> Tensor:
+        """(1, heads, L, L), for a grid; `ways` are `ways_between` its tokens, where `spread` does not do."""
         table = self.table.mT
         between = table[:, :-3].unflatten(1, (2 * self.side - 1, -1))[None]
-        between = F.interpolate(between, (2 * height - 1, 2 * width - 1), mode="bilinear", align_corners=False)
-        return torch.cat([between[0].flatten(1), table[:, -3:]], 1)[:, ways][None]
+        between = F.interpolate(between, (2 * height - 1, 2 * width - 1), mode="bilinear", align_corners=False)[0]
+        if ways is None:
+            return spread(between, table[:, -3:], height, width)[None]
+        return torch.cat([between.flatten(1), table[:, -3:]], 1)[:, ways][None]
 
 
 class Attention(nn.Module):
@@ -167,7 +185,8 @@ class BEiT(nn.Module):
         x = self.patches(pad_small(x, 2 * _PATCH))
         height, width = x.shape[-2:]
         tokens = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x.flatten(2).mT], 1)
-        ways = ways_between(height, width, x)
+        is_plain = not torch.is_grad_enabled() and not isinstance(height, torch.SymInt)
+        ways = None if is_plain else ways_between(height, width, x)
         shared = None if self.bias is None else self.bias(height, width, ways)
         maps = [tokens] if self.read[0] == 0 else []
         for count, block in enumerate(self.blocks, 1):
