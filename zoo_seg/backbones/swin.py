@@ -235,7 +235,7 @@ _KEYS = KeyMap(
 
 
 def _from_transformers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """transformers keeps query, key and value apart, and merges channels by column, row and channel, not the reverse."""
+    """transformers keeps query, key and value apart; merged channels are by column, row and channel there."""
     result = join(tensors, (".attn.query.", ".attn.key.", ".attn.value."), ".attn.qkv.")
     for name, tensor in tensors.items():
         if _MERGING.match(name) and tensor.ndim and tensor.shape[-1] % 4 == 0:
@@ -261,14 +261,17 @@ def _transformers_keys(inside: str, norm: Callable[[int], str]) -> tuple[tuple[s
         (f"{block}layernorm_after.", "layers.{}.blocks.{}.norm2."),
         (f"{block}intermediate.dense.", "layers.{}.blocks.{}.mlp.0."),
         (f"{block}output.dense.", "layers.{}.blocks.{}.mlp.2."),
-        (f"{inside or 'swin.'}layernorm.", None),  # of the whole network's features, which segmentation does not read
+        (f"{inside}layernorm.", None),  # of the whole network's features, which segmentation does not read
         *((f"hidden_states_norms.{norm(level)}.", f"norm{level}.") for level in range(4)),
     )
 
 
 _TRANSFORMERS_KEYS = KeyMap(
-    _transformers_keys("", lambda level: f"stage{level + 1}")  # SwinBackbone
-    + _transformers_keys("model.", str),  # MaskFormerSwinBackbone
+    (
+        *_transformers_keys("", lambda level: f"stage{level + 1}"),  # SwinBackbone
+        ("swin.layernorm.", None),  # as version 5 writes it
+        *_transformers_keys("model.", str),  # MaskFormerSwinBackbone
+    ),
     _from_transformers,
 )
 
