@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import torchvision_original, transformers_original
+from helpers import torchvision_original, transformers_masks, transformers_original
 from helpers.cli import runner
 from helpers.reference import REFERENCES, key_list, keys, published_reference, state_dict
 from PIL import Image
@@ -42,6 +42,8 @@ def original_keys(model: str, source: str) -> tuple[int, dict[str, tuple[int, ..
         return published.meta["num_classes"], dict(published.keys)
     if source == "torchvision":
         return 21, torchvision_original.original_shapes(model)
+    if source == "transformers" and model.startswith(("mask2former", "maskformer")):
+        return 150, transformers_masks.original_shapes(model, 150)
     if source == "transformers":
         return 150, transformers_original.original_shapes(model, 150)
     record = zoo_seg.list_weights(model, source=source)[0]

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from zoo_seg.backbones.registry import find_backbone
 from zoo_seg.errors import ExportError, OptionError
 from zoo_seg.families.registry import Family, find_family
-from zoo_seg.layers.readout import HeadOutput, Queries, read_out
+from zoo_seg.layers.readout import HeadOutput, Queries, mixed_early, read_out
 from zoo_seg.layers.resample import resize
 from zoo_seg.manifest import Architecture
 
@@ -81,11 +81,6 @@ class SegmentationNetwork(nn.Module):
         """Channels of the image: those that the first convolution reads."""
         return next(parameter for parameter in self.backbone.parameters() if parameter.ndim == 4).shape[1]
 
-    @property
-    def gives_scores(self) -> bool:
-        """Whether the head's logits are what it read out of `Queries`."""
-        return bool(getattr(self.head, "gives_scores", False))
-
     def forward_features(self, x: Tensor) -> list[Tensor]:
         """(N, in_chans, H, W) -> the backbone's feature maps, finest first."""
         return list(self.backbone(self.pad(x)))
@@ -121,7 +116,8 @@ class SegmentationNetwork(nn.Module):
 
     def read(self, output: HeadOutput, size: tuple[int, int]) -> Tensor:
         """What the head returned for an input of a size as logits (N, num_classes, *size)."""
-        values, classes = output if isinstance(output, Queries) else (output, None)
+        output = mixed_early(output)
+        values, classes = output[:2] if isinstance(output, Queries) else (output, None)
         values = resize(values, padded_size(*size, self.size_divisor), self.align_corners)
         return read_out(values[..., : size[0], : size[1]], classes)
 

@@ -396,13 +396,13 @@ def test_a_missing_part_is_named(hub: Hub, saved: Path) -> None:
 
 
 def test_files_of_records_have_names_of_their_own() -> None:
-    names = [file.name for record in list_weights("segformer_*", source="transformers") for file in record.files]
-    assert len(set(names)) == len(names) == 16
+    names = [file.name for record in list_weights(source="transformers") for file in record.files]
+    assert len(set(names)) == len(names) >= 16
     assert names[0] == "nvidia--segformer-b0-finetuned-ade-512-512--model.safetensors"
 
 
 def test_records_change_no_default() -> None:
-    records = list_weights("segformer_*", source="transformers")
+    records = [each for each in list_weights(source="transformers") if each.architecture.family == "segformer"]
     assert len(records) == 15
     for record in records:
         assert zoo_seg.get_weights(record.model, record.dataset).source != "transformers"

@@ -33,7 +33,7 @@ from zoo_seg.hub.files import exclusive, replacing
 from zoo_seg.inference.backends import InferenceBackend
 from zoo_seg.inference.identity import UnknownCodeError, network_sha256
 from zoo_seg.inference.prepare import fold_batchnorm, plain_copy, prepare
-from zoo_seg.layers.readout import Queries
+from zoo_seg.layers.readout import Queries, mixed_early
 from zoo_seg.network import SegmentationNetwork
 
 _log = logging.getLogger("zoo_seg")
@@ -295,7 +295,7 @@ def _noise(network: InferenceBackend, size: tuple[int, int]) -> Tensor:
 
 
 def _logits(network: InferenceBackend, x: Tensor) -> Tensor:
-    output = network.forward_logits(x)
+    output = mixed_early(network.forward_logits(x))
     if isinstance(output, Queries):
         raise ExportError("OpenVINO computes logits, and this network's head returns queries; use backend='torch'")
     return output

@@ -17,7 +17,7 @@ from zoo_seg.errors import ExportError, MissingExtraError
 from zoo_seg.export.facts import Facts
 from zoo_seg.export.windows import count_in_windows
 from zoo_seg.inference.labels import id_type
-from zoo_seg.layers.readout import HeadOutput, Queries
+from zoo_seg.layers.readout import HeadOutput, Queries, mixed_early
 from zoo_seg.network import SegmentationNetwork
 
 _BATCH, _HEIGHT, _WIDTH = 3, 397, 509
@@ -44,7 +44,7 @@ class Graph(nn.Module):
         if self.takes_image:
             x = (x.permute(0, 3, 1, 2).float() - self.mean) / self.std
         size = (x.shape[-2], x.shape[-1])
-        output = self.network.forward_logits(x.to(self.dtype))
+        output = mixed_early(self.network.forward_logits(x.to(self.dtype)))
         if isinstance(output, Queries) or self.network.size_divisor > 1:
             output = self.network.read(output, size)
         # The last resize of the graph, of one size to the same as well: `from_exported` takes the logits before it.
@@ -63,7 +63,7 @@ class Logits(nn.Module):
         self.network = network
 
     def forward(self, x: Tensor) -> HeadOutput:
-        return self.network.forward_logits(x)
+        return mixed_early(self.network.forward_logits(x))
 
 
 @torch.no_grad()

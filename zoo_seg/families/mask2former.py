@@ -19,7 +19,7 @@ from zoo_seg.families.registry import Family, Heads, Shapes, register_family
 from zoo_seg.keymap import KeyMap, join
 from zoo_seg.layers.losses import LossSum, SegmentationLoss
 from zoo_seg.layers.queries import ConvNorm, dice_costs, dice_losses, mask_embedding, matched_losses
-from zoo_seg.layers.readout import HeadOutput, MixedAt, Queries, mixed
+from zoo_seg.layers.readout import HeadOutput, MixedAt, Queries
 from zoo_seg.layers.resample import resize
 from zoo_seg.layers.transformer import Attention, DeformableAttention, FeedForward, sine_positions
 
@@ -96,7 +96,7 @@ class Mask2FormerOptions:
     """`channels` is the width of everything, a multiple of 8.
 
     Layers and the width of their feed-forward parts are those of the pixel decoder (`encoder_*`) and of the queries'
-    decoder. Where queries are mixed, see `MixedAt`: MMSegmentation does it at the input's size, transformers at 384x384.
+    decoder. Where queries are mixed, see `MixedAt`: mmseg does it at the input's size, transformers at 384x384.
     """
 
     channels: int = 256
@@ -109,9 +109,7 @@ class Mask2FormerOptions:
 
 
 class Mask2FormerHead(nn.Module):
-    """Four backbone maps, finest first -> `Queries`, the masks at the stride of the finest map; or what they mix to."""
-
-    gives_scores = True
+    """Four backbone maps, finest first -> `Queries`, the masks at the stride of the finest map."""
 
     def __init__(self, in_channels: Sequence[int], num_classes: int, options: Mask2FormerOptions) -> None:
         super().__init__()
@@ -136,9 +134,9 @@ class Mask2FormerHead(nn.Module):
                 if parameter.ndim > 1 and not name.startswith(("self_attn.sampling", "self_attn.attention")):
                     nn.init.xavier_normal_(parameter)
 
-    def forward(self, features: Sequence[Tensor]) -> HeadOutput:
+    def forward(self, features: Sequence[Tensor]) -> Queries:
         *_, (masks, logits) = self._layer_by_layer(features)
-        return mixed(Queries(masks, logits.softmax(-1)[..., :-1]), self.mixed_at)
+        return Queries.of(masks, logits.softmax(-1)[..., :-1], self.mixed_at)
 
     def forward_train(self, features: Sequence[Tensor]) -> list[Queries]:
         """The last layer's masks and class logits, then those of the layers before it."""
@@ -180,7 +178,7 @@ _CLASS, _MASK, _DICE = 2.0, 5.0, 5.0
 
 
 def _loss(outputs: Sequence[HeadOutput], labels: Tensor, pixel: SegmentationLoss, aux_weight: float) -> list[LossSum]:
-    """The published loss, see `matched_losses`: masks are compared at random points, most of them where they are unsure.
+    """The published loss, see `matched_losses`: masks are compared at random points, most of them unsure ones.
 
     It has no use for an auxiliary weight.
 
@@ -255,7 +253,10 @@ def _ssseg(options: Mask2FormerOptions) -> KeyMap:
         (f"{pixels}output_convs.0.", f"{ours}output."),
         (f"{pixels}input_proj.{{}}.", f"{ours}input_convs.{{}}."),
     )
-    parts = (("self_attention_layers", "self_attn", "self_attn", 1), ("cross_attention_layers", "multihead_attn", "cross_attn", 0))
+    parts = (
+        ("self_attention_layers", "self_attn", "self_attn", 1),
+        ("cross_attention_layers", "multihead_attn", "cross_attn", 0),
+    )
     rules: list[tuple[str, str | None]] = [
         *((f"{theirs}{i}.", f"{own}{part}.") for theirs, own in convolutions for i, part in ((0, "conv"), (1, "gn"))),
         (f"{pixels}transformer.level_embed", f"{ours}level_encoding.weight"),
@@ -310,7 +311,11 @@ def _transformers(options: Mask2FormerOptions) -> KeyMap:
         (f"{decoder}cross_attn.in_proj_", "head.layers.{}.cross_attn.in_proj."),
         (f"{decoder}cross_attn.out_proj.", "head.layers.{}.cross_attn.out_proj."),
         (f"{decoder}self_attn.", "head.layers.{}.self_attn."),
-        *((f"{theirs}fc{i}.", f"{own}ffn.linear{i}.") for theirs, own in ((encoder, f"{ours}layers.{{}}."), (decoder, "head.layers.{}.")) for i in (1, 2)),
+        *(
+            (f"{theirs}fc{i}.", f"{own}ffn.linear{i}.")
+            for theirs, own in ((encoder, f"{ours}layers.{{}}."), (decoder, "head.layers.{}."))
+            for i in (1, 2)
+        ),
         (f"{queries}decoder.layernorm.", "head.post_norm."),
         (f"{queries}queries_features.", "head.query_feat."),
         (f"{queries}queries_embedder.", "head.query_embed."),

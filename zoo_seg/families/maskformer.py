@@ -19,7 +19,7 @@ from zoo_seg.families.registry import Family, Heads, Shapes, register_family
 from zoo_seg.keymap import KeyMap, join
 from zoo_seg.layers.losses import LossSum, SegmentationLoss
 from zoo_seg.layers.queries import ConvNorm, dice_costs, dice_losses, mask_embedding, matched_losses
-from zoo_seg.layers.readout import HeadOutput, MixedAt, Queries, mixed
+from zoo_seg.layers.readout import HeadOutput, MixedAt, Queries
 from zoo_seg.layers.resample import resize
 from zoo_seg.layers.transformer import Attention, FeedForward, sine_positions
 
@@ -79,9 +79,7 @@ class MaskFormerOptions:
 
 
 class MaskFormerHead(nn.Module):
-    """Backbone maps, finest first -> `Queries`, the masks at the stride of the finest map; or what they mix to."""
-
-    gives_scores = True
+    """Backbone maps, finest first -> `Queries`, the masks at the stride of the finest map."""
 
     def __init__(self, in_channels: Sequence[int], num_classes: int, options: MaskFormerOptions) -> None:
         super().__init__()
@@ -104,9 +102,9 @@ class MaskFormerHead(nn.Module):
             if parameter.ndim > 1:
                 nn.init.xavier_uniform_(parameter)
 
-    def forward(self, features: Sequence[Tensor]) -> HeadOutput:
-        masks, logits = self._read(self._layer_by_layer(features)[-1], self.pixel_decoder(features))
-        return mixed(Queries(masks, logits.softmax(-1)[..., :-1]), self.mixed_at)
+    def forward(self, features: Sequence[Tensor]) -> Queries:
+        masks, logits, _ = self._read(self._layer_by_layer(features)[-1], self.pixel_decoder(features))
+        return Queries.of(masks, logits.softmax(-1)[..., :-1], self.mixed_at)
 
     def forward_train(self, features: Sequence[Tensor]) -> list[Queries]:
         """The last layer's masks and class logits, then those of the layers before it."""

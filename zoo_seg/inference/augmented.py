@@ -134,12 +134,12 @@ class LinearLogits:
 
     @classmethod
     def of(
-        cls, logits: Tensor, seen: Size, output: Size, geometry: Geometry, *, via_input: bool, flip: bool = False
+        cls, logits: HeadOutput, seen: Size, output: Size, geometry: Geometry, *, via_input: bool, flip: bool = False
     ) -> LinearLogits:
         """The logits of a whole input.
 
         Args:
-            logits: (N, C, h, w).
+            logits: (N, C, h, w), or queries that are mixed before they are resized to the input.
             seen: (height, width) of the input.
             output: that of the result.
             geometry: the network's.
@@ -148,13 +148,16 @@ class LinearLogits:
             flip: the input was mirrored; the result is mirrored back.
         """
         via_input = via_input or geometry.size_divisor > 1
+        grid = logits.mixed_at if isinstance(logits, Queries) else (logits.shape[-2], logits.shape[-1])
+        assert grid is not None  # `QueryLogits` are of the others
         rows, columns = (
             (_over(cells, size, geometry) if via_input else bilinear(cells, end, geometry.align_corners)).resized(
                 end, geometry.align_corners
             )
-            for cells, size, end in zip(logits.shape[-2:], seen, output, strict=True)
+            for cells, size, end in zip(grid, seen, output, strict=True)
         )
-        return cls(WholeCells(logits), rows, columns.mirrored() if flip else columns)
+        cells = MixedCells(logits, grid) if isinstance(logits, Queries) else WholeCells(logits)
+        return cls(cells, rows, columns.mirrored() if flip else columns)
 
 
 def _over(cells: int, size: int, geometry: Geometry) -> Taps:
@@ -209,7 +212,8 @@ def _split(output: HeadOutput, size: int) -> list[HeadOutput]:
     """A batch's output in parts of `size` images."""
     if not isinstance(output, Queries):
         return list(torch.split(output, size))
-    return [Queries(*parts) for parts in zip(*(torch.split(each, size) for each in output), strict=True)]
+    parts = zip(torch.split(output.masks, size), torch.split(output.classes, size), strict=True)
+    return [Queries(masks, classes, output.mixed_at) for masks, classes in parts]
 
 
 def windowed_logits(
@@ -240,31 +244,43 @@ def windowed_logits(
 # --- queries ------------------------------------------------------------------------------------
 
 
-class InputRows(Protocol):
-    """Logits at the input's size, row by row."""
-
-    @property
-    def size(self) -> Size:
-        """(height, width) of the input."""
-
-    def rows(self, first: int, last: int) -> Tensor:
-        """(N, C, last - first, W), float32; asked for from top to bottom."""
-
-
 class WholeQueries:
-    """Queries whose masks are resized to the input and read there."""
+    """Queries whose masks are resized, to the input or to the size that they are mixed at, and read there.
 
-    def __init__(self, output: Queries, size: Size, geometry: Geometry) -> None:
+    Args:
+        output: the queries.
+        rows, columns: what that size takes from the masks.
+    """
+
+    def __init__(self, output: Queries, rows: Taps, columns: Taps) -> None:
         self.masks, self.classes = output.masks.float(), output.classes.float()
-        self.size, self.align_corners = size, geometry.align_corners
-        self.vertical, self.horizontal = (
-            _over(cells, side, geometry) for cells, side in zip(self.masks.shape[-2:], size, strict=True)
-        )
-        self._spread = Spread(self.horizontal, self.masks)
+        self.size, self.vertical = (len(rows), len(columns)), rows
+        self._spread = Spread(columns, self.masks)
+
+    def strip(self, top: int, bottom: int) -> Tensor:
+        used, matrix = self.vertical[top:bottom].matrix(self.masks)
+        return read_out(self._spread(matrix @ self.masks.index_select(2, used)), self.classes)
+
+
+class MixedCells:
+    """The logits of queries that are mixed at a size of their own, and then resized like those of a linear head."""
+
+    def __init__(self, output: Queries, size: Size) -> None:
+        taps = (bilinear(cells, side) for cells, side in zip(output.masks.shape[-2:], size, strict=True))
+        self.queries, self.height = WholeQueries(output, *taps), size[0]
+        self.like = output.masks.new_empty(0, dtype=torch.float32)
 
     def rows(self, first: int, last: int) -> Tensor:
-        used, matrix = self.vertical[first:last].matrix(self.masks)
-        return read_out(self._spread(matrix @ self.masks.index_select(2, used)), self.classes)
+        return self.queries.strip(first, last)
+
+
+def queries_over(output: Queries, size: Size, geometry: Geometry) -> Logits:
+    """Queries at the size of the input."""
+    at = output.mixed_at or (output.masks.shape[-2], output.masks.shape[-1])
+    rows, columns = (_over(cells, side, geometry) for cells, side in zip(at, size, strict=True))
+    if output.mixed_at is None:
+        return WholeQueries(output, rows, columns)
+    return LinearLogits(MixedCells(output, at), rows, columns)
 
 
 class QueryWindows:
@@ -275,15 +291,15 @@ class QueryWindows:
         self.size: Size = (over.x.shape[-2], over.x.shape[-1])
         self.vertical, self.horizontal = (importance(size, blend).to(over.x.device) for size in over.size)
         self.next = 0
-        self.held: deque[tuple[int, int, list[WholeQueries]]] = deque()
+        self.held: deque[tuple[int, int, list[Logits]]] = deque()
         self._hold(first)
 
     def _hold(self, row: list[HeadOutput]) -> None:
-        queries = [WholeQueries(each, self.over.size, self.geometry) for each in row if isinstance(each, Queries)]
+        queries = [queries_over(each, self.over.size, self.geometry) for each in row if isinstance(each, Queries)]
         self.held.append((*self.over.rows[self.next], queries))
         self.next += 1
 
-    def rows(self, first: int, last: int) -> Tensor:
+    def strip(self, first: int, last: int) -> Tensor:
         while self.held and self.held[0][1] <= first:
             self.held.popleft()
         while self.next < len(self.over.rows) and self.over.rows[self.next][0] < last:
@@ -293,7 +309,7 @@ class QueryWindows:
             begin, end = max(top, first), min(bottom, last)
             for logits, (left, right) in zip(row, self.over.columns, strict=True):
                 place = (..., slice(begin - first, end - first), slice(left, right))
-                found = logits.rows(begin - top, end - top)
+                found = logits.strip(begin - top, end - top)
                 if total is None:
                     total = found.new_zeros(*found.shape[:2], *covered.shape)
                 share = self.vertical[begin - top : end - top, None] * self.horizontal
@@ -306,14 +322,14 @@ class QueryWindows:
 class QueryLogits:
     """Logits at the input's size, resized to the output's."""
 
-    def __init__(self, source: InputRows, output: Size, flip: bool, align_corners: bool) -> None:
+    def __init__(self, source: Logits, output: Size, flip: bool, align_corners: bool) -> None:
         self.source, self.size, self.flip, self.align_corners = source, output, flip, align_corners
         self.vertical = bilinear(source.size[0], output[0], align_corners)
 
     def strip(self, top: int, bottom: int) -> Tensor:
         local = self.vertical[top:bottom]
         first, last = local.span
-        found = self.source.rows(first, last)
+        found = self.source.strip(first, last)
         used, matrix = local.matrix(found)
         strip = matrix @ found.index_select(2, used - first)
         return resize(strip.flip(-1) if self.flip else strip, (bottom - top, self.size[1]), self.align_corners)

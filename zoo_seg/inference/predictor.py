@@ -146,7 +146,6 @@ class Predictor:
         self.network: InferenceBackend
         make = find_backend(backend)
         if isinstance(network, SegmentationNetwork):
-            scores = scores or network.gives_scores
             self.device = choose_device(next(network.parameters()).device if device is None else device)
             with _undisturbed(self.device), torch.inference_mode(False), torch.no_grad(), self.device:
                 self.network = make(network, self.device, self.dtype, owner=owner, compiled=compile)
@@ -384,7 +383,7 @@ class Predictor:
         """
         output = self._infer(x)
         self._scores |= isinstance(output, Queries)
-        for values in output if isinstance(output, tuple) else (output,):
+        for values in output[:2] if isinstance(output, Queries) else (output,):
             least, most = map(float, values.aminmax())  # NaN if there is a single one
             if not math.isfinite(most - least):
                 name = str(self.dtype).removeprefix("torch.")

@@ -22,7 +22,7 @@ from zoo_seg.inference.augmented import (
     Logits,
     QueryLogits,
     Size,
-    WholeQueries,
+    queries_over,
     windowed_logits,
 )
 from zoo_seg.layers.readout import Queries
@@ -123,9 +123,8 @@ def augmented_logits(
                 yield windowed_logits(infer, seen, test.crop, test.stride, output_size, geometry, flip=flip)
                 continue
             output = infer(seen)
-            if isinstance(output, Queries):
-                read = WholeQueries(output, size, geometry)
-                yield QueryLogits(read, output_size, flip, geometry.align_corners)
+            if isinstance(output, Queries) and output.mixed_at is None:
+                yield QueryLogits(queries_over(output, size, geometry), output_size, flip, geometry.align_corners)
             else:
                 yield LinearLogits.of(output, size, output_size, geometry, via_input=rules.via_input_size, flip=flip)
 

@@ -21,7 +21,7 @@ from zoo_seg.families.registry import list_families
 from zoo_seg.hub.download import shown
 from zoo_seg.images.bands import check_range
 from zoo_seg.info import ModelInfo
-from zoo_seg.layers.readout import HeadOutput
+from zoo_seg.layers.readout import HeadOutput, Queries
 from zoo_seg.manifest import Architecture, Recipe, Resize, Weights, get_architecture, get_weights
 from zoo_seg.model import SegmentationModel
 from zoo_seg.saving.rebuild import check_rebuilds
@@ -152,7 +152,7 @@ def freeze_unused(
     """Switch off the gradients of values that nothing depends on: several processes would wait for them."""
     trained = [each for each in parameters if each.requires_grad]
     outputs = network(torch.zeros(1, in_chans, 64, 64))
-    parts = [part for each in outputs for part in (each if isinstance(each, tuple) else [each])]
+    parts = [part for each in outputs for part in (each[:2] if isinstance(each, Queries) else [each])]
     total = torch.stack([part.sum() for part in parts]).sum()
     for parameter, gradient in zip(trained, torch.autograd.grad(total, trained, allow_unused=True), strict=True):
         parameter.requires_grad_(gradient is not None)

@@ -43,7 +43,9 @@ def read_mask2former(raw: dict[str, Any]) -> Reading:
     }
     if not options["decoder_layers"]:
         raise Mistake("found 1, expected at least 2", "decoder_layers")
-    architecture = Architecture("mask2former", read_swin(raw.get("backbone_config"), default=_BACKBONE), options=options)
+    architecture = Architecture(
+        "mask2former", read_swin(raw.get("backbone_config"), default=_BACKBONE), options=options
+    )
     return Reading(architecture, "Mask2FormerImageProcessor", MASK_PROCESSOR)
 
 
@@ -51,5 +53,7 @@ def read_width(raw: dict[str, Any], *names: str) -> int:
     """The one number that several names give."""
     width, *others = (count_of(raw, name, 256) for name in names)
     if width % 256 or any(each != width for each in others):
-        raise Mistake(f"{', '.join(names)} are {', '.join(map(str, [width, *others]))}; expected one multiple of 256", names[0])
+        raise Mistake(
+            f"{', '.join(names)} are {', '.join(map(str, [width, *others]))}; expected one multiple of 256", names[0]
+        )
     return width
