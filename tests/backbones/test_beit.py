@@ -70,8 +70,8 @@ def test_both_ways_to_read_a_table_are_the_same(sides: tuple[int, int]) -> None:
 
 def test_maps_are_the_same_with_gradients() -> None:
     backbone = small().eval()
-    for block in backbone.blocks:
-        nn.init.normal_(block.bias.table)
+    for bias in backbone.biases:
+        nn.init.normal_(bias.table)
     x = torch.randn(1, 3, 96, 50)
     with torch.no_grad():
         expected = backbone(x)

@@ -60,8 +60,8 @@ def original_shapes(model: str, num_classes: int) -> dict[str, tuple[int, ...]]:
     """The names and shapes of its file."""
     if model.startswith("upernet_beit"):
         with torch.device("meta"):
-            network = beit(model.removeprefix("upernet_"), num_labels=num_classes)
-        return shapes_in_file(network)
+            other = beit(model.removeprefix("upernet_"), num_labels=num_classes)
+        return shapes_in_file(other)
     with torch.device("meta"):
         network = original(model, num_labels=num_classes)
     return {_in_file(name): tuple(tensor.shape) for name, tensor in network.state_dict().items()}

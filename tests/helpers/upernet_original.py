@@ -21,16 +21,17 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from helpers.reference import fill
 
-STAGES = ["stage1", "stage2", "stage3", "stage4"]
+STAGES: dict[str, Any] = {"out_features": ["stage1", "stage2", "stage3", "stage4"]}
 
 
 def swin(width: int, depths: tuple[int, ...], window: int) -> SwinConfig:
     heads = [width // 32 << stage for stage in range(4)]
-    return SwinConfig(embed_dim=width, depths=depths, num_heads=heads, window_size=window, out_features=STAGES)
+    every: dict[str, Any] = {"embed_dim": width, "depths": depths, "num_heads": heads, "window_size": window}
+    return SwinConfig(**every, **STAGES)
 
 
 def convnext(width: int, depths: tuple[int, ...]) -> ConvNextConfig:
-    return ConvNextConfig(hidden_sizes=[width << stage for stage in range(4)], depths=depths, out_features=STAGES)
+    return ConvNextConfig(hidden_sizes=[width << stage for stage in range(4)], depths=depths, **STAGES)
 
 
 UPERNETS = {
@@ -123,7 +124,7 @@ def as_converted(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             parts = zip(("query", "key", "value"), tensor.chunk(3), strict=True)
             result.update({new.replace("qkv", part): each.clone() for part, each in parts})
         elif "encoder.layers" in new and ".downsample." in new:  # unfolded: of each channel its four neighbours
-            four = tensor.unflatten(-1, (-1, 4))[..., [0, 2, 1, 3]]
+            four = torch.unflatten(tensor, -1, (-1, 4))[..., [0, 2, 1, 3]]
             result[new] = four.mT.flatten(-2).contiguous()
         else:
             result[new] = tensor

@@ -69,14 +69,20 @@ def images() -> list[Image.Image]:
     return [image for seed, size in enumerate(sizes) for image, _ in scenes(1, size, 8, seed)]
 
 
-def slow(names: Any, *first: str) -> list[Any]:
-    return [name if name in first else pytest.param(name, marks=pytest.mark.slow) for name in names]
+def sizes() -> list[Any]:
+    """All, of which small ones are always run; `-m reference` runs those of gigabytes."""
+    often, sometimes = ("swin_tiny", "beit_tiny"), ("convnext_tiny_seg", "swin_small")
+    marks = [pytest.mark.slow, pytest.mark.reference]
+    return [
+        pytest.param(name, marks=[] if name in often else marks[:1] if name in sometimes else marks)
+        for name in (*UPERNETS, *BEITS)
+    ]
 
 
 # --- the same numbers ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("backbone", slow((*UPERNETS, *BEITS), "swin_tiny", "beit_tiny"))
+@pytest.mark.parametrize("backbone", sizes())
 @torch.inference_mode()
 def test_logits_equal_transformers(backbone: str, tmp_path: Path) -> None:
     network = make(backbone)
@@ -160,7 +166,7 @@ def test_weights_that_are_edited_later_are_seen(tmp_path: Path) -> None:
     ours.predict(image)
     with torch.no_grad():
         for table in (
-            ours.backbone.blocks[1].bias.table,
+            ours.backbone.biases[1].table,
             network.beit.layers[1].relative_position_bias.relative_position_bias_table,
         ):
             table.mul_(3).add_(torch.linspace(-4, 4, table.shape[0])[:, None])

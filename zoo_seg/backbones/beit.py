@@ -44,7 +44,7 @@ def spread(between: Tensor, special: Tensor, height: int, width: int) -> Tensor:
     rows = between.flip(1, 2).unfold(2, width, 1).flip(2).transpose(1, 2).contiguous()
     bias = between.new_empty(len(between), height * width + 1, height * width + 1)
     bias[:, :1, 1:], bias[:, 1:, :1], bias[:, :1, :1] = special[:, :, None, None].unbind(1)
-    places = bias[:, 1:, 1:].unflatten(1, (height, width)).unflatten(3, (height, width))
+    places = torch.unflatten(torch.unflatten(bias[:, 1:, 1:], 2, (height, width)), 1, (height, width))
     for y in range(height):
         places[:, y] = rows[:, :, height - 1 - y : 2 * height - 1 - y]
     return bias
@@ -68,7 +68,7 @@ class PositionBias(nn.Module):
     def forward(self, height: int, width: int, ways: Tensor | None) -> Tensor:
         """(1, heads, L, L), for a grid; `ways` are `ways_between` its tokens, where `spread` does not do."""
         table = self.table.mT
-        between = table[:, :-3].unflatten(1, (2 * self.side - 1, -1))[None]
+        between = torch.unflatten(table[:, :-3], 1, (2 * self.side - 1, -1))[None]
         between = F.interpolate(between, (2 * height - 1, 2 * width - 1), mode="bilinear", align_corners=False)[0]
         if ways is None:
             return spread(between, table[:, -3:], height, width)[None]
@@ -87,7 +87,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
         query, key, value = (
-            project(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for project in (self.query, self.key, self.value)
+            torch.unflatten(project(x), 2, (self.heads, -1)).transpose(1, 2)
+            for project in (self.query, self.key, self.value)
         )
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
         out: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
@@ -95,16 +96,12 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and an MLP, each behind a norm, scaled and added to its input; (N, L, C) -> the same.
+    """Attention and an MLP, each behind a norm, scaled and added to its input; (N, L, C) -> the same."""
 
-    Args:
-        bias: of its attention; None where all blocks share one.
-    """
-
-    def __init__(self, channels: int, heads: int, bias: PositionBias | None, drop: float) -> None:
+    def __init__(self, channels: int, heads: int, drop: float) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(channels, _EPS)
-        self.attn, self.bias = Attention(channels, heads), bias
+        self.attn = Attention(channels, heads)
         self.norm2 = nn.LayerNorm(channels, _EPS)
         self.mlp = nn.Sequential(nn.Linear(channels, 4 * channels), nn.GELU(), nn.Linear(4 * channels, channels))
         self.scale1, self.scale2 = (nn.Parameter(torch.full((channels,), 0.1)) for _ in range(2))
@@ -162,11 +159,10 @@ class BEiT(nn.Module):
         self.channels, self.strides = (channels,) * len(self.read), (4, 8, 16, 32)[skipped:]
         self.cls_token = nn.Parameter(torch.zeros(1, 1, channels))
         self.patches = nn.Conv2d(in_chans, channels, _PATCH, _PATCH)
-        self.bias = PositionBias(heads, side) if shared_bias else None
-        self.blocks = nn.ModuleList(
-            Block(channels, heads, None if shared_bias else PositionBias(heads, side), rate)
-            for rate in rising_rates(drop_path_rate, blocks[-1])
-        )
+        self.shared_bias, tables = shared_bias, 1 if shared_bias else blocks[-1]
+        self.biases = nn.ModuleList(PositionBias(heads, side) for _ in range(tables))
+        rates = rising_rates(drop_path_rate, blocks[-1])
+        self.blocks = nn.ModuleList(Block(channels, heads, rate) for rate in rates)
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
                 nn.init.trunc_normal_(module.weight, std=0.02)
@@ -187,14 +183,14 @@ class BEiT(nn.Module):
         tokens = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x.flatten(2).mT], 1)
         is_plain = not torch.is_grad_enabled() and not isinstance(height, torch.SymInt)
         ways = None if is_plain else ways_between(height, width, x)
-        shared = None if self.bias is None else self.bias(height, width, ways)
+        shared = self.biases[0](height, width, ways) if self.shared_bias else None
         maps = [tokens] if self.read[0] == 0 else []
-        for count, block in enumerate(self.blocks, 1):
-            tokens = block(tokens, block.bias(height, width, ways) if shared is None else shared)
-            if count in self.read:
+        for index, block in enumerate(self.blocks):
+            tokens = block(tokens, self.biases[index](height, width, ways) if shared is None else shared)
+            if index + 1 in self.read:
                 maps.append(tokens)
         return [
-            scale(each[:, 1:].mT.unflatten(2, (height, width)))
+            scale(torch.unflatten(each[:, 1:].mT, 2, (height, width)))
             for scale, each in zip(self.scalings.values(), maps, strict=True)
         ]
 
@@ -219,9 +215,9 @@ _TRANSFORMERS = (
     ("beit.embeddings.cls_token", "cls_token"),
     ("beit.embeddings.mask_token", None),
     ("beit.embeddings.patch_embeddings.projection.", "patches."),
-    ("beit.encoder.relative_position_bias.relative_position_bias_table", "bias.table"),
+    ("beit.encoder.relative_position_bias.relative_position_bias_table", "biases.0.table"),
     ("beit.encoder.relative_position_bias.relative_position_index", None),
-    (f"{_BLOCK}attention.attention.relative_position_bias.relative_position_bias_table", "blocks.{}.bias.table"),
+    (f"{_BLOCK}attention.attention.relative_position_bias.relative_position_bias_table", "biases.{}.table"),
     (f"{_BLOCK}attention.attention.relative_position_bias.relative_position_index", None),
     (f"{_BLOCK}attention.attention.", "blocks.{}.attn."),
     (f"{_BLOCK}attention.output.dense.", "blocks.{}.attn.proj."),

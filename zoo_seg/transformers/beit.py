@@ -17,7 +17,7 @@ _SHAPE: Mapping[str, Any] = {
     "layer_norm_eps": 1e-12,
     "use_absolute_position_embeddings": False,
 }
-_SIZES = {(768, 12, 12, 3072): "beit_base", (1024, 24, 16, 4096): "beit_large"}
+_SIZES: Mapping[tuple[int, ...], str] = {(768, 12, 12, 3072): "beit_base", (1024, 24, 16, 4096): "beit_large"}
 """By channels, blocks, heads and width of the MLPs."""
 _MEAN = [0.5, 0.5, 0.5]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from zoo_seg.decode import Mistake, show
@@ -18,7 +18,7 @@ HEADS: Mapping[str, Any] = {
     "auxiliary_concat_input": False,
 }
 """What all heads have."""
-_BACKBONES = {"swin": read_swin, "convnext": read_convnext}
+_BACKBONES: Mapping[str, Callable[[dict[str, Any]], str]] = {"swin": read_swin, "convnext": read_convnext}
 """By transformers' types."""
 
 
@@ -26,7 +26,9 @@ def read_upernet(raw: dict[str, Any]) -> Reading:
     """`UperNetForSemanticSegmentation`."""
     expect(raw, HEADS)
     given = raw.get("backbone_config")
-    kind = given.get("model_type") if isinstance(given, dict) else raw.get("backbone") or "resnet"  # its default
+    if not isinstance(given, dict):
+        given = {"model_type": raw.get("backbone") or "resnet"}  # transformers' default
+    kind = given.get("model_type")
     if not isinstance(kind, str) or kind not in _BACKBONES:
         found = f"found {show(kind)}; supported backbones are {', '.join(_BACKBONES)}"
         raise Mistake(found, "backbone_config", "model_type")
