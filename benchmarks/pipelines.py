@@ -36,9 +36,12 @@ def write_files(name: str, folder: Path) -> Path:
 
         torch.save(torchvision_original.filled(model)[1], path)
     else:
-        from helpers import transformers_original
+        from helpers import transformers_original, upernet_original
         from transformers import SegformerImageProcessor
 
+        if model.removeprefix("upernet_") in upernet_original.BEITS:
+            upernet_original.save_beit(model.removeprefix("upernet_"), path)
+            return path
         transformers_original.filled(model, num_labels=150).save_pretrained(path)
         SegformerImageProcessor().save_pretrained(path)
     return path
@@ -78,10 +81,11 @@ def _torchvision(model: str, file: str, image: Image.Image) -> Callable[[], np.n
 
 
 def _transformers(folder: str, image: Image.Image) -> Callable[[], np.ndarray]:
-    from transformers import AutoImageProcessor, SegformerForSemanticSegmentation
+    import transformers
 
-    processor = AutoImageProcessor.from_pretrained(folder)
-    network = SegformerForSemanticSegmentation.from_pretrained(folder)
+    processor = transformers.AutoImageProcessor.from_pretrained(folder)
+    (kind,) = transformers.AutoConfig.from_pretrained(folder).architectures
+    network = getattr(transformers, kind).from_pretrained(folder)
 
     @torch.inference_mode()
     def run() -> np.ndarray:

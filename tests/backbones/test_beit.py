@@ -18,6 +18,7 @@ from zoo_seg.backbones.beit import BEiT, PositionBias, register_beit, ways_betwe
 from zoo_seg.backbones.registry import find_backbone
 from zoo_seg.errors import OptionError
 from zoo_seg.factory import new_model
+from zoo_seg.families.registry import find_family, list_families
 from zoo_seg.manifest import Architecture
 
 
@@ -117,6 +118,17 @@ def test_options_that_are_not_allowed(options: dict[str, Any], says: str) -> Non
 def network(**options: Any) -> zoo_seg.SegmentationModel:
     architecture = Architecture("upernet", "beit_tiny", options={"channels": 8}, backbone_options=options)
     return new_model(architecture, 3)
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize("family", [name for name in list_families() if find_family(name).backbones is None])
+@torch.inference_mode()
+def test_every_family_stands_on_it(family: str) -> None:
+    model = zoo_seg.build_model(family, "beit_tiny", num_classes=5, channels=16).eval()
+    for size in [(97, 130), (33, 47), (1, 1)]:
+        logits = model(torch.randn(1, 3, *size))
+        assert logits.shape == (1, 5, *size)
+        assert logits.isfinite().all()
 
 
 @pytest.mark.usefixtures("tiny")

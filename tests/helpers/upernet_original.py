@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from transformers import (
     BeitConfig,
     BeitForSemanticSegmentation,
+    BeitImageProcessor,
     ConvNextConfig,
     PreTrainedModel,
     SwinConfig,
@@ -86,6 +88,12 @@ def filled(network: PreTrainedModel) -> PreTrainedModel:
     for name, tensor in network.state_dict().items():
         tensor.copy_(torch.from_numpy(fill(name, tuple(tensor.shape))))
     return network
+
+
+def save_beit(backbone: str, folder: Path) -> None:
+    """As a published repository is."""
+    filled(beit(backbone, num_labels=150)).save_pretrained(folder)
+    BeitImageProcessor(size={"height": 640, "width": 640}).save_pretrained(folder)
 
 
 def names_in_file(network: PreTrainedModel) -> dict[str, str]:
