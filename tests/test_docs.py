@@ -80,9 +80,10 @@ class Resources(HTMLParser):
         self.texts.append(data)
 
 
+@pytest.mark.slow
 def test_every_weight_has_its_row_in_the_zoo(site: Path) -> None:
     page, records = Resources(site / "zoo.html"), load_manifest().weights
-    assert page.rows == len(records) + 1
+    assert page.rows == len(records) + 1 + len(load_manifest().sources) + 1  # two tables
     shown = set(page.texts)
     for record in records.values():
         assert record.id in shown
@@ -91,11 +92,13 @@ def test_every_weight_has_its_row_in_the_zoo(site: Path) -> None:
         assert {licence or "not stated" for licence in licences} <= shown
 
 
+@pytest.mark.slow
 def test_every_verb_has_its_help(site: Path) -> None:
     text = "".join(Resources(site / "reference" / "cli.html").texts)
     assert all(f"usage: zoo-seg {verb} [-h]" in text for verb in verbs())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", list_families())
 def test_every_family_has_its_page(site: Path, family: str) -> None:
     text = "".join(Resources(site / "families" / f"{family}.html").texts)
@@ -104,6 +107,7 @@ def test_every_family_has_its_page(site: Path, family: str) -> None:
     assert find_family(family).options.__name__ in text
 
 
+@pytest.mark.slow
 def test_pages_load_nothing_from_another_host(site: Path) -> None:
     pages = sorted(site.rglob("*.html"))
     assert len(pages) > 20
@@ -114,6 +118,7 @@ def test_pages_load_nothing_from_another_host(site: Path) -> None:
         assert not re.findall(r"(?:@import|url\()\s*['\"]?(?:https?:)?//", style.read_text(encoding="utf-8")), style
 
 
+@pytest.mark.slow
 def test_the_site_can_be_searched_from_a_folder(site: Path) -> None:
     index = (site / "search" / "search_index.js").read_text(encoding="utf-8")
     found = {page["location"].partition("#")[0] for page in json.loads(index.removeprefix("var __index = "))["docs"]}
@@ -121,6 +126,7 @@ def test_the_site_can_be_searched_from_a_folder(site: Path) -> None:
     assert "assets/iframe-worker.js" in Resources(site / "index.html").found
 
 
+@pytest.mark.slow
 def test_pages_show_what_they_include(site: Path) -> None:
     assert not [page for page in site.rglob("*.html") if "&lt;!-- file" in page.read_text(encoding="utf-8")]
     assert "peak memory" in "".join(Resources(site / "benchmarks.html").texts)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.models import first_of_each_family_fast
 from helpers.reference import checkpoint, image_tensor, key_list, keys, state_dict
 from safetensors.torch import save_file
 
@@ -40,6 +41,7 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
         return model(torch.from_numpy(image_tensor(65, 97)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
 @pytest.mark.parametrize("name", [f"{MODEL}.voc_ssseg", f"{MODEL}.cityscapes_mmseg"])
 def test_a_tag_becomes_a_network(
@@ -74,6 +76,7 @@ def _umask() -> int:
     return mask
 
 
+@pytest.mark.slow
 def test_a_damaged_copy_is_made_again(folder: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = f"{MODEL}.voc_ssseg"
     site_file(folder, name)
@@ -86,6 +89,7 @@ def test_a_damaged_copy_is_made_again(folder: Path, home: Path, monkeypatch: pyt
     assert copy.read_bytes()[-4:] == content[-4:]
 
 
+@pytest.mark.slow
 def test_a_copy_of_an_older_naming_is_made_again(folder: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     site_file(folder, f"{MODEL}.voc_ssseg")
     monkeypatch.setenv("ZOO_SEG_MIRROR", str(folder))
@@ -162,6 +166,7 @@ def test_a_bare_path_tells_classes_and_source(folder: Path, tmp_path: Path) -> N
     assert sorted(tmp_path.iterdir()) == [ours]  # nothing is left beside a user's file
 
 
+@pytest.mark.slow
 def test_num_classes_starts_the_classifiers_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -322,7 +327,7 @@ def test_names_and_colours_that_do_not_fit(options: dict[str, Any], says: str) -
         zoo_seg.build_model("fcn", "lcnet_050", 3, channels=8, **options)
 
 
-@pytest.mark.parametrize("name", zoo_seg.list_models())
+@pytest.mark.parametrize("name", first_of_each_family_fast())
 def test_without_weights_every_model_trains(name: str) -> None:
     with torch.device("meta"):
         model = zoo_seg.create_model(name, num_classes=4, in_chans=5)

@@ -95,6 +95,7 @@ def site(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
     shutil.rmtree(home)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("record", list(cases()))
 def test_it_loads_from_a_mirror(record: Weights, site: Path) -> None:
     tensors = {name: zeros(name, shape) for name, shape in shapes_of(record).items()}

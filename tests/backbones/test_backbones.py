@@ -47,6 +47,7 @@ def image(height: int, width: int, batch: int = 1) -> Tensor:
     return torch.from_numpy(reference.image_tensor(height, width, batch=batch))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "output_stride"),
     [
@@ -218,6 +219,7 @@ def test_imagenet_weights_are_timms(monkeypatch: pytest.MonkeyPatch) -> None:
         find_backbone("resnet18c").create(levels=2, pretrained=True)
 
 
+@pytest.mark.slow
 def test_timm_and_torchvision_are_not_imported() -> None:
     script = """
 import sys, torch
@@ -231,6 +233,7 @@ print({"timm", "torchvision"} & set(sys.modules))
     assert found.stdout.strip() == "set()"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", list_families())
 def test_a_network_without_weights_needs_no_compiler(family: str) -> None:
     """Filling tensors of the meta device made torch import its compiler and sympy: seconds, and 100 MiB."""

@@ -187,6 +187,7 @@ Evaluate = Callable[..., Result]
 # --- the published number, again ------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", KINDS)
 def test_reproduces_the_reported_number(layout: str, evaluate: Evaluate, bench: Bench) -> None:
     kind = KINDS[layout]

@@ -232,6 +232,7 @@ def test_refuses_no_classes() -> None:
         SegmentationMetrics(0)
 
 
+@pytest.mark.slow
 def test_without_torchmetrics_the_message_names_the_extra() -> None:
     code = "import sys; sys.modules['torchmetrics'] = None\nfrom zoo_seg.evaluation import SegmentationMetrics"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

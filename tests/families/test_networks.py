@@ -65,6 +65,7 @@ def difference(ours: torch.Tensor, theirs: np.ndarray) -> float:
     return float(np.abs(ours.numpy() - theirs).max() / theirs.std())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("group", "name"), key_lists())
 def test_every_published_name_and_shape_fits_strictly(group: str, name: str) -> None:
     tensors = {

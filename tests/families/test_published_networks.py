@@ -39,6 +39,7 @@ def architecture_of(published: PublishedReference) -> tuple[Architecture, bool]:
     return replace(model, align_corners=meta["align_corners"], size_divisor=meta["size_divisor"]), False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(cases()))
 @torch.inference_mode()
 def test_logits_equal_the_original_s(name: str) -> None:

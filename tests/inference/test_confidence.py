@@ -90,6 +90,7 @@ def test_the_class_map_is_the_same(family: str, way: str, rules: str, monkeypatc
     assert np.ptp(plain.mask) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", list_families())
 def test_every_family_says_how_sure_it_is(family: str) -> None:
     model = model_of(family)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 import zoo_seg
+from zoo_seg.families.registry import list_families
 from zoo_seg.inference.cpu import ConvReLU, can_add_in_place, optimize_for_cpu
 from zoo_seg.inference.prepare import prepare
+from zoo_seg.manifest import load_manifest
+from zoo_seg.network import build_network
 
 pytestmark = pytest.mark.skipif(not can_add_in_place(torch.float32), reason="this torch has not oneDNN's operators")
 
@@ -55,3 +60,14 @@ def test_a_network_is_the_same_with_relu_fused(dtype: torch.dtype) -> None:
     assert any(type(module) is ConvReLU for module in ready.modules())
     expected, found = network.to(dtype).forward_logits(x).float(), ready.forward_logits(x).float()
     assert (found - expected).abs().max() <= (1e-4 if dtype == torch.float32 else 0.1) * expected.std()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", list_families())
+def test_every_family_is_rewritten(family: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Its first published network, which is not found to be another one afterwards."""
+    first = next(each for each in load_manifest().models.values() if each.architecture.family == family)
+    torch.manual_seed(0)
+    with caplog.at_level(logging.INFO, "zoo_seg"):
+        prepare(build_network(first.architecture, 3).eval(), torch.device("cpu"), torch.float32)
+    assert not caplog.messages

@@ -29,6 +29,8 @@ openvino = pytest.importorskip("openvino")
 from zoo_seg.export import backend  # noqa: E402  (needs it)
 from zoo_seg.export.openvino_file import core  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 IMAGE = np.random.default_rng(0).integers(0, 256, (12, 17, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
 CODE = """
 import sys

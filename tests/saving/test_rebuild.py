@@ -81,6 +81,7 @@ def saved_and_loaded(family: str, backbone: str, folder: Path, **options: Any) -
     assert again.info.architecture == model.info.architecture
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backbone", FEW)
 def test_a_network_comes_back_bit_for_bit(backbone: str, tmp_path: Path) -> None:
     saved_and_loaded("semanticfpn", backbone, tmp_path)
@@ -99,6 +100,7 @@ def test_every_family_on_every_kind_of_backbone_comes_back(family: str, backbone
     saved_and_loaded(family, backbone, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "options"), [(family, options) for family in OPTIONS for options in OPTIONS[family]], ids=str
 )

@@ -255,6 +255,7 @@ def in_pickled_parts(folder: Path) -> None:
 CONTAINERS = {"safetensors": as_is, "pickle": as_pickle, "parts": in_parts, "pickled parts": in_pickled_parts}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("container", CONTAINERS.values(), ids=CONTAINERS)
 def test_containers_in_a_folder_and_on_the_hub(
     hub: Hub, saved: Path, container: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch

@@ -53,7 +53,7 @@ class ASPP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         mean = self.taps(self.pool(x.mean((2, 3), keepdim=True)))  # (N, channels, kernel, kernel)
-        if self.bottleneck.kernel_size != (1, 1):
+        if self.taps.kernel_size != (1, 1):
             rows, columns = (tap_matrix(1, side, x).flatten(1) for side in x.shape[-2:])
             mean = rows @ mean @ columns.T
         total = self.bottleneck(torch.cat([branch(x) for branch in self.branches], dim=1))
