@@ -71,7 +71,7 @@ def images() -> list[Image.Image]:
 
 def sizes() -> list[Any]:
     """All, of which small ones are always run; `-m reference` runs those of gigabytes."""
-    often, sometimes = ("swin_tiny", "beit_tiny"), ("convnext_tiny_seg", "swin_small")
+    often, sometimes = ("beit_tiny",), ("swin_tiny", "convnext_tiny_seg", "swin_small")
     marks = [pytest.mark.slow, pytest.mark.reference]
     return [
         pytest.param(name, marks=[] if name in often else marks[:1] if name in sometimes else marks)
@@ -134,7 +134,10 @@ def class_maps(network: PreTrainedModel, processor: Any, image: Image.Image) -> 
     return np.asarray(found)
 
 
-@pytest.mark.parametrize("backbone", ["swin_tiny", "convnext_tiny_seg", "beit_tiny"])
+@pytest.mark.parametrize(
+    "backbone",
+    ["beit_tiny", *(pytest.param(name, marks=pytest.mark.slow) for name in ("swin_tiny", "convnext_tiny_seg"))],
+)
 def test_class_maps_equal_transformers(backbone: str, tmp_path: Path) -> None:
     network = all_classes_win(make(backbone))
     ours = saved(network, tmp_path, size={"height": 96, "width": 96})
