@@ -505,6 +505,36 @@ def mask2former_resnet50(
 
 mask2former_r50 = mask2former_resnet50
 
+def mask2former_swin_tiny(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """Mask2Former on Swin-T."""
+
+def mask2former_swin_small(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """Mask2Former on Swin-S."""
+
+def mask2former_swin_base_window12(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """Mask2Former on Swin-B, windows of 12."""
+
+def mask2former_swin_large_window12(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """Mask2Former on Swin-L, windows of 12."""
+
+def maskformer_swin_base_window12(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """MaskFormer on Swin-B, windows of 12."""
+
+def maskformer_swin_large_window12(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """MaskFormer on Swin-L, windows of 12."""
+
 def fcn_resnet50(
     pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
 ) -> SegmentationModel:

@@ -18,7 +18,7 @@ from zoo_seg.families.pspnet import POOL_SIZES, PSPHead
 from zoo_seg.families.registry import find_family, list_families
 from zoo_seg.layers.aspp import ASPP
 from zoo_seg.layers.readout import Queries
-from zoo_seg.layers.resample import bilinear_matrix, pooling_matrix, resize
+from zoo_seg.layers.resample import bilinear_matrix, pooling_matrix, resize, resize_nearest
 from zoo_seg.network import build_network
 
 EXPECTED = sorted(FIXTURES.glob("expected_*.npz"))
@@ -141,6 +141,7 @@ def test_matrices_equal_torch(size: int, new: int) -> None:
     torch.testing.assert_close(bilinear_matrix(size, new, x) @ x, expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(pooling_matrix(size, new, x) @ x, F.adaptive_avg_pool2d(x, (new, 1)))
     assert resize(x, (size, 1)) is x
+    assert torch.equal(resize_nearest(x, (new, 1)), F.interpolate(x, size=(new, 1), mode="nearest"))
 
 
 @pytest.mark.parametrize("family", ANY)

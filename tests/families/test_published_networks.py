@@ -49,8 +49,10 @@ def test_logits_equal_the_original_s(name: str) -> None:
     network = file.build()
     assert file.naming == published.meta["project"]
     assert sum(each.numel() for each in network.parameters()) == published.meta["parameters"]
+    # The masks that queries look at have a threshold, which rounding may cross.
+    dtype = torch.float64 if architecture.family == "mask2former" else torch.float32
     for run in published.runs:
-        assert run.error(network(run.image())) < published.tolerance
+        assert run.error(network.to(dtype)(run.image().to(dtype))) < published.tolerance
 
 
 def test_every_family_and_every_project_of_it_has_a_reference() -> None:

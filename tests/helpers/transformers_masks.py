@@ -30,6 +30,7 @@ _SWINS: dict[str, dict[str, Any]] = {
     "swin_large": _LARGE,
     "swin_large_window12": {**_LARGE, "window_size": 12},
 }
+_ALL_MAPS: dict[str, Any] = {"out_features": ["stage1", "stage2", "stage3", "stage4"]}
 _SCALES = (
     (r"queries_(features|embedder)\.weight$", 16.0),
     (r"transformer_module\.decoder\..*(o_proj|out_proj|fc2)\.weight$", 0.25),
@@ -41,7 +42,8 @@ _SCALES = (
 def original(model: str, **config: Any) -> PreTrainedModel:
     """Without values, and without gradients."""
     family, backbone = model.split("_", 1)
-    swin = SwinConfig(**_SWINS[backbone], out_features=[f"stage{number}" for number in range(1, 5)])
+    swin = SwinConfig(**_SWINS[backbone], **_ALL_MAPS)
+    network: PreTrainedModel
     if family == "mask2former":
         network = Mask2FormerForUniversalSegmentation(Mask2FormerConfig(backbone_config=swin, **config))
     else:
@@ -67,6 +69,10 @@ def filled(model: str, **config: Any) -> PreTrainedModel:
 def original_shapes(model: str, num_classes: int) -> dict[str, tuple[int, ...]]:
     """The names and shapes of its file."""
     with torch.device("meta"):
-        network = original(model, num_labels=num_classes)
+        return file_shapes(original(model, num_labels=num_classes))
+
+
+def file_shapes(network: PreTrainedModel) -> dict[str, tuple[int, ...]]:
+    """The names, which transformers 5 kept from version 4, and shapes of a network's file."""
     tensors = revert_weight_conversion(network, network.state_dict())
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}

@@ -239,7 +239,7 @@ def _from_transformers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     result = join(tensors, (".attn.query.", ".attn.key.", ".attn.value."), ".attn.qkv.")
     for name, tensor in tensors.items():
         if _MERGING.match(name) and tensor.ndim and tensor.shape[-1] % 4 == 0:
-            result[name] = tensor.unflatten(-1, (2, 2, -1)).transpose(-3, -1).flatten(-3)
+            result[name] = torch.unflatten(tensor, -1, (2, 2, -1)).transpose(-3, -1).flatten(-3)
     return result
 
 

@@ -20,7 +20,7 @@ from zoo_seg.keymap import KeyMap, join
 from zoo_seg.layers.losses import LossSum, SegmentationLoss
 from zoo_seg.layers.queries import ConvNorm, dice_costs, dice_losses, mask_embedding, matched_losses
 from zoo_seg.layers.readout import HeadOutput, MixedAt, Queries
-from zoo_seg.layers.resample import resize
+from zoo_seg.layers.resample import resize, resize_nearest
 from zoo_seg.layers.transformer import Attention, FeedForward, sine_positions
 
 _HEADS = 8
@@ -43,7 +43,7 @@ class PixelDecoder(nn.Module):
         x = self.stem(coarsest).relu()
         for lateral, output, feature in zip(self.laterals, self.outputs, reversed(finer), strict=True):
             side = lateral(feature)
-            x = output(side + F.interpolate(x, size=side.shape[-2:], mode="nearest")).relu()
+            x = output(side + resize_nearest(x, (side.shape[-2], side.shape[-1]))).relu()
         out: Tensor = self.mask_feature(x)
         return out
 

@@ -20,6 +20,13 @@ def resize(x: Tensor, size: tuple[int, int], align_corners: bool = False) -> Ten
     return F.interpolate(x, size=size, mode="bilinear", align_corners=align_corners)
 
 
+def resize_nearest(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """As `F.interpolate(x, size, mode="nearest")`, by whole numbers, so that it exports for any size."""
+    for axis, new in zip((2, 3), size, strict=True):
+        x = x.index_select(axis, torch.arange(new, device=x.device) * x.shape[axis] // new)
+    return x
+
+
 def bilinear_matrix(
     size: int, new_size: int, like: Tensor, span: tuple[int, int] | None = None, align_corners: bool = False
 ) -> Tensor:

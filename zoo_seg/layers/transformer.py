@@ -18,7 +18,7 @@ def sine_positions(height: int, width: int, channels: int, like: Tensor) -> Tens
     axes = []
     for size in (height, width):
         place = torch.arange(1, size + 1, device=like.device, dtype=torch.float32)
-        angles = (place / (size + 1e-6) * (2 * math.pi))[:, None] / periods
+        angles = (place / (place[-1:] + 1e-6) * (2 * math.pi))[:, None] / periods
         axes.append(torch.stack([angles[:, 0::2].sin(), angles[:, 1::2].cos()], dim=2).flatten(1))
     rows = axes[0][:, None].expand(height, width, count)
     columns = axes[1][None].expand(height, width, count)
