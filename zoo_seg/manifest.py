@@ -162,6 +162,7 @@ PROTOCOLS: Mapping[str, Protocol] = {
     "ssseg": Protocol(average="logits", via_input_size=False, rescale="tensor"),
     "mmseg": Protocol(average="probabilities", via_input_size=True, rescale="image"),
     "transformers": Protocol(average="logits", via_input_size=False, rescale="image"),
+    "transformers_upernet": Protocol(average="logits", via_input_size=True, rescale="image"),
     "torchvision": Protocol(average="logits", via_input_size=True, rescale="image"),
 }
 """The presets by name, as the published manifest has them."""

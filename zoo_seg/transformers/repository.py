@@ -14,6 +14,7 @@ from typing import Any, TypeGuard
 from zoo_seg.decode import Mistake, decode, read_json, show
 from zoo_seg.info import ModelInfo, voc_palette
 from zoo_seg.manifest import Preprocess, TestOptions, load_manifest
+from zoo_seg.transformers.beit import read_beit
 from zoo_seg.transformers.dpt import read_dpt
 from zoo_seg.transformers.eomt import read_eomt
 from zoo_seg.transformers.mask2former import read_mask2former
@@ -21,6 +22,7 @@ from zoo_seg.transformers.maskformer import read_maskformer
 from zoo_seg.transformers.processor import read_preprocess
 from zoo_seg.transformers.reading import Reading, count_of
 from zoo_seg.transformers.segformer import read_segformer
+from zoo_seg.transformers.upernet import read_upernet
 
 PREPROCESSOR = "preprocessor_config.json"
 WEIGHT_FILES = (
@@ -34,6 +36,8 @@ _MOST_FILES = 1000
 _FILE = re.compile(r"\w[\w.-]*\.(safetensors|bin)", re.ASCII)
 _READERS: Mapping[str, Callable[[dict[str, Any]], Reading]] = {
     "SegformerForSemanticSegmentation": read_segformer,
+    "UperNetForSemanticSegmentation": read_upernet,
+    "BeitForSemanticSegmentation": read_beit,
     "EomtForUniversalSegmentation": read_eomt,
     "DPTForSemanticSegmentation": read_dpt,
     "Mask2FormerForUniversalSegmentation": read_mask2former,
