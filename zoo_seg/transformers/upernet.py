@@ -35,4 +35,4 @@ def read_upernet(raw: dict[str, Any]) -> Reading:
     options = {"channels": count_of(raw, "hidden_size", 512), "aux_channels": count_of(raw, "auxiliary_channels", 256)}
     defaults = {**IMAGENET, "resample": 2, "size": {"height": 512, "width": 512}}
     architecture = Architecture("upernet", _BACKBONES[kind](given), options=options)
-    return Reading(architecture, "SegformerImageProcessor", defaults, "transformers_upernet")
+    return Reading(architecture, "SegformerImageProcessor", defaults, protocol="transformers_upernet")
