@@ -181,8 +181,8 @@ class BEiT(nn.Module):
         x = self.patches(pad_small(x, 2 * _PATCH))
         height, width = x.shape[-2:]
         tokens = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x.flatten(2).mT], 1)
-        is_plain = not torch.is_grad_enabled() and not isinstance(height, torch.SymInt)
-        ways = None if is_plain else ways_between(height, width, x)
+        traced = torch.compiler.is_compiling() or isinstance(height, torch.SymInt)
+        ways = ways_between(height, width, x) if traced or torch.is_grad_enabled() else None
         shared = self.biases[0](height, width, ways) if self.shared_bias else None
         maps = [tokens] if self.read[0] == 0 else []
         for index, block in enumerate(self.blocks):
