@@ -21,6 +21,7 @@ from transformers import EomtForUniversalSegmentation, EomtImageProcessor
 
 import zoo_seg
 from zoo_seg import SegmentationModel
+from zoo_seg.cli import main
 from zoo_seg.config import read_config
 from zoo_seg.errors import CheckpointError, ManifestError, OptionError
 from zoo_seg.families.registry import find_family
@@ -213,6 +214,15 @@ def test_it_is_saved_and_opened_as_any_other(saved: Path, tmp_path: Path) -> Non
         ours.test,
     )
     assert np.array_equal(again.predict(image).mask, ours.predict(image).mask)
+
+
+@pytest.mark.slow
+def test_evaluate_measures_as_predict_does(tmp_path: Path) -> None:
+    network = transformers_vit.varied("eomt", id2label={index: NAMES[index] for index in range(3)})
+    folder, data = save(network, tmp_path / "saved"), draw_folder(tmp_path / "data", train=1, val=1)
+    assert main(["evaluate", "--weights", str(folder), "--data", str(data), "--out", str(tmp_path / "out")]) == 0
+    report = json.loads((tmp_path / "out" / "evaluation.json").read_text(encoding="utf-8"))
+    assert report["protocol"]["mode"] == "split"
 
 
 def test_every_parameter_is_trained(saved: Path) -> None:
