@@ -176,9 +176,10 @@ def test_class_maps_equal_the_original_s(family: str, original: PreTrainedModel,
         {"size": {"shortest_edge": 64, "longest_edge": 100}, "size_divisor": 1},
         {"size": {"shortest_edge": 150, "longest_edge": 200}, "size_divisor": 1},
         {"size": 64, "max_size": 120, "resample": 3},
+        {"size": ..., "max_size": 900},
         {"do_resize": False, "do_normalize": False},
     ],
-    ids=["landscape", "portrait", "edges", "edges as they are", "near the limit", "old", "as it is"],
+    ids=["landscape", "portrait", "edges", "edges as they are", "near the limit", "old", "old limit", "as it is"],
 )
 def test_every_preprocessing_is_theirs(family: str, saved: Path, rules: dict[str, Any]) -> None:
     change(saved / "preprocessor_config.json", **rules)
@@ -265,6 +266,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "widths": ("config.json", {"mask_feature_size": 128}, "expected one multiple of 256"),
     "padding": ("preprocessor_config.json", {"pad_size": {"height": 9, "width": 9}}, "images are not padded"),
+    "one number": ("preprocessor_config.json", {"size": 64}, "found 64, expected .*or shortest_edge and longest_edge"),
     "one edge": ("preprocessor_config.json", {"size": {"shortest_edge": 9}}, "or shortest_edge and longest_edge"),
     "another processor": (
         "preprocessor_config.json",

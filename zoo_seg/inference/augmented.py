@@ -339,7 +339,8 @@ class QueryLogits:
     def strip(self, top: int, bottom: int) -> Tensor:
         local = self.vertical[top:bottom]
         first, last = local.span
-        found = self.source.strip(first, last)
-        used, matrix = local.matrix(found)
-        strip = matrix @ found.index_select(2, used - first)
+        strip = self.source.strip(first, last)
+        if self.source.size[0] != self.size[0]:
+            used, matrix = local.matrix(strip)
+            strip = matrix @ (strip if len(used) == last - first else strip.index_select(2, used - first))
         return resize(strip.flip(-1) if self.flip else strip, (bottom - top, self.size[1]), self.align_corners)

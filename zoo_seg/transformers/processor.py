@@ -60,13 +60,12 @@ def _numbers(raw: dict[str, Any], name: str, channels: int) -> tuple[float, ...]
 
 def _resize(raw: dict[str, Any], reading: Reading) -> Resize:
     """One number stands for a square, or for the shorter side where the class keeps the aspect ratio."""
-    size, by_edge = raw["size"], "shortest_edge" in reading.defaults["size"]
+    size, usual = raw["size"], reading.defaults["size"]
+    by_edge = isinstance(usual, dict) and "shortest_edge" in usual
+    longest = {"longest_edge": raw["max_size"]} if by_edge and "max_size" in raw else {}  # as version 4 wrote it
+    sides: Any = {**usual, **longest} if size is usual else size
     if isinstance(size, int):
-        sides = {"height": size, "width": size}
-        if by_edge and raw.get("max_size") is not None:
-            sides = {"shortest_edge": size, "longest_edge": read(int, raw, "max_size", None)}
-    else:
-        sides = size
+        sides = {"shortest_edge": size, **longest} if by_edge else {"height": size, "width": size}
     divisor = read(int, raw, "size_divisor", 0) if "size_divisor" in reading.defaults else 0
     edges = ("shortest_edge", "longest_edge")
     if by_edge and isinstance(sides, dict) and set(sides) == set(edges):
