@@ -36,12 +36,24 @@ def write_files(name: str, folder: Path) -> Path:
 
         torch.save(torchvision_original.filled(model)[1], path)
     else:
-        from helpers import transformers_original
-        from transformers import SegformerImageProcessor
-
-        transformers_original.filled(model, num_labels=150).save_pretrained(path)
-        SegformerImageProcessor().save_pretrained(path)
+        _save_transformers(model, path)
     return path
+
+
+def _save_transformers(model: str, folder: Path) -> None:
+    import transformers
+    from helpers import transformers_masks, transformers_original, transformers_vit, upernet_original
+
+    family, backbone = model.split("_", 1)
+    processors = {"mask2former": "Mask2FormerImageProcessor", "maskformer": "MaskFormerImageProcessor"}
+    if model in transformers_vit.CONFIGS:
+        transformers_vit.save(model, folder)
+    elif backbone in upernet_original.BEITS:
+        upernet_original.save_beit(backbone, folder)
+    else:
+        original = transformers_masks if family in processors else transformers_original
+        original.filled(model, num_labels=150).save_pretrained(folder)
+        getattr(transformers, processors.get(family, "SegformerImageProcessor"))().save_pretrained(folder)
 
 
 def ours(work: dict[str, Any]) -> Callable[[], np.ndarray]:
@@ -78,10 +90,11 @@ def _torchvision(model: str, file: str, image: Image.Image) -> Callable[[], np.n
 
 
 def _transformers(folder: str, image: Image.Image) -> Callable[[], np.ndarray]:
-    from transformers import AutoImageProcessor, SegformerForSemanticSegmentation
+    import transformers
 
-    processor = AutoImageProcessor.from_pretrained(folder)
-    network = SegformerForSemanticSegmentation.from_pretrained(folder)
+    processor = transformers.AutoImageProcessor.from_pretrained(folder)
+    (kind,) = transformers.AutoConfig.from_pretrained(folder).architectures
+    network = getattr(transformers, kind).from_pretrained(folder)
 
     @torch.inference_mode()
     def run() -> np.ndarray:

@@ -234,6 +234,7 @@ def family_table() -> str:
         first = max(records, key=lambda record: (record.dataset == "ade20k", record.miou or 0))
         lines.append(
             f"| {title} ({len(records)}) | {' | '.join(f'{value:.2f}' if value else '' for value in best)} "
-            f"| {min(sizes):.1f} to {max(sizes):.1f} M | `{first.model}`, `{first.tag}` |"
+            f"| {' to '.join(dict.fromkeys(f'{each:.1f}' for each in (min(sizes), max(sizes))))} M "
+            f"| `{first.model}`, `{first.tag}` |"
         )
     return "\n".join(lines)

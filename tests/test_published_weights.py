@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import torchvision_original, transformers_masks, transformers_original
+from helpers import torchvision_original, transformers_masks, transformers_original, transformers_vit
 from helpers.cli import runner
 from helpers.reference import REFERENCES, key_list, keys, published_reference, state_dict
 from PIL import Image
@@ -24,12 +24,13 @@ STREET = Path(__file__).parents[1] / "examples" / "street.jpg"
 
 
 def cases() -> Iterator[Any]:
-    """All, of which the first of a family and project is always run; `-m reference` runs the others."""
+    """All, of which the first of a family and project is run unless it is large; `-m reference` runs the others."""
     seen = set()
     for record in zoo_seg.list_weights():
         if record.files[0].packaged is None:
             kind = record.architecture.family, record.source
-            marks = [pytest.mark.reference, pytest.mark.slow] if kind in seen else []
+            rarely = kind in seen or record.parameters > 200_000_000
+            marks = [pytest.mark.reference, pytest.mark.slow] if rarely else []
             yield pytest.param(record, marks=marks, id=record.id)
             seen.add(kind)
 
@@ -52,6 +53,9 @@ def original_keys(model: str, source: str) -> tuple[int, dict[str, tuple[int, ..
 
 def shapes_of(record: Weights) -> dict[str, tuple[int, ...]]:
     """What the record's file holds: the original network's names and shapes, for the record's classes."""
+    if record.model in transformers_vit.CONFIGS:
+        size = record.architecture.backbone_options["image_size"]
+        return transformers_vit.original_shapes(record.model, record.num_classes, size)
     classes, shapes = original_keys(record.model, record.source)
     more = record.num_classes - classes
     return {

@@ -427,6 +427,16 @@ def upernet_swin_tiny(
 ) -> SegmentationModel:
     """UPerNet on Swin-T."""
 
+def upernet_beit_base(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """UPerNet on BEiT-B."""
+
+def upernet_beit_large(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """UPerNet on BEiT-L."""
+
 def ocrnet_resnet101_os8(
     pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
 ) -> SegmentationModel:
@@ -562,3 +572,13 @@ def lraspp_mobilenet_v3_large(
     pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
 ) -> SegmentationModel:
     """LR-ASPP on MobileNetV3-Large."""
+
+def eomt_dinov2_large(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """EoMT on DINOv2-L."""
+
+def dpt_vit_large(
+    pretrained: Pretrained = None, *, num_classes: int | None = None, in_chans: int = 3, progress: bool = True
+) -> SegmentationModel:
+    """DPT on ViT-L."""

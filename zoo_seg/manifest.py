@@ -24,6 +24,7 @@ SCHEMA_VERSION = 2
 
 T = TypeVar("T")
 Interpolation = Literal["opencv", "bilinear", "bicubic"]
+TestMode = Literal["whole", "slide", "split"]
 SortKey = Literal["dataset", "model", "source", "miou", "parameters", "multiply_adds", "seconds"]
 
 # What a manifest can ask of a machine: beyond these it is a mistake, or worse.
@@ -122,12 +123,12 @@ class TestOptions:
 
     __test__ = False  # pytest: this is none of its tests
 
-    mode: Literal["whole", "slide"] = "whole"
-    """The whole image at once, or in overlapping windows."""
+    mode: TestMode = "whole"
+    """The whole image at once, in overlapping windows, or in as few as cover it, evenly spread."""
     crop: tuple[int, int] | None = None
     """Height and width of a window in pixels; None for `whole`, or where nobody stated it."""
     stride: tuple[int, int] | None = None
-    """Steps between windows, down and across, in pixels."""
+    """Steps between windows of `slide`, down and across, in pixels."""
     scales: tuple[float, ...] = (1.0,)
     """Factors of the test size whose results are averaged."""
     flip: bool = False
@@ -136,8 +137,9 @@ class TestOptions:
     def __post_init__(self) -> None:
         fits = self.scales and all(0 < scale <= _LARGEST_SCALE for scale in self.scales)
         _check(bool(fits), f"scales is {list(self.scales)}, expected factors of the image up to {_LARGEST_SCALE}")
-        for name, sides in (("crop", self.crop), ("stride", self.stride)):
-            _check(sides is None or self.mode == "slide", f"{name} is given, expected it with mode 'slide' only")
+        for name, sides, modes in (("crop", self.crop, ("slide", "split")), ("stride", self.stride, ("slide",))):
+            expected = "'slide' only" + (", or 'split'" if "split" in modes else "")
+            _check(sides is None or self.mode in modes, f"{name} is given, expected it with mode {expected}")
             _check(
                 sides is None or all(0 < side <= LARGEST_SIDE for side in sides),
                 f"{name} is {list(sides or ())}, expected two sides of 1 to {LARGEST_SIDE} pixels",
@@ -160,6 +162,7 @@ PROTOCOLS: Mapping[str, Protocol] = {
     "ssseg": Protocol(average="logits", via_input_size=False, rescale="tensor"),
     "mmseg": Protocol(average="probabilities", via_input_size=True, rescale="image"),
     "transformers": Protocol(average="logits", via_input_size=False, rescale="image"),
+    "transformers_upernet": Protocol(average="logits", via_input_size=True, rescale="image"),
     "torchvision": Protocol(average="logits", via_input_size=True, rescale="image"),
 }
 """The presets by name, as the published manifest has them."""

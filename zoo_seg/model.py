@@ -34,6 +34,7 @@ from zoo_seg.manifest import (
     TestOptions,
     Weights,
     get_weights,
+    list_weights,
 )
 from zoo_seg.network import SegmentationNetwork, with_all_options
 from zoo_seg.pretrained import Checkpoint, open_folder, open_repository
@@ -275,11 +276,9 @@ class SegmentationModel(nn.Module, Predicting):
             )
         network = checkpoint.build(num_classes=num_classes, in_chans=in_chans)
         classes = num_classes or checkpoint.num_classes
+        preprocess, protocol = _rules_of_file(checkpoint)
         info = checkpoint.info or ModelInfo(
-            classes=class_names(classes),
-            palette=voc_palette(classes),
-            preprocess=_TORCH_S if checkpoint.naming in ("torchvision", "transformers") else IMAGENET,
-            protocol=checkpoint.naming if checkpoint.naming in PROTOCOLS else "ssseg",
+            classes=class_names(classes), palette=voc_palette(classes), preprocess=preprocess, protocol=protocol
         )
         if len(info.classes) != classes:
             info = replace(info, classes=class_names(classes), palette=voc_palette(classes), metrics=())
@@ -301,8 +300,8 @@ class SegmentationModel(nn.Module, Predicting):
     ) -> SegmentationModel:
         """The network that `save_pretrained`, `push_to_hub` or `finetune` wrote, or transformers, in `eval()`.
 
-        Of transformers' networks those are SegFormer, Mask2Former and MaskFormer, with the classes of their
-        `config.json` and images prepared as their `preprocessor_config.json` says; transformers is not needed.
+        Of transformers' networks those are the ones that `zoo_seg.transformers.repository` reads, with the classes of
+        its `config.json` and images prepared as its `preprocessor_config.json` says; the package is not needed.
 
         Args:
             name: a folder, or a repository on the Hugging Face Hub: `"org/repo"`, `"org/repo@revision"`, `"hf://..."`.
@@ -443,6 +442,20 @@ class SegmentationModel(nn.Module, Predicting):
         """The drawn street, for a network that knows streets."""
         is_rgb = self.in_chans == 3 and self.preprocess.bands is None
         return drawn_street() if is_rgb and _STREET & {name.lower() for name in self.classes} else None
+
+
+def _rules_of_file(checkpoint: Checkpoint) -> tuple[Preprocess, str]:
+    """Preprocessing and protocol of a file alone: those of the project that named its tensors.
+
+    transformers' differ by network: they are those of its first record of such a one.
+    """
+    naming, network = checkpoint.naming, checkpoint.architecture
+    if naming not in ("torchvision", "transformers"):
+        return IMAGENET, naming if naming in PROTOCOLS else "ssseg"
+    for record in list_weights(source=naming):
+        if (record.architecture.family, record.architecture.backbone) == (network.family, network.backbone):
+            return replace(record.preprocess, resize=None), record.protocol
+    return _TORCH_S, naming
 
 
 def _open_repository(name: str | os.PathLike[str], repository: huggingface.Repository, progress: bool) -> Checkpoint:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any, NoReturn
@@ -119,6 +119,9 @@ class SegmentationNetwork(nn.Module):
         output = mixed_early(output)
         values, classes = output[:2] if isinstance(output, Queries) else (output, None)
         values = resize(values, padded_size(*size, self.size_divisor), self.align_corners)
+        if self.size_divisor > 1 and any(isinstance(side, torch.SymInt) for side in size):
+            # An exported graph copies: a view would bind it to sizes with padding, or to those without.
+            values = values.narrow_copy(2, 0, size[0]).narrow_copy(3, 0, size[1])
         return read_out(values[..., : size[0], : size[1]], classes)
 
     def pad(self, x: Tensor, value: float = 0.0) -> Tensor:
@@ -156,7 +159,8 @@ def build_network(
         raise OptionError(f"num_classes is {num_classes} and in_chans {in_chans}; both must be at least 1")
     family = find_family(architecture.family)
     options = family.make_options(architecture.options)
-    body = _build_backbone(architecture, family, family.levels_of(options), in_chans, backbone_pretrained)
+    asked = {"levels": family.levels_of(options), **family.asks(options)}
+    body = _build_backbone(architecture, family, asked, in_chans, backbone_pretrained)
     channels: Sequence[int] = body.channels  # type: ignore[assignment]
     heads = family.build(channels, num_classes, options, align_corners=architecture.align_corners)
     return SegmentationNetwork(
@@ -170,13 +174,13 @@ def build_network(
 
 
 def _build_backbone(
-    architecture: Architecture, family: Family, levels: int, in_chans: int, pretrained: bool
+    architecture: Architecture, family: Family, asked: Mapping[str, Any], in_chans: int, pretrained: bool
 ) -> nn.Module:
     name = architecture.backbone
     if family.backbones is not None and name not in family.backbones:
         raise OptionError(f"{family.name} stands on {' or '.join(family.backbones)}, not on {name!r}")
     create, options = find_backbone(name).create, architecture.backbone_options
-    shape = {"output_stride": architecture.output_stride, "in_chans": in_chans, "levels": levels}
+    shape = {"output_stride": architecture.output_stride, "in_chans": in_chans, **asked}
     try:
         return create(**shape, pretrained=pretrained, **options)
     except TypeError as error:

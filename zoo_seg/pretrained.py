@@ -215,7 +215,7 @@ def _from_cache(
         checkpoint = _open(file.path, architecture, expected, stated=stated)
         try:
             checkpoint = replace(checkpoint, tensors_sha256=tensors_sha256(checkpoint.tensors))
-            _write_copy(checkpoint, copy, file.sha256)
+            _write_copy(checkpoint, copy, file.sha256, _identity(architecture))
             if alone:
                 sweep(copy.parent)
         except (OSError, SafetensorError) as error:  # a read-only or full cache: the tensors are here all the same
@@ -281,13 +281,14 @@ def _converted(path: Path, tensors: Mapping[str, Tensor], architecture: Architec
 def _with_options(
     architecture: Architecture, naming: Naming, tensors: Mapping[str, Tensor], stated: bool
 ) -> Architecture:
-    """With what the shapes, and the project that named the tensors, say of the network."""
+    """With what the shapes, and, of a file alone, the project that named the tensors, say of the network."""
     family, backbone = find_family(architecture.family), find_backbone(architecture.backbone)
-    architecture = replace(
-        architecture,
-        options={**family.implied_options.get(naming, {}), **architecture.options},
-        backbone_options={**backbone.implied_options.get(naming, {}), **architecture.backbone_options},
-    )
+    if not stated:
+        architecture = replace(
+            architecture,
+            options={**family.implied_options.get(naming, {}), **architecture.options},
+            backbone_options={**backbone.implied_options.get(naming, {}), **architecture.backbone_options},
+        )
     read = family.read_options
     if read is None:
         return architecture
@@ -336,10 +337,10 @@ def _read_copy(copy: Path, architecture: Architecture, stated: bool) -> Checkpoi
     return Checkpoint(copy, tensors, naming, architecture, tensors_sha256=digest)
 
 
-def _write_copy(checkpoint: Checkpoint, copy: Path, source_sha256: str) -> None:
+def _write_copy(checkpoint: Checkpoint, copy: Path, source_sha256: str, identity: str) -> None:
     metadata = {
         "naming": _NAMING,
-        "network": _identity(checkpoint.architecture),
+        "network": identity,
         "layout": checkpoint.naming,
         "source_sha256": source_sha256,
         "tensors_sha256": checkpoint.tensors_sha256 or "",
@@ -354,4 +355,5 @@ def _write_copy(checkpoint: Checkpoint, copy: Path, source_sha256: str) -> None:
 
 def _identity(architecture: Architecture) -> str:
     """What decides how a file's names are converted."""
-    return json.dumps([architecture.family, architecture.backbone])
+    options = [architecture.backbone_options] if architecture.backbone_options else []
+    return json.dumps([architecture.family, architecture.backbone, *options])

@@ -210,6 +210,18 @@ def test_convnext_to_torch_export(tmp_path: Path) -> None:
     assert (zoo_seg.from_exported(written.path).predict(image).mask == model.predict(image).mask).mean() > 0.999
 
 
+@pytest.mark.slow
+def test_padding_that_some_sizes_do_not_need(tmp_path: Path) -> None:
+    """Views of what is cut off bound a graph to sizes that have something to cut."""
+    model = build("fcn", "mobilenetv4_conv_small")
+    model.network.size_divisor = 32
+    written = zoo_seg.export(model, tmp_path / "net.pt2", check=False)
+    loaded = zoo_seg.from_exported(written.path)
+    for size in ((96, 128), (75, 128), (96, 110), (75, 110)):
+        image = picture(*size)
+        assert (loaded.predict(image).mask == model.predict(image).mask).mean() > 0.999
+
+
 @pytest.fixture
 def small_swin(monkeypatch: pytest.MonkeyPatch) -> SegmentationModel:
     """One stage of timm's Swin, with a plain and a shifted block, and little of the others."""

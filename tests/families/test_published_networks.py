@@ -59,8 +59,11 @@ def test_every_family_and_every_project_of_it_has_a_reference() -> None:
     here = {(family, name.split(".")[1].split("_")[0]) for name, family in KNOWN.items()}
     older = {("semanticfpn", "ssseg"), ("semanticfpn", "mmseg")}  # in test_networks.py
     # in tests/transformers, which ask the original itself
-    asked = {(family, "transformers") for family in ("segformer", "mask2former", "maskformer")}
+    queries = ("mask2former", "maskformer", "eomt")
+    asked = {(family, "transformers") for family in ("segformer", "upernet", "dpt", *queries)}
     published = {(record.architecture.family, record.source) for record in list_weights()}
     published = {(family, source) for family, source in published if source != "torchvision"}  # in test_torchvision.py
     assert published - {("semanticfpn", "zoo")} <= here | older | asked
-    assert set(list_families()) <= {name.split("_")[0] for name in NAMES} | {"semanticfpn", "lraspp", "maskformer"}
+    assert set(list_families()) <= {name.split("_")[0] for name in NAMES} | {
+        *("semanticfpn", "lraspp", "maskformer", "eomt", "dpt")
+    }

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 from helpers.reference import fill
+from helpers.upernet_original import beit, shapes_in_file
 
 _WIDE = {"hidden_sizes": [64, 128, 320, 512]}
 _SEGFORMERS: dict[str, dict[str, Any]] = {
@@ -57,6 +58,10 @@ def filled(model: str, **config: Any) -> SegformerForSemanticSegmentation:
 @cache
 def original_shapes(model: str, num_classes: int) -> dict[str, tuple[int, ...]]:
     """The names and shapes of its file."""
+    if model.startswith("upernet_beit"):
+        with torch.device("meta"):
+            other = beit(model.removeprefix("upernet_"), num_labels=num_classes)
+        return shapes_in_file(other)
     with torch.device("meta"):
         network = original(model, num_labels=num_classes)
     return {_in_file(name): tuple(tensor.shape) for name, tensor in network.state_dict().items()}

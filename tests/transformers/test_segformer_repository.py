@@ -334,8 +334,8 @@ def test_predict_takes_it(hub: Hub, saved: Path, tmp_path: Path) -> None:
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "another network": (
         "config.json",
-        {"architectures": ["UperNetForSemanticSegmentation"], "model_type": "upernet"},
-        "architectures.*found UperNetForSemanticSegmentation; supported are SegformerForSemanticSegmentation",
+        {"architectures": ["MobileViTForSemanticSegmentation"], "model_type": "mobilevit"},
+        "architectures.*found MobileViTForSemanticSegmentation; supported are SegformerForSemanticSegmentation",
     ),
     "only a type": ("config.json", {"architectures": ..., "model_type": "dpt"}, 'model_type "dpt".*supported are Segf'),
     "depths": (

@@ -10,11 +10,10 @@ from functools import partial
 from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo_seg.backbones.registry import register_backbone
-from zoo_seg.backbones.staged import NormedBackbone, check_stride_of_32, create_with_timm_names
+from zoo_seg.backbones.staged import NormedBackbone, check_stride_of_32, create_with_timm_names, pad_small
 from zoo_seg.keymap import KeyMap
 from zoo_seg.layers.depth import StochasticDepth, rising_rates
 
@@ -50,11 +49,7 @@ class Patches(nn.Module):
         self.patch = patch
 
     def forward(self, x: Tensor) -> Tensor:
-        sides = x.shape[-2:]
-        if not any(isinstance(side, torch.SymInt) for side in sides) and min(sides) < self.patch:
-            bottom, right = (max(self.patch - side, 0) for side in sides)
-            x = F.pad(x, (0, right, 0, bottom))
-        out: Tensor = self.conv(x)
+        out: Tensor = self.conv(pad_small(x, self.patch))
         return out.permute(0, 2, 3, 1)
 
 
@@ -151,6 +146,23 @@ _KEYS = KeyMap(
     )
 )
 
+_TRANSFORMERS_KEYS = KeyMap(
+    (
+        ("embeddings.patch_embeddings.", "downsample.0.patches.conv."),
+        ("embeddings.layernorm.", "downsample.0.norm."),
+        ("encoder.stages.{}.downsampling_layer.0.", "downsample.{}.norm."),
+        ("encoder.stages.{}.downsampling_layer.1.", "downsample.{}.patches.conv."),
+        ("encoder.stages.{}.layers.{}.dwconv.", "layers.{}.{}.conv."),
+        ("encoder.stages.{}.layers.{}.layernorm.", "layers.{}.{}.norm."),
+        ("encoder.stages.{}.layers.{}.pwconv1.", "layers.{}.{}.fc1."),
+        ("encoder.stages.{}.layers.{}.pwconv2.", "layers.{}.{}.fc2."),
+        ("encoder.stages.{}.layers.{}.layer_scale_parameter", "layers.{}.{}.scale"),
+        ("layernorm.", None),  # of the whole network's features, which segmentation does not read
+        *((f"hidden_states_norms.stage{level + 1}.", f"norm{level}.") for level in range(4)),
+    )
+)
+
+_MAPS = {"mmseg": _KEYS, "ssseg": _KEYS, "transformers": _TRANSFORMERS_KEYS}
 for _name, (_depths, _width, _rate) in _SIZES.items():
     _build = partial(ConvNeXt, _depths, _width, drop_path_rate=_rate)
-    register_backbone(_name, partial(create_with_timm_names, _name, _build), key_maps={"mmseg": _KEYS, "ssseg": _KEYS})
+    register_backbone(_name, partial(create_with_timm_names, _name, _build), key_maps=_MAPS)

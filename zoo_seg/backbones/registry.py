@@ -20,11 +20,12 @@ _REGISTERED: dict[str, Backbone] = {}
 def register_backbone(
     name: str,
     create: Callable[..., nn.Module],
-    key_maps: Mapping[str, KeyMap] | None = None,
+    key_maps: Mapping[str, KeyMap | Callable[[Mapping[str, Any]], KeyMap]] | None = None,
     implied_options: Mapping[str, Mapping[str, Any]] | None = None,
+    prefixes: Mapping[str, str] | None = None,
 ) -> Backbone:
     """Make a backbone known; a later one of the same name takes its place."""
-    _REGISTERED[name] = Backbone(name, create, key_maps or {}, implied_options or {})
+    _REGISTERED[name] = Backbone(name, create, key_maps or {}, implied_options or {}, prefixes or {})
     return _REGISTERED[name]
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo_seg.errors import OptionError
@@ -84,6 +86,15 @@ def check_stride_of_32(kind: str, output_stride: int | None) -> None:
     """
     if output_stride not in (None, 32):
         raise OptionError(f"a {kind}'s output stride is {output_stride}; expected 32, or nothing")
+
+
+def pad_small(x: Tensor, least: int) -> Tensor:
+    """Images or maps (N, C, H, W) with zeros at the right and bottom up to the least side that a network takes."""
+    sides = x.shape[-2:]
+    if any(isinstance(side, torch.SymInt) for side in sides) or min(sides) >= least:
+        return x
+    bottom, right = (max(least - side, 0) for side in sides)
+    return F.pad(x, (0, right, 0, bottom))
 
 
 def create_with_timm_names(

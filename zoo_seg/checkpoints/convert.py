@@ -26,7 +26,7 @@ _PROJECTS: dict[Naming, tuple[str, str]] = {
     "torchvision": ("torchvision", "backbone."),
     "transformers": ("transformers", "backbone."),
 }
-"""Their titles, and what stands before the names of a backbone's tensors, unless the family says otherwise."""
+"""Their titles, and what stands before the names of a backbone's tensors, unless it or the family says otherwise."""
 _OURS = KeyMap(
     (
         ("network.", ""),
@@ -77,7 +77,7 @@ def key_maps(architecture: Architecture) -> dict[Naming, KeyMap]:
     maps: dict[Naming, KeyMap] = {"zoo_seg": _OURS}
     for project in _PROJECTS:
         heads = family.key_map(project, architecture)
-        body = backbone.key_maps.get(project)
+        body = backbone.key_map(project, architecture.backbone_options)
         if heads is not None and body is not None:
             rules = body.after(_prefix(project, architecture), "backbone.").rules + heads.rules
             maps[project] = KeyMap(rules, _both(body.transform, heads.transform))
@@ -104,7 +104,8 @@ def looks_like(names: Iterable[str], architectures: Iterable[Architecture]) -> s
 
 def _prefix(project: Naming, architecture: Architecture) -> str:
     """What a project writes before the names of a backbone's tensors."""
-    return find_family(architecture.family).backbone_prefixes.get(project, _PROJECTS[project][1])
+    of_family = find_family(architecture.family).backbone_prefixes.get(project, _PROJECTS[project][1])
+    return find_backbone(architecture.backbone).prefixes.get(project, of_family)
 
 
 def _title(naming: Naming) -> str:

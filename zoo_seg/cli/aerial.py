@@ -59,8 +59,8 @@ def _is_on_a_map(image: str) -> bool:
 
 def _check_options(image: str, arguments: argparse.Namespace, asked: Sequence[str]) -> None:
     what = f"{image} is a GeoTIFF, which is predicted"
-    if arguments.mode == "whole":
-        raise OptionError(f"--mode whole: {what} by windows; leave it out, or choose a larger --crop")
+    if arguments.mode not in (None, "slide"):
+        raise OptionError(f"--mode {arguments.mode}: {what} by windows; leave it out, or choose a larger --crop")
     if arguments.scales not in (None, [1.0]):
         raise OptionError(f"--scales: {what} at its own size; leave it out")
     if arguments.resize != "published":

@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
     _warn_of_other_classes(model, data)
     for note in data.notes:
         print(f"zoo-seg: {note}", file=sys.stderr)
-    protocol = _protocol(arguments, model.metrics)
+    protocol = _protocol(arguments, model.metrics, model.test)
     out = Path(arguments.out or _default_folder(name, arguments.split, protocol))
     out.mkdir(parents=True, exist_ok=True)  # before the work, not after it
     measurement = measure(
@@ -78,10 +78,13 @@ def _check_options(arguments: argparse.Namespace) -> SegmentationData:
     return data
 
 
-def _protocol(arguments: argparse.Namespace, reported: Sequence[Metric]) -> TestOptions:
-    """What the options say; where they say nothing, how the weights' first number for this split was measured."""
+def _protocol(arguments: argparse.Namespace, reported: Sequence[Metric], test: TestOptions) -> TestOptions:
+    """What the options say; where they say nothing, how the weights' first number for this split was measured.
+
+    Without one it is the weights' own test.
+    """
     metrics = [metric for metric in reported if _is_for(metric, arguments.split)]
-    published = metrics[0].test if metrics else TestOptions()
+    published = metrics[0].test if metrics else test
     return TestOptions(
         arguments.mode or published.mode,
         scales=tuple(arguments.scales or published.scales),

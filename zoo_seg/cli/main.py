@@ -169,7 +169,9 @@ def _test_options() -> argparse.ArgumentParser:
     """How an image is predicted."""
     parser = _device_option()
     parser.add_argument(
-        "--mode", choices=["whole", "slide"], help="whole images, or a sliding window (default: as published)"
+        "--mode",
+        choices=["whole", "slide", "split"],
+        help="whole images, a sliding window, or as few windows as cover the image (default: as published)",
     )
     parser.add_argument(
         "--crop", nargs=2, type=_whole, metavar=("H", "W"), help="the window (default: the training crop)"

@@ -120,7 +120,7 @@ def check_test_arguments(arguments: argparse.Namespace) -> None:
     if max(scales) > _LARGEST_SCALE:
         raise OptionError(f"--scales are factors of the test size, such as 0.5 1 1.5; found {max(scales):g}")
     mode: Mode = arguments.mode or ("slide" if crop or stride else "whole")  # the weights may say so
-    if mode == "slide":  # a crop that is not given follows from the weights, and fits
+    if mode != "whole":  # a crop that is not given follows from the weights, and fits
         crop = crop or stride or (1, 1)
     check_test_options(mode, crop, stride, scales, bool(arguments.flip))
     if arguments.device is not None:

@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,7 @@ from zoo_seg.evaluation.metrics import SegmentationMetrics
 from zoo_seg.images.reading import ImageLike
 from zoo_seg.inference.predictor import in_order
 from zoo_seg.inference.segmentation import Segmentation
-from zoo_seg.manifest import TestOptions
+from zoo_seg.manifest import TestMode, TestOptions
 from zoo_seg.model import SegmentationModel
 
 
@@ -56,7 +56,7 @@ def measure(
     data: SegmentationData,
     split: str = "val",
     *,
-    mode: Literal["whole", "slide"] = "whole",
+    mode: TestMode = "whole",
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
     device: str | torch.device | None = None,

@@ -53,6 +53,8 @@ class Family:
     """`build(channels, num_classes, options, align_corners=False)`; `channels` of the feature maps it is given."""
     levels: int | Callable[[Any], int]
     """How many of the backbone's last feature maps the heads read; may depend on the options."""
+    asks: Callable[[Any], Mapping[str, Any]] = lambda options: {}
+    """What else it asks of its backbone, as options of that; may depend on the family's options."""
     key_maps: Mapping[str, Callable[[Any], KeyMap]] = field(default_factory=dict)
     """For each project whole names, but for the backbone's; they may depend on the options."""
     backbone_prefixes: Mapping[str, str] = field(default_factory=dict)

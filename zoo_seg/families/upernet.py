@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from zoo_seg.families.fcn import MMSEG_AUX, SSSEG_AUX, aux_head, read_widths
+from zoo_seg.families.fcn import SSSEG_AUX, aux_head, read_widths
 from zoo_seg.families.registry import Family, Heads, register_family
 from zoo_seg.keymap import KeyMap
 from zoo_seg.layers.blocks import ConvNormAct
@@ -80,7 +80,7 @@ def _build(channels: Sequence[int], num_classes: int, options: UPerNetOptions, *
 
 
 def _part_weights(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Both projects keep the pyramid's bottleneck and the last 3x3 convolution whole."""
+    """All projects keep the pyramid's bottleneck and the last 3x3 convolution whole."""
     tensors = part_weight(tensors, "head.pyramid.bottleneck", "head.pyramid.taps", len(POOL_SIZES))
     return part_weight(tensors, "head.fuse", "head.taps", _LEVELS - 1)
 
@@ -106,22 +106,30 @@ def _ssseg(options: UPerNetOptions) -> KeyMap:
 
 
 def _mmseg(options: UPerNetOptions) -> KeyMap:
-    return KeyMap(
-        (
-            ("decode_head.psp_modules.{}.1.conv.", "head.pyramid.branches.{}.conv."),
-            ("decode_head.psp_modules.{}.1.bn.", "head.pyramid.branches.{}.norm."),
-            ("decode_head.bottleneck.conv.", "head.pyramid.bottleneck."),
-            ("decode_head.bottleneck.bn.", "head.pyramid.norm."),
-            ("decode_head.lateral_convs.{}.conv.", "head.lateral.{}.conv."),
-            ("decode_head.lateral_convs.{}.bn.", "head.lateral.{}.norm."),
-            ("decode_head.fpn_convs.{}.conv.", "head.output.{}.conv."),
-            ("decode_head.fpn_convs.{}.bn.", "head.output.{}.norm."),
-            ("decode_head.fpn_bottleneck.conv.", "head.fuse."),
-            ("decode_head.fpn_bottleneck.bn.", "head.norm."),
-            ("decode_head.conv_seg.", "head.classifier."),
-            *MMSEG_AUX,
-        ),
-        _part_weights,
+    return KeyMap(_rules("bn", "conv_seg"), _part_weights)
+
+
+def _transformers(options: UPerNetOptions) -> KeyMap:
+    """Of UperNetForSemanticSegmentation, and of BeitForSemanticSegmentation."""
+    return KeyMap(_rules("batch_norm", "classifier") + _rules("bn", "classifier"), _part_weights)
+
+
+def _rules(norm: str, classifier: str) -> tuple[tuple[str, str], ...]:
+    return (
+        ("decode_head.psp_modules.{}.1.conv.", "head.pyramid.branches.{}.conv."),
+        (f"decode_head.psp_modules.{{}}.1.{norm}.", "head.pyramid.branches.{}.norm."),
+        ("decode_head.bottleneck.conv.", "head.pyramid.bottleneck."),
+        (f"decode_head.bottleneck.{norm}.", "head.pyramid.norm."),
+        ("decode_head.lateral_convs.{}.conv.", "head.lateral.{}.conv."),
+        (f"decode_head.lateral_convs.{{}}.{norm}.", "head.lateral.{}.norm."),
+        ("decode_head.fpn_convs.{}.conv.", "head.output.{}.conv."),
+        (f"decode_head.fpn_convs.{{}}.{norm}.", "head.output.{}.norm."),
+        ("decode_head.fpn_bottleneck.conv.", "head.fuse."),
+        (f"decode_head.fpn_bottleneck.{norm}.", "head.norm."),
+        (f"decode_head.{classifier}.", "head.classifier."),
+        ("auxiliary_head.convs.0.conv.", "aux_heads.0.convs.0.conv."),
+        (f"auxiliary_head.convs.0.{norm}.", "aux_heads.0.convs.0.norm."),
+        (f"auxiliary_head.{classifier}.", "aux_heads.0.classifier."),
     )
 
 
@@ -133,7 +141,7 @@ FAMILY = register_family(
         options=UPerNetOptions,
         build=_build,
         levels=_LEVELS,
-        key_maps={"ssseg": _ssseg, "mmseg": _mmseg},
+        key_maps={"ssseg": _ssseg, "mmseg": _mmseg, "transformers": _transformers},
         read_options=read_widths,
     )
 )

@@ -97,7 +97,7 @@ def fetch_network(repository: Repository, *, progress: bool = True) -> Path | No
     if not _fetch(pinned, CONFIG, progress):
         return None
     try:
-        if read_config(folder).protocol == "transformers":  # before what is large
+        if read_config(folder).protocol.startswith("transformers"):  # before what is large
             _fetch(pinned, PREPROCESSOR, progress)
             read_config(folder)
     except ManifestError as error:

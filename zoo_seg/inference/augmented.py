@@ -168,8 +168,17 @@ def _over(cells: int, size: int, geometry: Geometry) -> Taps:
 # --- windows ------------------------------------------------------------------------------------
 
 
-def windows(size: int, crop: int, stride: int) -> list[tuple[int, int]]:
-    """(start, end) of the windows along one axis; the last one is shifted inward, never padded."""
+def windows(size: int, crop: int, stride: int | None) -> list[tuple[int, int]]:
+    """(start, end) of the windows along one axis; the last one is shifted inward, never padded.
+
+    Without a stride as few as cover the axis, evenly spread; rounded as transformers does, whose last window may miss
+    the last pixel by that.
+    """
+    if stride is None:
+        gaps = (size - 1) // crop
+        step = crop - ((gaps + 1) * crop - size) / max(gaps, 1)
+        starts = [*(int(i * step) for i in range(gaps)), max(size - crop, 0)]
+        return [(start, min(start + crop, size)) for start in starts]
     count = max(size - crop + stride - 1, 0) // stride + 1
     ends = [min(i * stride + crop, size) for i in range(count)]
     return [(max(end - crop, 0), end) for end in ends]
@@ -189,10 +198,11 @@ class Input(Protocol):
 class Windows:
     """The windows of an input, which the network sees row by row."""
 
-    def __init__(self, infer: Infer, x: Input, crop: Size, stride: Size) -> None:
+    def __init__(self, infer: Infer, x: Input, crop: Size, stride: Size | None) -> None:
         self.infer, self.x = infer, x
         self.rows, self.columns = (
-            windows(size, *steps) for size, *steps in zip(x.shape[-2:], crop, stride, strict=True)
+            windows(size, side, step)
+            for size, side, step in zip(x.shape[-2:], crop, stride or (None, None), strict=True)
         )
         self.size = self.rows[0][1] - self.rows[0][0], self.columns[0][1] - self.columns[0][0]
         self.waiting = deque(self.rows)
@@ -220,7 +230,7 @@ def windowed_logits(
     infer: Infer,
     x: Input,
     crop: Size,
-    stride: Size,
+    stride: Size | None,
     output: Size,
     geometry: Geometry,
     *,

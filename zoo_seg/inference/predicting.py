@@ -19,7 +19,7 @@ from zoo_seg.inference.predictor import Predictor, ProbabilityType
 from zoo_seg.inference.protocol import check_test_options
 from zoo_seg.inference.segmentation import Segmentation
 from zoo_seg.inference.taps import Blend
-from zoo_seg.manifest import TestOptions
+from zoo_seg.manifest import TestMode, TestOptions
 
 
 class Predicting:
@@ -47,7 +47,7 @@ class Predicting:
 
     def test_options(
         self,
-        mode: Literal["whole", "slide"] | None = None,
+        mode: TestMode | None = None,
         crop: Sequence[int] | None = None,
         stride: Sequence[int] | None = None,
         scales: Sequence[float] | None = None,
@@ -60,9 +60,9 @@ class Predicting:
         """
         published = self.test
         mode = mode or published.mode
-        if mode == "slide" and crop is None:
+        if mode != "whole" and crop is None:
             crop = published.crop or self.training_crop
-            stride = stride or published.stride
+            stride = stride or (published.stride if mode == "slide" else None)
         return check_test_options(
             mode, crop, stride, published.scales if scales is None else scales, published.flip if flip is None else flip
         )
@@ -86,7 +86,7 @@ class Predicting:
         self,
         images: ImageLike | Sequence[ImageLike],
         *,
-        mode: Literal["whole", "slide"] | None = None,
+        mode: TestMode | None = None,
         crop: Sequence[int] | None = None,
         stride: Sequence[int] | None = None,
         scales: Sequence[float] | None = None,
@@ -108,8 +108,9 @@ class Predicting:
             images: a path, a PIL image, an RGB uint8 array (H, W, 3) or tensor (3, H, W); or a list of them. Arrays
                 are RGB; BGR, as `cv2.imread` returns it, cannot be told from it: turn it with `image[:, :, ::-1]`.
                 A network of other channels takes so many of them.
-            mode: `"whole"`, or `"slide"`: windows of `crop` at every `stride`, both (height, width). None, here and
-                below, is what the weights were tested with.
+            mode: `"whole"`, or `"slide"`: windows of `crop` at every `stride`, both (height, width); or `"split"`: as
+                few windows of `crop` as cover the image, evenly spread. None, here and below, is what the weights were
+                tested with.
             crop: the window; without one the crop that the weights were trained on.
             stride: without one two thirds of the crop.
             scales: factors of the test size whose predictions are averaged.
@@ -227,7 +228,7 @@ class Predicting:
         self,
         images: Iterable[ImageLike],
         *,
-        mode: Literal["whole", "slide"] | None = None,
+        mode: TestMode | None = None,
         crop: Sequence[int] | None = None,
         stride: Sequence[int] | None = None,
         scales: Sequence[float] | None = None,

@@ -289,7 +289,7 @@ class Predictor:
         Raises:
             OutOfMemoryError: a row of windows is too much for the device.
         """
-        assert test.crop is not None and test.stride is not None  # noqa: PT018
+        assert test.crop is not None
         geometry = Geometry(self.network.align_corners, self.network.size_divisor)
         try:
             with torch.inference_mode(), _undisturbed(self.device):

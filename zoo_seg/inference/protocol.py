@@ -7,7 +7,7 @@ Sources: SSSegmentation (`BaseSegmentor.auginference` and `test.py`) and MMSegme
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +27,7 @@ from zoo_seg.inference.augmented import (
 )
 from zoo_seg.layers.readout import Queries
 from zoo_seg.layers.resample import resize
-from zoo_seg.manifest import Protocol, TestOptions, load_manifest
+from zoo_seg.manifest import Protocol, TestMode, TestOptions, load_manifest
 from zoo_seg.network import SegmentationNetwork
 
 _FIRST_ROWS = 8
@@ -38,7 +38,7 @@ _STRIP = 1 << 22
 _LEAST_SCORE = 1e-12
 """Where no query's mask is, all classes are as likely."""
 
-Mode = Literal["whole", "slide"]
+Mode = TestMode
 
 
 def find_protocol(name: str) -> Protocol:
@@ -66,19 +66,24 @@ def check_test_options(
         OptionError: a value is not allowed, or two contradict each other.
     """
     window, step = _pair("crop", crop), _pair("stride", stride)
-    if mode not in ("whole", "slide"):
-        raise OptionError(f"mode is {mode!r}; expected 'whole' or 'slide'")
+    if mode not in get_args(TestMode):
+        raise OptionError(f"mode is {mode!r}; expected 'whole', 'slide' or 'split'")
     if not scales or not all(0 < scale < float("inf") for scale in scales):
         raise OptionError(f"scales is {tuple(scales)!r}; expected positive numbers, such as (0.75, 1.0, 1.25)")
     if mode == "whole" and (window is not None or step is not None):
         raise OptionError("crop and stride belong to mode='slide'; mode is 'whole'")
-    if mode == "slide":
+    if mode == "split" and step is not None:
+        raise OptionError("stride belongs to mode='slide'; windows of mode='split' are evenly spread")
+    if mode != "whole":
         if window is None:
-            raise OptionError("mode='slide' needs crop=(height, width)")
+            raise OptionError(f"mode={mode!r} needs crop=(height, width)")
+        if min(window) < 1:
+            raise OptionError(f"crop is {window}; expected (height, width) of at least 1 pixel")
+    if mode == "slide":
+        assert window is not None  # it was looked at
         step = step or (max(window[0] * 2 // 3, 1), max(window[1] * 2 // 3, 1))
-        for name, size in (("crop", window), ("stride", step)):
-            if min(size) < 1:
-                raise OptionError(f"{name} is {size}; expected (height, width) of at least 1 pixel")
+        if min(step) < 1:
+            raise OptionError(f"stride is {step}; expected (height, width) of at least 1 pixel")
         if step[0] > window[0] or step[1] > window[1]:
             raise OptionError(f"stride {step} is larger than crop {window}: pixels between would be left out")
     try:
@@ -119,7 +124,7 @@ def augmented_logits(
         size = (x.shape[-2], x.shape[-1])
         for flip in (False, True) if test.flip else (False,):
             seen = x.flip(-1) if flip else x
-            if test.crop is not None and test.stride is not None:
+            if test.crop is not None:
                 yield windowed_logits(infer, seen, test.crop, test.stride, output_size, geometry, flip=flip)
                 continue
             output = infer(seen)
@@ -194,7 +199,8 @@ def predict_logits(
             rule needs: it resizes the uint8 image before normalising).
         output_size: (height, width) of the result, usually the image's own.
         mode: `"whole"`, or `"slide"` with windows of `crop` at every `stride` (height, width; two thirds of
-            the crop if left out), the last ones shifted inward. A crop larger than the input is the input.
+            the crop if left out), the last ones shifted inward. A crop larger than the input is the input. Or
+            `"split"`: as few windows of `crop` as cover the input, evenly spread.
         scales: factors of the input's size.
         flip: average with the mirrored input.
         protocol: `"ssseg"` (one resize to the output, mean of logits), `"mmseg"` (by way of the input's size, mean of

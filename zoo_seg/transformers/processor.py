@@ -25,7 +25,9 @@ def read_preprocess(said: object, reading: Reading, channels: int) -> Preprocess
     extractor = reading.processor.replace("ImageProcessor", "FeatureExtractor")
     if kind not in (reading.processor, f"{reading.processor}Fast", extractor):
         raise Mistake(f"found {show(kind)}; supported is {reading.processor}", "image_processor_type")
-    raw = {**reading.defaults, **{name: value for name, value in said.items() if value is not None}}
+    raw = reading.adapt({**reading.defaults, **{name: value for name, value in said.items() if value is not None}})
+    if read(bool, raw, "do_center_crop", False):
+        raise Mistake("found true, expected false: what is cut off would get no class", "do_center_crop")
     scale = read(float, raw, "rescale_factor", 1 / 255) if read(bool, raw, "do_rescale", True) else 1.0
     if not 0 < scale < float("inf"):
         raise Mistake(f"found {scale}, expected a positive number", "rescale_factor")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,14 @@ class Reading:
     """transformers' class that prepares its images, without "Fast"."""
     defaults: Mapping[str, Any]
     """What that class takes where `preprocessor_config.json` says nothing."""
+    adapt: Callable[[dict[str, Any]], dict[str, Any]] = dict
+    """What that file says in the words that all classes share.
+
+    Raises:
+        Mistake: it asks for what is not done here.
+    """
+    splits: bool = False
+    """Whether that class cuts images into windows, squares of the size that it resizes to."""
     protocol: str = "transformers"
 
 

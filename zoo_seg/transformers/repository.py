@@ -13,12 +13,16 @@ from typing import Any, TypeGuard
 
 from zoo_seg.decode import Mistake, decode, read_json, show
 from zoo_seg.info import ModelInfo, voc_palette
-from zoo_seg.manifest import Preprocess, load_manifest
+from zoo_seg.manifest import Preprocess, TestOptions, load_manifest
+from zoo_seg.transformers.beit import read_beit
+from zoo_seg.transformers.dpt import read_dpt
+from zoo_seg.transformers.eomt import read_eomt
 from zoo_seg.transformers.mask2former import read_mask2former
 from zoo_seg.transformers.maskformer import read_maskformer
 from zoo_seg.transformers.processor import read_preprocess
 from zoo_seg.transformers.reading import Reading, count_of
 from zoo_seg.transformers.segformer import read_segformer
+from zoo_seg.transformers.upernet import read_upernet
 
 PREPROCESSOR = "preprocessor_config.json"
 WEIGHT_FILES = (
@@ -32,6 +36,10 @@ _MOST_FILES = 1000
 _FILE = re.compile(r"\w[\w.-]*\.(safetensors|bin)", re.ASCII)
 _READERS: Mapping[str, Callable[[dict[str, Any]], Reading]] = {
     "SegformerForSemanticSegmentation": read_segformer,
+    "UperNetForSemanticSegmentation": read_upernet,
+    "BeitForSemanticSegmentation": read_beit,
+    "EomtForUniversalSegmentation": read_eomt,
+    "DPTForSemanticSegmentation": read_dpt,
     "Mask2FormerForUniversalSegmentation": read_mask2former,
     "MaskFormerForInstanceSegmentation": read_maskformer,
 }
@@ -64,11 +72,16 @@ def info_from(raw: dict[str, Any], folder: Path) -> ModelInfo:
     def preprocess(said: object) -> Preprocess:
         return read_preprocess(said, reading, channels)
 
+    rules = read_json(path, preprocess) if path.is_file() else preprocess({})
+    test = TestOptions()
+    if reading.splits and rules.resize is not None:
+        test = TestOptions("split", crop=(rules.resize.short, rules.resize.short))
     return ModelInfo(
         classes=classes,
         palette=palette,
-        preprocess=read_json(path, preprocess) if path.is_file() else preprocess({}),
+        preprocess=rules,
         protocol=reading.protocol,
+        test=test,
         in_chans=channels,
         ignore_index=ignore_index,
         architecture=reading.architecture,
