@@ -124,7 +124,7 @@ def test_queries_equal_the_original_s(model: str, tmp_path: Path) -> None:
     assert ours.architecture is not None
     assert f"{ours.architecture.family}_{ours.architecture.backbone}" == model
     for sides in ((64, 96), (83, 121)):
-        x = torch.from_numpy(reference.image_tensor(*sides, batch=2)).double()
+        x = torch.from_numpy(reference.image_tensor(*sides)).double()
         expected, found = network(x), ours.network.forward_train(x)[0]
         assert isinstance(found, Queries)
         for theirs, own in (
