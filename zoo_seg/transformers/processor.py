@@ -63,7 +63,7 @@ def _resize(raw: dict[str, Any], reading: Reading) -> Resize:
     size, usual = raw["size"], reading.defaults["size"]
     by_edge = isinstance(usual, dict) and "shortest_edge" in usual
     longest = {"longest_edge": raw["max_size"]} if by_edge and "max_size" in raw else {}  # as version 4 wrote it
-    sides: Any = {**usual, **longest} if size is usual else size
+    sides: Any = {**usual, **longest} if by_edge and size is usual else size
     if isinstance(size, int):
         sides = {"shortest_edge": size, **longest} if by_edge else {"height": size, "width": size}
     divisor = read(int, raw, "size_divisor", 0) if "size_divisor" in reading.defaults else 0
