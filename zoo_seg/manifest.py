@@ -195,9 +195,9 @@ class Recipe:
     batch_size: int | None
     epochs: int | None
     iterations: int | None
-    optimizer: str
-    lr: float
-    schedule: str
+    optimizer: str | None
+    lr: float | None
+    schedule: str | None
     momentum: float | None = None
     weight_decay: float | None = None
     aux_loss_weight: float | None = None

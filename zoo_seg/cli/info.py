@@ -67,9 +67,9 @@ def _print_record(record: Weights) -> None:
         length = f"{recipe.iterations} iterations"
     crop = f"{recipe.crop[0]}x{recipe.crop[1]} (height x width)"
     _row("recipe", f"{recipe.train_split}, {length}, batch {recipe.batch_size or 'unknown'}, crop {crop}")
-    further = {"momentum": recipe.momentum, "weight decay": recipe.weight_decay}
+    further = {"lr": recipe.lr, "momentum": recipe.momentum, "weight decay": recipe.weight_decay}
     known = "".join(f", {name} {value}" for name, value in further.items() if value is not None)
-    _row("", f"{recipe.optimizer} lr {recipe.lr}{known}; {recipe.schedule}")
+    _row("", f"{recipe.optimizer or 'optimizer unknown'}{known}; {recipe.schedule or 'schedule unknown'}")
     size = record.preprocess.resize or "the image's own size"
     _row("test size", f"{size}; {_mode(record.test)}; {record.protocol} rules")
     _row("mean, std (RGB)", f"{list(record.preprocess.mean)}, {list(record.preprocess.std)}")

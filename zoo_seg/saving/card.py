@@ -204,6 +204,7 @@ def _recipe(recipe: Recipe) -> str:
     length = [f"{recipe.epochs} epochs"] if recipe.epochs else []
     length += [f"{recipe.iterations} steps"] if recipe.iterations else []
     further = {
+        "learning rate": recipe.lr,
         "momentum": recipe.momentum,
         "weight decay": recipe.weight_decay,
         "auxiliary loss": recipe.aux_loss_weight,
@@ -213,7 +214,7 @@ def _recipe(recipe: Recipe) -> str:
         f"Split {_text(recipe.train_split)}, {' or '.join(length) or 'an unknown number of epochs'} of "
         f"{recipe.batch_size or 'an unknown number of'} images, "
         f"crop {recipe.crop[0]}x{recipe.crop[1]} (height x width), "
-        f"{_text(recipe.optimizer)}, learning rate {recipe.lr:g} ({_text(recipe.schedule)}){known}."
+        f"{_text(recipe.optimizer or 'an unknown optimizer')}{known}, schedule: {_text(recipe.schedule or 'unknown')}."
     )
 
 
