@@ -103,6 +103,7 @@ def test_a_copy_of_an_older_naming_is_made_again(folder: Path, home: Path, monke
     assert open_checkpoint(copy)[1]["naming"] == "3"
 
 
+@pytest.mark.slow
 def test_weights_without_room_for_a_copy(folder: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     site_file(folder, f"{MODEL}.voc_ssseg")
     monkeypatch.setenv("ZOO_SEG_MIRROR", str(folder))
@@ -115,6 +116,7 @@ def test_weights_without_room_for_a_copy(folder: Path, home: Path, monkeypatch: 
     assert not list(home.rglob("*.safetensors"))
 
 
+@pytest.mark.slow
 def test_a_record_whose_file_has_other_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     record = zoo_seg.get_weights(MODEL, "voc")
     checkpoint(tmp_path / record.files[0].name, keys("ssseg", f"{MODEL}_os32_cityscapes"), layout="ssseg")
@@ -148,6 +150,7 @@ def test_both_namings_of_pspnet_give_the_same_network(group: Any, tmp_path: Path
         assert torch.equal(renamed[f"head.taps.{i}.weight"], part.transpose(0, 1))
 
 
+@pytest.mark.slow
 def test_a_bare_path_tells_classes_and_source(folder: Path, tmp_path: Path) -> None:
     mmseg = zoo_seg.create_model(MODEL, site_file(folder, f"{MODEL}.cityscapes_mmseg"))
     assert mmseg.protocol == "mmseg"

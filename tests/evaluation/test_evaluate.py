@@ -232,6 +232,7 @@ def test_the_tolerance_decides(add: float, options: list[str], code: int, words:
     assert result.facts["verdict"] == verdict
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["me", "mm"])
 def test_scales_and_flip_have_a_number_of_their_own(source: str, evaluate: Evaluate, bench: Bench) -> None:
     result = evaluate("voc", source, "--scales", "0.5", "1.5", "--flip", "--batch-size", "2")
@@ -244,6 +245,7 @@ def test_scales_and_flip_have_a_number_of_their_own(source: str, evaluate: Evalu
     assert result.facts["protocol"]["rules"] == {"me": "ssseg", "mm": "mmseg"}[source]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [["--flip"], ["--resize", "48"], ["--mode", "slide", "--crop", "32", "32"], ["--split", "train"]],
@@ -272,6 +274,7 @@ def test_other_classes_are_named_and_have_no_number(evaluate: Evaluate, tmp_path
     assert result.err == "zoo-seg: warning: class 0 is 'background' to the weights, 'ground' here\n"
 
 
+@pytest.mark.slow
 def test_without_out_every_protocol_has_a_folder(evaluate: Evaluate, bench: Bench) -> None:
     evaluate("folder", "me")
     for options in ([], ["--scales", "0.5", "1.5", "--flip"]):

@@ -23,7 +23,13 @@ from zoo_seg.network import build_network
 
 EXPECTED = sorted(FIXTURES.glob("expected_*.npz"))
 ANY = [family for family in list_families() if find_family(family).backbones is None]
-BACKBONES = ["resnet18", "mit_b0", "convnext_atto", "mobilenetv3_small_050", "swin_tiny_patch4_window7_224"]
+BACKBONES = [
+    "resnet18",
+    "mit_b0",
+    "convnext_atto",
+    "mobilenetv3_small_050",
+    pytest.param("swin_tiny_patch4_window7_224", marks=pytest.mark.slow),
+]
 
 
 def architecture_of(name: str) -> str:
@@ -32,6 +38,7 @@ def architecture_of(name: str) -> str:
     return name.removesuffix("_os32")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", EXPECTED, ids=lambda path: path.stem.removeprefix("expected_"))
 @torch.inference_mode()
 def test_logits_equal_the_original_code(path: Path) -> None:

@@ -55,6 +55,7 @@ def test_all_of_them_are_here() -> None:
 # --- the networks -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "record", cases("fcn_resnet50", "deeplabv3_resnet50", "deeplabv3_mobilenet_v3_large", "lraspp_mobilenet_v3_large")
 )
@@ -72,6 +73,7 @@ def test_logits_equal_torchvision_s(record: Weights) -> None:
             assert (ours - theirs).abs().max() < 2e-5 * theirs.std()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "other"), [("fcn_resnet50", "fcn_resnet50b_os8"), ("deeplabv3_resnet50", None)])
 def test_a_file_without_a_record_is_known_by_its_names_and_shapes(
     model: str, other: str | None, tmp_path: Path
@@ -88,6 +90,7 @@ def test_a_file_without_a_record_is_known_by_its_names_and_shapes(
 # --- class maps ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("record", cases("lraspp_mobilenet_v3_large"))
 def test_class_maps_equal_torchvision_s_recipe(
     record: Weights, tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch

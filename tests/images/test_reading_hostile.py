@@ -214,6 +214,7 @@ def mutated(draw: st.DrawFn) -> bytes:
     return bytes(content)
 
 
+@pytest.mark.slow
 @settings(
     max_examples=int(os.environ.get("PICTURE_MUTATIONS", "200")),
     deadline=None,

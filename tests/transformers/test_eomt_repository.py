@@ -149,6 +149,7 @@ def test_class_maps_equal_the_original_s(original: EomtForUniversalSegmentation,
     assert_same_maps(zoo_seg.from_pretrained(saved), original, saved, images())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("probabilities", [(1, 1, 1, 1), (0, 0, 1, 1)])
 def test_masks_that_have_not_faded_away(probabilities: tuple[int, ...], saved: Path, tmp_path: Path) -> None:
     network, plain = transformers_vit.varied("eomt", id2label=NAMES), zoo_seg.from_pretrained(saved)

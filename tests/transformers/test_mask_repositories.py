@@ -115,6 +115,7 @@ def sizes_of(family: str) -> list[Any]:
     return [pytest.param(name, marks=[] if name == MODELS[family] else pytest.mark.slow) for name in names]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [*sizes_of("mask2former"), *sizes_of("maskformer")])
 @torch.inference_mode()
 def test_queries_equal_the_original_s(model: str, tmp_path: Path) -> None:
@@ -207,6 +208,7 @@ def test_a_file_alone_under_a_model_s_name(saved: Path) -> None:
 # --- on all roads -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [{"mode": "slide", "crop": (64, 64)}, {"scales": (0.75, 1.25), "flip": True}, {"batch_size": 2}],
@@ -222,6 +224,7 @@ def test_every_option_of_predict(saved: Path, options: dict[str, Any]) -> None:
     assert all((each.mask == expected.argmax(1)[0].numpy()).mean() > 0.999 for each in found)
 
 
+@pytest.mark.slow
 def test_it_is_saved_and_opened_as_any_other(saved: Path, tmp_path: Path) -> None:
     ours, image = zoo_seg.from_pretrained(saved), images()[4]
     ours.save_pretrained(tmp_path / "mine")
