@@ -32,6 +32,7 @@ import re
 import sys
 import types
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -220,7 +221,7 @@ def plain(config: Any) -> Any:
     return [plain(item) for item in config] if isinstance(config, list | tuple) else config
 
 
-class Network:
+class Network(ABC):
     """A project's network: `logits` are those of a normalised image, at its size."""
 
     model: torch.nn.Module
@@ -228,8 +229,8 @@ class Network:
     align_corners: bool
     size_divisor: int = 1
 
-    def logits(self, x: torch.Tensor) -> torch.Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def logits(self, x: torch.Tensor) -> torch.Tensor: ...
 
 
 class MMSegNetwork(Network):
