@@ -43,6 +43,7 @@ class Training(lightning.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.01, momentum=0.9)
 
 
+torch.manual_seed(0)
 parser = argparse.ArgumentParser()
 parser.add_argument("--epochs", type=int, default=4)
 draw_data(Path("out/data"))

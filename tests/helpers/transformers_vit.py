@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -99,15 +97,6 @@ def save(model: str, folder: Path) -> None:
         else DPTImageProcessor(size=480)
     )
     processor.save_pretrained(folder)
-
-
-def linked(folder: Path, other: Path) -> Path:
-    """A copy of a folder whose weights, which nobody writes, are the same file."""
-
-    def copy(source: str, target: str) -> None:
-        (os.link if source.endswith(".safetensors") else shutil.copy)(source, target)
-
-    return Path(shutil.copytree(folder, other, copy_function=copy))
 
 
 @cache

@@ -287,6 +287,16 @@ def test_where_the_class_map_differs_torch_is_used(
     assert "0.20 % of a probe's pixels" in caplog.text
 
 
+def test_a_network_of_transformers_beside_it_changes_nothing() -> None:
+    import transformers
+
+    expected = network_sha256(small().network)
+    config = transformers.SegformerConfig(depths=[1] * 4, hidden_sizes=[8] * 4, num_attention_heads=[1] * 4)
+    transformers.SegformerForSemanticSegmentation(config).init_weights()  # it adds a method to torch's Module
+    assert hasattr(nn.Module, "smart_apply")
+    assert network_sha256(small().network) == expected
+
+
 def test_the_digest_tells_networks_apart() -> None:
     def digest(change: Callable[[SegmentationModel], object]) -> str:
         model = small()

@@ -105,7 +105,7 @@ def small() -> SegmentationNetwork:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"mode": "tile"}, "'tile'.*'whole' or 'slide'"),
+        ({"mode": "tile"}, "'tile'.*'whole', 'slide' or 'split'"),
         ({"mode": "slide"}, "needs crop"),
         ({"mode": "slide", "crop": (32, 32), "stride": (40, 32)}, r"stride \(40, 32\) is larger than crop \(32, 32\)"),
         ({"mode": "slide", "crop": (0, 32), "stride": (1, 1)}, r"crop is \(0, 32\)"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +10,15 @@ import pytest
 import torch
 import transformers
 from helpers import transformers_vit
-from helpers.drawn import draw_folder, scenes
+from helpers.drawn import draw_folder
 from helpers.reference import image_tensor
-from PIL import Image
+from helpers.transformers_repository import change, class_map, images, linked, untrained
 from transformers import DPTForSemanticSegmentation, DPTImageProcessor
 
 import zoo_seg
 from zoo_seg.config import read_config
 from zoo_seg.errors import ManifestError
 from zoo_seg.families.registry import find_family
-from zoo_seg.layers.losses import SegmentationLoss
 from zoo_seg.pretrained import from_tensors
 
 NAMES = {index: f"thing {index}" for index in range(12)}
@@ -45,35 +43,7 @@ def written(original: DPTForSemanticSegmentation, tmp_path_factory: pytest.TempP
 @pytest.fixture
 def saved(written: Path, tmp_path: Path) -> Path:
     """A folder of a test's own, as transformers writes it."""
-    return transformers_vit.linked(written, tmp_path / "saved")
-
-
-def change(path: Path, **values: Any) -> None:
-    raw = {**json.loads(path.read_text(encoding="utf-8")), **values}
-    path.write_text(json.dumps({name: value for name, value in raw.items() if value is not ...}), encoding="utf-8")
-
-
-def images() -> list[Image.Image]:
-    sizes = [
-        (96, 128),
-        (128, 96),
-        (150, 150),
-        (64, 64),
-        (64, 201),
-        (203, 77),
-        (300, 225),
-        (90, 91),
-        (40, 40),
-        (257, 129),
-    ]
-    return [image for seed, size in enumerate(sizes) for image, _ in scenes(1, size, 8, seed)]
-
-
-@torch.inference_mode()
-def class_map(network: DPTForSemanticSegmentation, processor: Any, image: Image.Image) -> np.ndarray:
-    outputs = network(**processor(images=image, return_tensors="pt"))
-    (found,) = processor.post_process_semantic_segmentation(outputs, target_sizes=[image.size[::-1]])
-    return np.asarray(found)
+    return linked(written, tmp_path / "saved")
 
 
 # --- the same numbers ---------------------------------------------------------------------------
@@ -173,14 +143,7 @@ def test_weights_that_change_and_a_network_that_is_saved(saved: Path, tmp_path: 
 
 
 def test_every_parameter_is_trained(saved: Path) -> None:
-    network = zoo_seg.from_pretrained(saved).network.train()
-    labels = torch.zeros(2, 48, 80, dtype=torch.long)
-    labels[:, 16:, 20:44] = 5
-    outputs = network.forward_train(torch.from_numpy(image_tensor(48, 80, batch=2)))
-    terms = find_family("dpt").loss(outputs, labels, SegmentationLoss(ignore_index=255), 0.4)
-    sum((each.total / each.weight.clamp(min=1) for each in terms), torch.zeros(())).backward()
-    without = [name for name, each in network.named_parameters() if each.grad is None or not each.grad.any()]
-    assert not without
+    assert not untrained(zoo_seg.from_pretrained(saved).network, "dpt")
 
 
 @pytest.mark.slow

@@ -13,9 +13,9 @@ import pytest
 import torch
 import transformers
 from helpers import transformers_vit
-from helpers.drawn import draw_folder, scenes
+from helpers.drawn import draw_folder
 from helpers.reference import image_tensor
-from PIL import Image
+from helpers.transformers_repository import change, class_map, images, linked, untrained
 from torch import Tensor
 from transformers import EomtForUniversalSegmentation, EomtImageProcessor
 
@@ -24,9 +24,7 @@ from zoo_seg import SegmentationModel
 from zoo_seg.cli import main
 from zoo_seg.config import read_config
 from zoo_seg.errors import CheckpointError, ManifestError, OptionError
-from zoo_seg.families.registry import find_family
 from zoo_seg.inference.augmented import windows
-from zoo_seg.layers.losses import SegmentationLoss
 from zoo_seg.layers.readout import Queries
 from zoo_seg.manifest import TestOptions
 from zoo_seg.network import SegmentationNetwork
@@ -34,6 +32,21 @@ from zoo_seg.pretrained import from_tensors
 
 NAMES = {index: f"thing {index}" for index in range(12)}
 IMAGE = 64
+
+
+SIZES = (
+    (96, 128),
+    (128, 96),
+    (150, 150),
+    (64, 64),
+    (64, 201),
+    (260, 77),
+    (300, 225),
+    (90, 91),
+    (40, 190),
+    (257, 129),
+)
+"""Of one to five windows, along either side."""
 
 
 @pytest.fixture(scope="module")
@@ -57,36 +70,7 @@ def written(original: EomtForUniversalSegmentation, tmp_path_factory: pytest.Tem
 @pytest.fixture
 def saved(written: Path, tmp_path: Path) -> Path:
     """A folder of a test's own, as transformers writes it."""
-    return transformers_vit.linked(written, tmp_path / "saved")
-
-
-def change(path: Path, **values: Any) -> None:
-    raw = {**json.loads(path.read_text(encoding="utf-8")), **values}
-    path.write_text(json.dumps(raw), encoding="utf-8")
-
-
-def images() -> list[Image.Image]:
-    """Of one to five windows, along either side."""
-    sizes = [
-        (96, 128),
-        (128, 96),
-        (150, 150),
-        (64, 64),
-        (64, 201),
-        (260, 77),
-        (300, 225),
-        (90, 91),
-        (40, 190),
-        (257, 129),
-    ]
-    return [image for seed, size in enumerate(sizes) for image, _ in scenes(1, size, 8, seed)]
-
-
-@torch.inference_mode()
-def class_map(network: EomtForUniversalSegmentation, processor: Any, image: Image.Image) -> np.ndarray:
-    outputs = network(**processor(images=image, return_tensors="pt"))
-    (found,) = processor.post_process_semantic_segmentation(outputs, target_sizes=[image.size[::-1]])
-    return np.asarray(found)
+    return linked(written, tmp_path / "saved")
 
 
 def assert_same_maps(
@@ -146,7 +130,7 @@ def test_other_registers_and_blocks(tmp_path: Path) -> None:
 
 
 def test_class_maps_equal_the_original_s(original: EomtForUniversalSegmentation, saved: Path) -> None:
-    assert_same_maps(zoo_seg.from_pretrained(saved), original, saved, images())
+    assert_same_maps(zoo_seg.from_pretrained(saved), original, saved, images(SIZES))
 
 
 @pytest.mark.slow
@@ -158,7 +142,7 @@ def test_masks_that_have_not_faded_away(probabilities: tuple[int, ...], saved: P
     assert ours.architecture is not None
     assert ours.architecture.options["masked"] == sum(probabilities)
     assert_same_queries(ours.network, network)
-    assert_same_maps(ours, network, tmp_path / "masked", images()[:3])
+    assert_same_maps(ours, network, tmp_path / "masked", images(SIZES)[:3])
     x = torch.from_numpy(image_tensor(IMAGE, IMAGE))
     with torch.inference_mode():
         assert not torch.allclose(ours(x), plain(x), atol=1e-3)
@@ -192,7 +176,7 @@ def test_windows_are_spread_as_the_original_does() -> None:
 
 
 def test_other_modes_and_weights_that_change(saved: Path) -> None:
-    ours, (image, *_) = zoo_seg.from_pretrained(saved), images()
+    ours, (image, *_) = zoo_seg.from_pretrained(saved), images(SIZES)
     first = ours.predict(image).mask
     assert ours.predict(image, mode="split").mask.tolist() == first.tolist()
     assert ours.predict(image, mode="whole").mask.shape == first.shape
@@ -205,7 +189,7 @@ def test_other_modes_and_weights_that_change(saved: Path) -> None:
 
 
 def test_it_is_saved_and_opened_as_any_other(saved: Path, tmp_path: Path) -> None:
-    ours, image = zoo_seg.from_pretrained(saved), images()[4]
+    ours, image = zoo_seg.from_pretrained(saved), images(SIZES)[4]
     ours.save_pretrained(tmp_path / "mine")
     again = zoo_seg.from_pretrained(tmp_path / "mine")
     assert (again.classes, again.preprocess, again.protocol, again.test) == (
@@ -227,19 +211,12 @@ def test_evaluate_measures_as_predict_does(tmp_path: Path) -> None:
 
 
 def test_every_parameter_is_trained(saved: Path) -> None:
-    network = zoo_seg.from_pretrained(saved).network.train()
-    labels = torch.zeros(2, 48, 80, dtype=torch.long)
-    labels[:, 16:, 20:44] = 5
-    outputs = network.forward_train(torch.from_numpy(image_tensor(48, 80, batch=2)))
-    terms = find_family("eomt").loss(outputs, labels, SegmentationLoss(ignore_index=255), 0.4)
-    sum((each.total / each.weight.clamp(min=1) for each in terms), torch.zeros(())).backward()
-    without = [name for name, each in network.named_parameters() if each.grad is None or not each.grad.any()]
-    assert not without
+    assert not untrained(zoo_seg.from_pretrained(saved).network, "eomt")
 
 
 @pytest.mark.slow
 def test_weights_are_fine_tuned_and_exported(saved: Path, tmp_path: Path) -> None:
-    published, image = zoo_seg.from_pretrained(saved), images()[0]
+    published, image = zoo_seg.from_pretrained(saved), images(SIZES)[0]
     zoo_seg.export(published, tmp_path / "network.onnx")
     exported = zoo_seg.from_exported(tmp_path / "network.onnx")
     assert exported.test == published.test

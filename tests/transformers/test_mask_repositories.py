@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +10,7 @@ import pytest
 import torch
 import transformers
 from helpers import reference, transformers_masks
-from helpers.drawn import scenes
+from helpers.transformers_repository import change, images, linked
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import Mask2FormerImageProcessor, MaskFormerImageProcessor, PreTrainedModel
@@ -75,35 +72,7 @@ def written(family: str, original: PreTrainedModel, tmp_path_factory: pytest.Tem
 @pytest.fixture
 def saved(written: Path, tmp_path: Path) -> Path:
     """A folder of a test's own, as transformers writes it; of the tensors' file there is one."""
-    return Path(shutil.copytree(written, tmp_path / "saved", copy_function=link))
-
-
-def link(source: str, target: str) -> None:
-    if source.endswith(".safetensors"):
-        os.link(source, target)
-    else:
-        shutil.copy2(source, target)
-
-
-def change(path: Path, **values: Any) -> None:
-    raw = {**json.loads(path.read_text(encoding="utf-8")), **values}
-    path.write_text(json.dumps({name: value for name, value in raw.items() if value is not ...}), encoding="utf-8")
-
-
-def images() -> list[Image.Image]:
-    sizes = [
-        (96, 128),
-        (128, 96),
-        (150, 150),
-        (96, 96),
-        (64, 201),
-        (203, 77),
-        (300, 225),
-        (90, 91),
-        (40, 40),
-        (257, 129),
-    ]
-    return [image for seed, size in enumerate(sizes) for image, _ in scenes(1, size, 8, seed)]
+    return linked(written, tmp_path / "saved")
 
 
 # --- the same numbers ---------------------------------------------------------------------------

@@ -13,9 +13,9 @@ import pytest
 import torch
 import transformers
 from helpers import reference
-from helpers.drawn import scenes
 from helpers.hub_server import Hub, Repo
 from helpers.transformers_original import filled, original_shapes
+from helpers.transformers_repository import change, class_map, images
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import SegformerForSemanticSegmentation, SegformerImageProcessor
@@ -69,27 +69,6 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def change(path: Path, **values: Any) -> None:
-    raw = {**json.loads(path.read_text(encoding="utf-8")), **values}
-    path.write_text(json.dumps({name: value for name, value in raw.items() if value is not ...}), encoding="utf-8")
-
-
-def images() -> list[Image.Image]:
-    sizes = [
-        (96, 128),
-        (128, 96),
-        (150, 150),
-        (128, 128),
-        (64, 201),
-        (203, 77),
-        (300, 225),
-        (90, 91),
-        (40, 40),
-        (257, 129),
-    ]
-    return [image for seed, size in enumerate(sizes) for image, _ in scenes(1, size, 8, seed)]
-
-
 # --- the same numbers ---------------------------------------------------------------------------
 
 
@@ -107,20 +86,13 @@ def test_logits_equal_the_original_s(model: str, tmp_path: Path) -> None:
         assert (found - expected).abs().max() < 2e-5 * expected.std()
 
 
-@torch.inference_mode()
-def class_maps(network: SegformerForSemanticSegmentation, processor: Any, image: Image.Image) -> np.ndarray:
-    outputs = network(**processor(images=image, return_tensors="pt"))
-    (found,) = processor.post_process_semantic_segmentation(outputs, target_sizes=[image.size[::-1]])
-    return np.asarray(found)
-
-
 def assert_same_maps(
     ours: SegmentationModel, network: SegformerForSemanticSegmentation, folder: Path, several: list[Image.Image]
 ) -> None:
     processor = SegformerImageProcessor.from_pretrained(folder)
     seen: set[int] = set()
     for image in several:
-        expected = class_maps(network, processor, image)
+        expected = class_map(network, processor, image)
         found = ours.predict(image)
         assert isinstance(found, Segmentation)
         assert found.mask.shape == expected.shape
@@ -184,7 +156,7 @@ def test_a_file_alone_under_a_model_s_name(original: SegformerForSemanticSegment
     processor = SegformerImageProcessor(size={"height": 72, "width": 96})
     found = ours.predict(image, resize=72)
     assert isinstance(found, Segmentation)
-    assert (found.mask == class_maps(original, processor, image)).mean() >= 0.999
+    assert (found.mask == class_map(original, processor, image)).mean() >= 0.999
 
 
 def test_it_is_saved_and_opened_as_any_other(saved: Path, tmp_path: Path) -> None:

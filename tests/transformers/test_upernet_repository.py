@@ -12,11 +12,10 @@ import pytest
 import torch
 import transformers
 from helpers import reference
-from helpers.drawn import scenes
 from helpers.hub_server import Hub, Repo
 from helpers.registries import open_registry
+from helpers.transformers_repository import class_map, images
 from helpers.upernet_original import BEITS, UPERNETS, beit, convnext, filled, swin, upernet
-from PIL import Image
 from safetensors.torch import load_file
 from transformers import BeitImageProcessor, PreTrainedModel, SegformerImageProcessor
 
@@ -64,9 +63,7 @@ def all_classes_win(network: PreTrainedModel) -> PreTrainedModel:
     return network
 
 
-def images() -> list[Image.Image]:
-    sizes = [(96, 128), (128, 96), (150, 150), (64, 201), (203, 77), (300, 225), (90, 91), (40, 40), (25, 9)]
-    return [image for seed, size in enumerate(sizes) for image, _ in scenes(1, size, 8, seed)]
+SIZES = ((96, 128), (128, 96), (150, 150), (64, 201), (203, 77), (300, 225), (90, 91), (40, 40), (25, 9))
 
 
 def sizes() -> list[Any]:
@@ -127,13 +124,6 @@ def test_options_of_a_beit(options: dict[str, Any], tmp_path: Path) -> None:
         assert (ours.forward_logits(x) - expected).abs().max() < 2e-5 * expected.std()
 
 
-@torch.inference_mode()
-def class_maps(network: PreTrainedModel, processor: Any, image: Image.Image) -> np.ndarray:
-    outputs = network(**processor(images=image, return_tensors="pt"))
-    (found,) = processor.post_process_semantic_segmentation(outputs, target_sizes=[image.size[::-1]])
-    return np.asarray(found)
-
-
 @pytest.mark.parametrize(
     "backbone",
     ["beit_tiny", *(pytest.param(name, marks=pytest.mark.slow) for name in ("swin_tiny", "convnext_tiny_seg"))],
@@ -145,8 +135,8 @@ def test_class_maps_equal_transformers(backbone: str, tmp_path: Path) -> None:
     kind = BeitImageProcessor if backbone in BEITS else SegformerImageProcessor
     processor = kind.from_pretrained(tmp_path)
     seen: set[int] = set()
-    for image in images():
-        expected, found = class_maps(network, processor, image), ours.predict(image)
+    for image in images(SIZES):
+        expected, found = class_map(network, processor, image), ours.predict(image)
         assert isinstance(found, Segmentation)
         assert found.mask.shape == expected.shape
         assert (found.mask == expected).mean() >= 0.999
@@ -165,7 +155,7 @@ def test_without_a_preprocessor_config_the_class_s_defaults_are_meant(tmp_path: 
 def test_weights_that_are_edited_later_are_seen(tmp_path: Path) -> None:
     network = all_classes_win(make("beit_tiny"))
     ours = saved(network, tmp_path, size={"height": 96, "width": 96})
-    image, processor = images()[0], BeitImageProcessor.from_pretrained(tmp_path)
+    image, processor = images(SIZES)[0], BeitImageProcessor.from_pretrained(tmp_path)
     ours.predict(image)
     with torch.no_grad():
         for table in (
@@ -173,7 +163,7 @@ def test_weights_that_are_edited_later_are_seen(tmp_path: Path) -> None:
             network.beit.layers[1].relative_position_bias.relative_position_bias_table,
         ):
             table.mul_(3).add_(torch.linspace(-4, 4, table.shape[0])[:, None])
-    expected, found = class_maps(network, processor, image), ours.predict(image)
+    expected, found = class_map(network, processor, image), ours.predict(image)
     assert isinstance(found, Segmentation)
     assert (found.mask == expected).mean() >= 0.999
 
@@ -191,7 +181,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
 @pytest.mark.parametrize("backbone", ["beit_tiny", pytest.param("swin_tiny", marks=pytest.mark.slow)])
 def test_the_hub_and_a_folder_of_ours(backbone: str, hub: Hub, tmp_path: Path) -> None:
     ours = saved(all_classes_win(make(backbone)), tmp_path / "theirs", size={"height": 64, "width": 96})
-    image = images()[3]
+    image = images(SIZES)[3]
     expected = ours.predict(image).mask
     hub.repos["org/theirs"] = Repo()
     hub.repos["org/theirs"].commit({path.name: path.read_bytes() for path in (tmp_path / "theirs").iterdir()})
@@ -246,10 +236,10 @@ def test_a_file_alone_under_a_model_s_name(tmp_path: Path, monkeypatch: pytest.M
     record.write_text(json.dumps(raw), encoding="utf-8")
     monkeypatch.setenv("ZOO_SEG_MANIFEST", str(record))
     ours = zoo_seg.create_model("tiny", tmp_path / "model.safetensors")
-    image, processor = images()[0], BeitImageProcessor(size={"height": 72, "width": 96})
+    image, processor = images(SIZES)[0], BeitImageProcessor(size={"height": 72, "width": 96})
     found = ours.predict(image, resize=72)
     assert isinstance(found, Segmentation)
-    assert (found.mask == class_maps(network, processor, image)).mean() >= 0.999
+    assert (found.mask == class_map(network, processor, image)).mean() >= 0.999
 
 
 # --- what is refused ----------------------------------------------------------------------------

@@ -14,11 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo_seg.errors import OptionError
 from zoo_seg.families.registry import Family, Heads, Shapes, register_family
 from zoo_seg.keymap import KeyMap, join
 from zoo_seg.layers.losses import LossSum, SegmentationLoss
-from zoo_seg.layers.queries import ConvNorm, dice_costs, dice_losses, mask_embedding, matched_losses
+from zoo_seg.layers.queries import ConvNorm, check_queries, dice_costs, dice_losses, mask_embedding, matched_losses
 from zoo_seg.layers.readout import HeadOutput, MixedAt, Queries
 from zoo_seg.layers.resample import resize
 from zoo_seg.layers.transformer import Attention, DeformableAttention, FeedForward, sine_positions
@@ -114,11 +113,7 @@ class Mask2FormerHead(nn.Module):
     def __init__(self, in_channels: Sequence[int], num_classes: int, options: Mask2FormerOptions) -> None:
         super().__init__()
         channels, self.mixed_at = options.channels, options.mixed_at
-        if channels < 1 or channels % _HEADS or min(options.queries, options.decoder_layers) < 1:
-            raise OptionError(
-                f"channels is {channels}, queries {options.queries} and decoder_layers {options.decoder_layers}; "
-                f"expected a multiple of {_HEADS}, and at least 1 of the others"
-            )
+        check_queries(channels, _HEADS, options.queries, options.decoder_layers)
         self.pixel_decoder = PixelDecoder(in_channels, channels, options.encoder_layers, options.encoder_hidden)
         self.layers = nn.ModuleList(
             _DecoderLayer(channels, options.decoder_hidden) for _ in range(options.decoder_layers)

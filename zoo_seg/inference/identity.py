@@ -23,6 +23,8 @@ _PLAIN = (types.NoneType, bool, int, float, complex, str, bytes, range, slice, e
 _NOT_DESCRIBED = {*vars(nn.Module()), "training"}
 """torch's own tables, which are gone through, and the mode: `predict` computes in eval."""
 _WITHOUT_CODE = ("builtins", "typing", "abc")
+_UNUSED = ("smart_apply",)
+"""What transformers adds to torch's Module while it makes a network of its own; nothing here calls it."""
 
 
 class UnknownCodeError(Exception):
@@ -54,7 +56,7 @@ def _class(kind: type) -> str:
     """Its name, if it and its methods are the libraries'."""
     for base in kind.__mro__:
         if library_of(base) not in _WITHOUT_CODE:
-            for each in (base, *vars(base).values()):
+            for each in (base, *(value for name, value in vars(base).items() if name not in _UNUSED)):
                 if isinstance(each, (type, types.FunctionType)):
                     _code(each)
     return f"{kind.__module__}.{kind.__qualname__}"

@@ -24,6 +24,19 @@ class ConvNorm(nn.Sequential):
         self.gn = nn.GroupNorm(math.gcd(32, channels // 8), channels)  # 32 groups of 256 channels, never of one channel
 
 
+def check_queries(channels: int, heads: int, queries: int, layers: int) -> None:
+    """Whether a decoder of queries can be built.
+
+    Raises:
+        OptionError: it cannot.
+    """
+    if channels < 1 or channels % heads or min(queries, layers) < 1:
+        raise OptionError(
+            f"channels is {channels}, queries {queries} and decoder_layers {layers}; expected a multiple of {heads}, "
+            "and at least 1 of the others"
+        )
+
+
 def mask_embedding(channels: int) -> nn.Sequential:
     """What turns a query into the weights by which it sums the pixels' features."""
     return nn.Sequential(
