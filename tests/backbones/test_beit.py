@@ -21,6 +21,8 @@ from zoo_seg.factory import new_model
 from zoo_seg.families.registry import find_family, list_families
 from zoo_seg.manifest import Architecture
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,6 +34,8 @@ from zoo_seg.hub import cache
 from zoo_seg.manifest import Architecture, get_weights, list_weights
 from zoo_seg.pretrained import from_tensors
 
+pytestmark = pytest.mark.slow
+
 MICRO = {
     "swin": ("swin_tiny", partial(SwinTransformer, (1, 2, 1, 2), 1, 4), SWIN_MAPS),
     "convnext": ("convnext_tiny", partial(ConvNeXt, (1, 2, 1, 1), 8), CONVNEXT_MAPS),

@@ -26,6 +26,8 @@ from zoo_seg.layers.readout import Queries
 from zoo_seg.manifest import Architecture
 from zoo_seg.network import build_network, with_all_options
 
+pytestmark = pytest.mark.slow
+
 THIN = {"channels": 16, "queries": 8, "decoder_layers": 2, "decoder_hidden": 16}
 
 

@@ -21,6 +21,8 @@ from zoo_seg.errors import ManifestError
 from zoo_seg.families.registry import find_family
 from zoo_seg.pretrained import from_tensors
 
+pytestmark = pytest.mark.slow
+
 NAMES = {index: f"thing {index}" for index in range(12)}
 IMAGE = 64
 

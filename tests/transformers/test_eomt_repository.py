@@ -30,6 +30,8 @@ from zoo_seg.manifest import TestOptions
 from zoo_seg.network import SegmentationNetwork
 from zoo_seg.pretrained import from_tensors
 
+pytestmark = pytest.mark.slow
+
 NAMES = {index: f"thing {index}" for index in range(12)}
 IMAGE = 64
 

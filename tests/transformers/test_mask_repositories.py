@@ -22,6 +22,8 @@ from zoo_seg.inference.protocol import predict_logits
 from zoo_seg.layers.readout import Queries
 from zoo_seg.manifest import Resize, list_weights
 
+pytestmark = pytest.mark.slow
+
 MODELS = {"mask2former": "mask2former_swin_tiny", "maskformer": "maskformer_swin_tiny"}
 PROCESSORS = {"mask2former": Mask2FormerImageProcessor, "maskformer": MaskFormerImageProcessor}
 NAMES = {index: f"thing {index}" for index in range(7)}
@@ -81,7 +83,7 @@ def saved(written: Path, tmp_path: Path) -> Path:
 def sizes_of(family: str) -> list[Any]:
     larger = {record.model for record in list_weights(source="transformers")}
     names = sorted(name for name in {*larger, MODELS[family]} if name.startswith(f"{family}_"))
-    return [pytest.param(name, marks=[] if name == MODELS[family] else pytest.mark.slow) for name in names]
+    return [pytest.param(name, marks=[] if name == MODELS[family] else pytest.mark.reference) for name in names]
 
 
 @pytest.mark.slow

@@ -29,6 +29,8 @@ from zoo_seg.manifest import list_weights
 from zoo_seg.network import without_weights
 from zoo_seg.transformers import beit as beit_reader
 
+pytestmark = pytest.mark.slow
+
 NAMES = {index: f"thing {index}" for index in range(12)}
 SMALL = {"hidden_size": 32, "auxiliary_channels": 16, "id2label": NAMES}
 """Of UPerNet's heads."""
