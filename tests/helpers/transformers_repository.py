@@ -66,5 +66,5 @@ def untrained(network: SegmentationNetwork, family: str) -> list[str]:
     labels[:, 16:, 20:44] = 5
     outputs = network.train().forward_train(torch.from_numpy(image_tensor(48, 80, batch=2)))
     terms = find_family(family).loss(outputs, labels, SegmentationLoss(ignore_index=255), 0.4)
-    sum((each.total / each.weight.clamp(min=1) for each in terms), torch.zeros(())).backward()
+    sum((each.total / each.weight.clamp(min=1) for each in terms), torch.zeros(())).backward()  # type: ignore[no-untyped-call]
     return [name for name, each in network.named_parameters() if each.grad is None or not each.grad.any()]
